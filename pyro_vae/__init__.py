@@ -1,0 +1,22 @@
+"""Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
+
+from pyro_vae import conditionals, data, elbo, evaluation, likelihoods, nets, priors
+from pyro_vae.svi import SVI
+from pyro_vae.training import History, fit
+from pyro_vae.vae import VAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SVI",
+    "VAE",
+    "History",
+    "conditionals",
+    "data",
+    "elbo",
+    "evaluation",
+    "fit",
+    "likelihoods",
+    "nets",
+    "priors",
+]

@@ -1,0 +1,51 @@
+"""What a likelihood p(x|z) and a conditional q(z|x) share: a body, a head that fits, a distribution.
+
+Both are conditional densities p(y | parents). The body turns the parents into features, the head turns the features
+into the family's parameters, and :meth:`Family.distribution` turns those into a distribution over y.
+"""
+
+from __future__ import annotations
+
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor, nn
+
+from pyro_vae.nets import Body, Shape, as_size
+
+
+class Family(nn.Module):
+    """A conditional density p(y | parents), one distribution per row of the parents.
+
+    ``forward(*parents)`` returns a ``TorchDistribution`` whose ``batch_shape`` is the parents' leading dims, however
+    many, and whose ``event_shape`` is fixed. A new family overrides :meth:`parameter_shapes` and :meth:`distribution`;
+    a plain attribute that ``parameter_shapes`` reads is set before ``super().__init__``, which builds the head.
+
+    Args:
+        body: the network; see :mod:`pyro_vae.nets`.
+        event_shape: the shape of one datum y.
+
+    Raises:
+        TypeError: ``body`` is not a :class:`~pyro_vae.nets.Body`.
+    """
+
+    def __init__(self, body: Body, event_shape: Shape) -> None:
+        super().__init__()
+        if not isinstance(body, Body):
+            raise TypeError(
+                f"{type(self).__name__}: expected body a pyro_vae.nets.Body; got {type(body).__name__}. "
+                "Use nets.MLP, nets.ConvEncoder or nets.ConvDecoder, or subclass nets.Body."
+            )
+        self.event_shape = as_size(event_shape)
+        self.body = body
+        self.head = body.head(self.parameter_shapes())
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        """Shapes of the unconstrained parameters the network makes, per datum."""
+        raise NotImplementedError
+
+    def distribution(self, **parameters: Tensor) -> TorchDistribution:
+        """The distribution over y for parameters of shape (\\*lead, \\*shape)."""
+        raise NotImplementedError
+
+    def forward(self, *parents: Tensor) -> TorchDistribution:
+        """The distribution over y given the parents."""
+        return self.distribution(**self.head(self.body(*parents)))

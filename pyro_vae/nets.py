@@ -1,0 +1,276 @@
+"""Bodies: networks that turn inputs into features, and build the head that fits them.
+
+A body knows nothing of distributions. A likelihood or a conditional (see :mod:`pyro_vae.family`) names the shapes of
+the parameters it needs, and ``body.head(shapes)`` answers with a layer that makes them from the body's features: a
+linear layer for a vector, a 1x1 convolution where features and parameters share their height and width. That is why a
+family can be swapped without touching the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Size, Tensor, nn
+
+Shape = int | Sequence[int]
+
+
+def as_size(shape: Shape) -> Size:
+    """``50`` -> ``Size([50])``, ``(1, 28, 28)`` -> ``Size([1, 28, 28])``; refuses sizes below 1."""
+    size = Size([shape] if isinstance(shape, int) else shape)
+    if any(dim < 1 for dim in size):
+        raise ValueError(f"Shape: expected every size at least 1; got {tuple(size)}. Give positive sizes.")
+    return size
+
+
+class Body(nn.Module):
+    """A network from one or more inputs to features, over any number of leading dims.
+
+    Subclasses implement :meth:`features` for exactly one leading dim.
+
+    Args:
+        input_shapes: the event shape of each input: z or x first, then the contexts.
+        feature_shape: the event shape of the features.
+    """
+
+    def __init__(self, input_shapes: Sequence[Shape], feature_shape: Shape) -> None:
+        super().__init__()
+        self.input_shapes = tuple(as_size(shape) for shape in input_shapes)
+        self.feature_shape = as_size(feature_shape)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        """Maps inputs of shape (B, \\*input_shape) to features of shape (B, \\*feature_shape)."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Maps inputs of shape (\\*lead, \\*input_shape) to (\\*lead, \\*feature_shape); leading dims broadcast.
+
+        Raises:
+            TypeError: the number of inputs is not that of ``input_shapes``.
+            ValueError: an input does not end in its shape.
+        """
+        name = type(self).__name__
+        if len(inputs) != len(self.input_shapes):
+            raise TypeError(
+                f"{name}: expected {len(self.input_shapes)} inputs of shapes {[tuple(s) for s in self.input_shapes]}; "
+                f"got {len(inputs)}. Give the context's shape as context_shapes=..., or the missing context."
+            )
+        leads = []
+        for value, shape in zip(inputs, self.input_shapes, strict=True):
+            cut = value.dim() - len(shape)
+            if cut < 0 or value.shape[cut:] != shape:
+                raise ValueError(
+                    f"{name}: expected an input of shape (..., {', '.join(map(str, shape))}); got "
+                    f"{tuple(value.shape)}. Build the network for the shape of the data."
+                )
+            leads.append(value.shape[:cut])
+        lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+        folded = [
+            value.expand(lead + shape).reshape(-1, *shape)
+            for value, shape in zip(inputs, self.input_shapes, strict=True)
+        ]
+        return self.features(*folded).reshape(lead + self.feature_shape)
+
+    def head(self, shapes: Mapping[str, Size]) -> Head:
+        """Builds the layer that makes parameters of these shapes from this body's features."""
+        spatial = self.feature_shape[1:]
+        if len(spatial) == 2 and all(len(shape) == 3 and shape[1:] == spatial for shape in shapes.values()):
+            return ConvHead(self.feature_shape, shapes)
+        return LinearHead(self.feature_shape, shapes)
+
+
+class Head(nn.Module):
+    """One layer from features to named parameters; ``forward(features) -> {name: (*lead, *shape)}``."""
+
+    layer: nn.Linear | nn.Conv2d
+
+    def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:
+        super().__init__()
+        self.feature_shape = feature_shape
+        self.shapes = dict(shapes)
+
+    def bias(self, name: str) -> Tensor:
+        """The part of the layer's bias that belongs to the parameter ``name``, as a view one may write to."""
+        assert self.layer.bias is not None
+        per_output = [shape.numel() if isinstance(self.layer, nn.Linear) else shape[0] for shape in self.shapes.values()]
+        return self.layer.bias.split(per_output)[list(self.shapes).index(name)]
+
+    def set_bias(self, name: str, value: Tensor) -> None:
+        """Sets the bias of a parameter; ``value`` broadcasts to its shape, and a convolution takes channel means."""
+        value = value.expand(self.shapes[name])
+        with torch.no_grad():
+            self.bias(name).copy_(value.flatten() if isinstance(self.layer, nn.Linear) else value.mean((-2, -1)))
+
+
+class LinearHead(Head):
+    """A linear layer from the flattened features to all parameters at once."""
+
+    def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:
+        super().__init__(feature_shape, shapes)
+        self.layer = nn.Linear(feature_shape.numel(), sum(shape.numel() for shape in shapes.values()))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        lead = features.shape[: features.dim() - len(self.feature_shape)]
+        flat = self.layer(features.reshape(*lead, -1))
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
+        return {name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+class ConvHead(Head):
+    """A 1x1 convolution from features (C, H, W) to parameters (c, H, W): its size does not grow with the image."""
+
+    def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:
+        super().__init__(feature_shape, shapes)
+        self.layer = nn.Conv2d(feature_shape[0], sum(shape[0] for shape in shapes.values()), 1)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        lead = features.shape[:-3]
+        maps = self.layer(features.reshape(-1, *self.feature_shape))
+        parts = maps.split([shape[0] for shape in self.shapes.values()], -3)
+        return {name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+class MLP(Body):
+    """A multi-layer perceptron; inputs are flattened and concatenated.
+
+    Args:
+        input_shape: shape of z or x, an int or a tuple.
+        hidden: width of each hidden layer; empty for none, where the head alone is the network.
+        context_shapes: shape of each further input.
+        activation: class of the non-linearity after every hidden layer.
+
+    Example:
+        >>> MLP(50, [200, 200])(torch.zeros(3, 50)).shape
+        torch.Size([3, 200])
+        >>> MLP((1, 28, 28), [64], context_shapes=[10])(torch.zeros(5, 3, 1, 28, 28), torch.zeros(3, 10)).shape
+        torch.Size([5, 3, 64])
+    """
+
+    def __init__(
+        self,
+        input_shape: Shape,
+        hidden: Sequence[int],
+        *,
+        context_shapes: Sequence[Shape] = (),
+        activation: Callable[[], nn.Module] = nn.Tanh,
+    ) -> None:
+        shapes = [as_size(input_shape), *map(as_size, context_shapes)]
+        widths = [sum(shape.numel() for shape in shapes), *hidden]
+        super().__init__(shapes, widths[-1])
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(fan_in, fan_out), activation()]
+        self.layers = nn.Sequential(*layers)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        flat = [value.flatten(1) for value in inputs]
+        return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, -1))
+
+
+class ConvEncoder(Body):
+    """Convolutions of stride 2 from an image to feature maps, for any image size and number of channels.
+
+    A context enters as constant feature maps beside the image's channels.
+
+    Args:
+        input_shape: (C, H, W).
+        channels: output channels of each convolution; each halves height and width, rounding up.
+        context_shapes: shape of each further input; flattened.
+        activation: class of the non-linearity after every convolution.
+
+    Example:
+        >>> ConvEncoder((3, 29, 17), [16, 32])(torch.zeros(2, 3, 29, 17)).shape
+        torch.Size([2, 32, 8, 5])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        *,
+        context_shapes: Sequence[Shape] = (),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        image = _image_shape("ConvEncoder", input_shape, channels)
+        contexts = [as_size(shape) for shape in context_shapes]
+        counts = [image[0] + sum(shape.numel() for shape in contexts), *channels]
+        spatial = _halvings(image, len(channels))[-1]
+        super().__init__([image, *contexts], (channels[-1], *spatial))
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(counts, counts[1:], strict=False):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
+        self.layers = nn.Sequential(*layers)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        image, *contexts = inputs
+        maps = [c.flatten(1)[..., None, None].expand(-1, -1, *image.shape[-2:]) for c in contexts]
+        return self.layers(torch.cat([image, *maps], 1))
+
+
+class ConvDecoder(Body):
+    """A linear layer and transposed convolutions from z to feature maps of the image's height and width.
+
+    The mirror of :class:`ConvEncoder`. Its head is a 1x1 convolution, so that likelihoods with many parameters per
+    pixel stay affordable: from 64x32x32 features to 100 parameters per pixel a linear layer would have 6.7e9 weights,
+    the convolution has 6,400.
+
+    Args:
+        input_shape: shape of z.
+        output_shape: (C, H, W) of the image; only H and W matter here.
+        channels: channels of the feature maps, coarsest first; the last is the number of features per pixel.
+        context_shapes: shape of each further input; flattened and concatenated to z.
+        activation: class of the non-linearity.
+
+    Example:
+        >>> ConvDecoder(50, (3, 29, 17), [32, 16])(torch.zeros(2, 50)).shape
+        torch.Size([2, 16, 29, 17])
+    """
+
+    def __init__(
+        self,
+        input_shape: Shape,
+        output_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        *,
+        context_shapes: Sequence[Shape] = (),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        image = _image_shape("ConvDecoder", output_shape, channels)
+        shapes = [as_size(input_shape), *map(as_size, context_shapes)]
+        sizes = _halvings(image, len(channels))[::-1]
+        super().__init__(shapes, (channels[-1], *image[1:]))
+        self.coarsest = (channels[0], *sizes[0])
+        self.linear = nn.Linear(sum(shape.numel() for shape in shapes), math.prod(self.coarsest))
+        layers: list[nn.Module] = [activation()]
+        for (fan_in, fan_out), small, large in zip(
+            zip(channels, [*channels[1:], channels[-1]], strict=True), sizes, sizes[1:], strict=False
+        ):
+            # A transposed convolution of stride 2 yields 2n - 1 or 2n pixels; output_padding tells which.
+            padding = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
+            layers += [nn.ConvTranspose2d(fan_in, fan_out, 3, 2, 1, output_padding=padding), activation()]
+        self.layers = nn.Sequential(*layers)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        flat = torch.cat([value.flatten(1) for value in inputs], -1)
+        return self.layers(self.linear(flat).unflatten(-1, self.coarsest))
+
+
+def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Size:
+    if len(shape) != 3:
+        raise ValueError(
+            f"{name}: expected an image shape (channels, height, width); got {tuple(shape)}. "
+            "Reshape the data, or use MLP for vectors."
+        )
+    if not channels:
+        raise ValueError(f"{name}: expected at least one layer in channels; got none. Give for example channels=[32].")
+    return as_size(shape)
+
+
+def _halvings(image: Size, times: int) -> list[tuple[int, int]]:
+    """Heights and widths from the full image down, each half of the one before, rounded up."""
+    sizes = [(image[1], image[2])]
+    for _ in range(times):
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes

@@ -1,0 +1,24 @@
+"""The base class of priors p(z)."""
+
+from __future__ import annotations
+
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import nn
+
+from pyro_vae.nets import Shape, as_size
+
+
+class Prior(nn.Module):
+    """A density p(z): ``forward() -> TorchDistribution`` of ``batch_shape`` () and fixed ``event_shape``.
+
+    Args:
+        event_shape: shape of z; an int for a vector.
+    """
+
+    def __init__(self, event_shape: Shape) -> None:
+        super().__init__()
+        self.event_shape = as_size(event_shape)
+
+    def forward(self) -> TorchDistribution:
+        """The distribution over z."""
+        raise NotImplementedError

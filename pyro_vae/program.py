@@ -1,0 +1,25 @@
+"""What evaluation, training and the lab ask of a program: a model, a guide, and the names of their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Program(Protocol):
+    """A pair of Pyro programs that take the same arguments, ``(x, *context)``.
+
+    :class:`~pyro_vae.vae.VAE` is one; so is any object with these four attributes.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the sites that the guide samples."""
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Names of the sites that hold data."""

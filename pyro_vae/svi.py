@@ -1,0 +1,212 @@
+"""Stochastic variational inference: one optimisation step at a time.
+
+A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimiser (one fused update
+for all parameters), keeps its parameters to itself and leaves Pyro's global param store as it was, and lets Pyro
+validate the first step of every shape of arguments, then no more, since validation can double the cost of a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.infer
+import pyro.optim
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.elbo.tracing import PyroProgram
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+class SVI:
+    """Optimises the parameters of a model and a guide.
+
+    Parameters are found when they are first used, so lazy guides (``pyro.infer.autoguide``) and functions that call
+    ``pyro.param`` work too. They live in this object: read those of function programs inside :meth:`scope`.
+
+    Args:
+        model: a Pyro program, module or function.
+        guide: likewise, taking the same arguments.
+        optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
+            ``functools.partial(torch.optim.Adam, lr=1e-3)``; or a ``pyro.optim`` optimiser.
+        loss: any ``pyro.infer.ELBO``.
+        max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
+
+    Raises:
+        TypeError: ``optimizer`` or ``loss`` is something else; an optimiser that already holds parameters, say.
+
+    Example:
+        >>> from functools import partial
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+        >>> svi = SVI(model, guide, partial(torch.optim.Adam, lr=0.05), loss=pyro.infer.Trace_ELBO())
+        >>> losses = [svi.step(torch.tensor(1.0)) for _ in range(3)]
+        >>> len(pyro.get_param_store())
+        0
+        >>> with svi.scope():
+        ...     sorted(pyro.get_param_store())
+        ['loc']
+    """
+
+    def __init__(
+        self,
+        model: PyroProgram,
+        guide: PyroProgram,
+        optimizer: OptimizerFactory | pyro.optim.PyroOptim,
+        loss: pyro.infer.ELBO,
+        *,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
+            raise TypeError(
+                "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
+                f"optimiser; got {type(optimizer).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), say."
+            )
+        if not isinstance(loss, pyro.infer.ELBO):
+            raise TypeError(
+                f"SVI: expected loss a pyro.infer.ELBO; got {type(loss).__name__}. "
+                "Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO()."
+            )
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(
+                f"SVI: expected max_grad_norm above 0; got {max_grad_norm}. Give a positive norm, or None."
+            )
+        self.model = model
+        self.guide = guide
+        self.loss = loss
+        self.max_grad_norm = max_grad_norm
+        self.num_steps = 0
+        self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = (
+            optimizer if isinstance(optimizer, pyro.optim.PyroOptim) else None
+        )
+        self._make_optimizer = optimizer
+        self._parameters: dict[str, Tensor] = {}
+        self._store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._validated: set[Any] = set()
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Within it, Pyro's global param store holds the parameters of this object, and nothing else."""
+        with pyro.get_param_store().scope(self._store):
+            yield
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Unconstrained parameters by their name in Pyro's param store; empty before the first step."""
+        return dict(self._parameters)
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the programs once, so that parameters and optimiser exist before the first step.
+
+        Only needed to reach :attr:`optimizer` before that, for a learning-rate schedule say. Leaves the random number
+        generators as they were.
+        """
+        with torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
+            with torch.no_grad(), self._validation(args, kwargs):
+                trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+                poutine.replay(self.model, trace=trace)(*args, **kwargs)
+            self._adopt_new_parameters()
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Takes one gradient step; arguments are passed to model and guide.
+
+        Returns:
+            The loss before the step, summed over the data, in nats.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
+                left as they were.
+        """
+        with self.scope():
+            with self._validation(args, kwargs):
+                loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            loss = loss.item() if isinstance(loss, Tensor) else loss
+            self._adopt_new_parameters()
+            if not math.isfinite(loss):
+                self._refuse(loss, args, kwargs)
+            self._update()
+        self.num_steps += 1
+        return loss
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss, without a gradient step."""
+        with self.scope(), torch.no_grad(), self._validation(args, kwargs):
+            loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
+        return loss.item() if isinstance(loss, Tensor) else loss
+
+    def _update(self) -> None:
+        parameters = list(self._parameters.values())
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if isinstance(self.optimizer, pyro.optim.PyroOptim):
+            self.optimizer([p for p in parameters if p.grad is not None])
+        elif self.optimizer is not None:
+            self.optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _adopt_new_parameters(self) -> None:
+        """Gives the optimiser the parameters that the programs have registered since the last step."""
+        store = pyro.get_param_store()
+        if len(store) == len(self._parameters):
+            return
+        known = {id(parameter) for parameter in self._parameters.values()}
+        named = dict(store.named_parameters())
+        # A tensor registered under two names is one parameter, and one without gradient is none.
+        new = list({id(p): p for p in named.values() if id(p) not in known and p.requires_grad}.values())
+        self._parameters = named
+        if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
+            return
+        if self.optimizer is None:
+            self.optimizer = self._make_optimizer(new)
+        else:
+            self.optimizer.add_param_group({"params": new})
+
+    @contextlib.contextmanager
+    def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Leaves Pyro's validation as the user set it for the first call of a shape, and off after that."""
+        key = tuple((a.shape, a.dtype) if isinstance(a, Tensor) else None for a in (*args, *kwargs.values()))
+        if key in self._validated:
+            with pyro.validation_enabled(False):
+                yield
+        else:
+            yield
+            self._validated.add(key)
+
+    def _refuse(self, loss: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises the error for a loss that is not finite, after looking for where it comes from."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        parameters = [name for name, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
+        with torch.no_grad(), pyro.validation_enabled(False):
+            guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args, **kwargs)
+            sites = []
+            for role, trace in (("guide", guide_trace), ("model", model_trace)):
+                trace.compute_log_prob()
+                sites += [
+                    f"{name!r} of the {role}"
+                    for name, site in trace.nodes.items()
+                    if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob_sum"]))
+                ]
+        raise FloatingPointError(
+            f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. Sites with a log-density that is not "
+            f"finite: {', '.join(sites) or 'none when run again'}. Parameters that are not finite: "
+            f"{', '.join(parameters) or 'none'}. Lower the learning rate, clip gradients (max_grad_norm), or bound "
+            "the scale that runs away."
+        )
+
+
+def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
+    """Indices of the CUDA devices that the arguments lie on."""
+    return sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})

@@ -1,0 +1,203 @@
+"""The variational autoencoder as two Pyro programs: a model p(z) p(x|z) and a guide q(z|x).
+
+The model says how data come about: z is drawn from the prior, x from the likelihood given z. The guide approximates
+the posterior p(z|x). SVI maximises
+
+    ELBO(x) = E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x),
+
+and nothing in these programs mentions a loss: the first term is there because the model observes ``"x"``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Size, Tensor, nn
+
+from pyro_vae.conditionals import Conditional
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.priors import Prior
+
+_ids = itertools.count()
+
+
+class _RootModule(PyroModule):
+    """A PyroModule whose parameters have names of their own in Pyro's param store.
+
+    Pyro keys parameters by name. Two modules of one name share an entry, and the second silently stays untrained; so
+    does a copy or a loaded pickle. Hence a fresh name for every instance, also for one that was copied or unpickled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(f"{type(self).__name__}{next(_ids)}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pyro_name = f"{type(self).__name__}{next(_ids)}"
+
+
+class Model(_RootModule):
+    """The generative model p(z) p(x|z) with sites ``"z"`` and ``"x"`` in the plate ``"data"``.
+
+    Args:
+        prior: p(z).
+        likelihood: p(x|z).
+    """
+
+    def __init__(self, prior: Prior, likelihood: Likelihood) -> None:
+        super().__init__()
+        self.prior = prior
+        self.likelihood = likelihood
+
+    def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> Tensor:
+        """Runs the model.
+
+        Args:
+            x: observed data (N, \\*event_shape), or None to generate.
+            context: what the likelihood takes beside z, (N, ...) each.
+            size: number of data when there is no x; the context's, else 1, when left out.
+
+        Returns:
+            x, observed or sampled.
+        """
+        if x is not None:
+            check = self.likelihood.check_data if pyro.poutine.util.is_validation_enabled() else self.likelihood.check_shape
+            check(x)
+        with pyro.plate("data", _data_size(x, context, size)):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z, *context), obs=x)
+
+
+class Guide(_RootModule):
+    """The approximate posterior q(z|x) with site ``"z"`` in the plate ``"data"``.
+
+    Args:
+        posterior: q(z|x).
+    """
+
+    def __init__(self, posterior: Conditional) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> Tensor:
+        """Draws z ~ q(z|x) for data x of shape (N, \\*event_shape); takes the model's arguments."""
+        if x is None:
+            raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
+        with pyro.plate("data", _data_size(x, context, size)):
+            return pyro.sample("z", self.posterior(x))
+
+
+class VAE(nn.Module):
+    """A prior, a likelihood and a posterior, joined into a model and a guide.
+
+    A plain ``nn.Module``: it holds the two programs, and Pyro's tools are given ``vae.model`` and ``vae.guide``.
+
+    Args:
+        prior: p(z), of :mod:`pyro_vae.priors`.
+        likelihood: p(x|z), of :mod:`pyro_vae.likelihoods`.
+        posterior: q(z|x), of :mod:`pyro_vae.conditionals`.
+
+    Raises:
+        TypeError: a part is not what its place asks for.
+        ValueError: the parts disagree about the shape of z or of x.
+
+    Example:
+        >>> from pyro_vae import conditionals, likelihoods, nets, priors
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=(1, 4, 4)),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP((1, 4, 4), [8]), 2),
+        ... )
+        >>> vae.sample(3).shape
+        torch.Size([3, 1, 4, 4])
+    """
+
+    latents = ("z",)
+    observed = ("x",)
+
+    def __init__(self, prior: Prior, likelihood: Likelihood, posterior: Conditional) -> None:
+        super().__init__()
+        for role, part, kind in (
+            ("prior", prior, Prior),
+            ("likelihood", likelihood, Likelihood),
+            ("posterior", posterior, Conditional),
+        ):
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"VAE: expected {role} a {kind.__name__}; got {type(part).__name__}. "
+                    f"Build it from pyro_vae.{kind.__name__.lower()}s."
+                )
+        _check_same("the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
+        _check_same("the latent shape of prior and likelihood body", prior.event_shape, likelihood.body.input_shapes[0])
+        _check_same("the data shape of likelihood and posterior body", likelihood.event_shape, posterior.body.input_shapes[0])
+        self.model = Model(prior, likelihood)
+        self.guide = Guide(posterior)
+
+    @property
+    def prior(self) -> Prior:
+        """p(z)."""
+        return self.model.prior
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """p(x|z)."""
+        return self.model.likelihood
+
+    @property
+    def posterior(self) -> Conditional:
+        """q(z|x)."""
+        return self.guide.posterior
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """q(z|x) for data of shape (\\*lead, \\*event_shape)."""
+        return self.posterior(x)
+
+    def decode(self, z: Tensor, *context: Tensor) -> TorchDistribution:
+        """p(x|z) for latents of shape (\\*lead, \\*latent_shape)."""
+        return self.likelihood(z, *context)
+
+    @torch.no_grad()
+    def sample(self, size: int, *context: Tensor, mean: bool = False) -> Tensor:
+        """Draws (size, \\*event_shape) data from p(z) p(x|z).
+
+        Args:
+            size: number of data.
+            context: what the likelihood takes beside z, (size, ...) each.
+            mean: return E[x|z] in place of the draw of x, as pictures in papers do.
+        """
+        conditional = self.decode(self.prior().sample(Size((size,))), *context)
+        return conditional.mean if mean else conditional.sample()
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
+        """E[x'|z] at one draw z ~ q(z|x), of the shape of x."""
+        return self.decode(self.encode(x).sample(), *context).mean
+
+    def check_data(self, x: Tensor, *context: Tensor) -> None:
+        """Refuses data the likelihood cannot have produced; called by ``fit`` before the first step.
+
+        Raises:
+            TypeError, ValueError: with the remedy.
+        """
+        self.likelihood.check_data(x)
+
+
+def _data_size(x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:
+    """Length of the data plate; x, the context and ``size`` agree or there is an error."""
+    lengths = {len(value) for value in (x, *context) if value is not None} | ({size} if size is not None else set())
+    if len(lengths) > 1:
+        raise ValueError(
+            f"VAE: expected x, context and size to agree on the number of data; got {sorted(lengths)}. "
+            "Give every tensor the same first dimension."
+        )
+    return lengths.pop() if lengths else 1
+
+
+def _check_same(what: str, first: Size, second: Size) -> None:
+    if first != second:
+        raise ValueError(f"VAE: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree.")
