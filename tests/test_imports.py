@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": PROGRAMS | {"elbo"},
     "lab": PROGRAMS | {"elbo"},
     "data": set(),
-    "plots": set(),
+    "plots": {"training"},
     "checkpoint": set(),
     "__init__": PUBLIC,
     "cli": PUBLIC | {"__init__"},
