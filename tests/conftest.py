@@ -1,0 +1,45 @@
+"""What every test starts from and must leave behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+DATA = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked ``cuda`` where there is no such device."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    """Seeds the draws of each test, and fails one that leaves Pyro's or torch's global state changed."""
+    torch.manual_seed(0)
+    before = pyro.settings.get(), torch.get_default_dtype(), torch.is_grad_enabled()
+    yield
+    after = pyro.settings.get(), torch.get_default_dtype(), torch.is_grad_enabled()
+    left = list(pyro.get_param_store())
+    pyro.clear_param_store()  # so that the tests after a failed one are not judged for it
+    assert left == []
+    assert after == before
+
+
+@pytest.fixture
+def global_store(_global_state: None) -> Iterator[None]:
+    """For tests of stock Pyro, which fills its global param store: empties it at the end."""
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def mnist() -> Path:
+    """The folder with ``MNIST/raw``: that of the environment variable PYRO_VAE_DATA, or the one beside the checkout."""
+    if not (DATA / "MNIST" / "raw").is_dir():
+        pytest.skip("no MNIST on disk: set PYRO_VAE_DATA")
+    return DATA
