@@ -1,0 +1,159 @@
+r"""Image sets, tables and the ways of making them binary.
+
+A set is stored as one tensor: whole values (uint8) with the ``levels`` that stand for 1, or reals (float32). The value
+that a model sees is ``images / levels``, or the real itself. A Bernoulli likelihood needs bits, not greys, and a grey
+:math:`g \in [0, 1]` is read as the probability of a one:
+
+.. math:: x_i \sim \mathrm{Bernoulli}(g_i), \quad\text{drawn as } x_i = [u_i < g_i],\; u_i \sim U[0, 1).
+
+``binarize="dynamic"`` draws afresh for every training batch, ``"static"`` draws once, ``"threshold"`` takes
+:math:`[g_i > 1/2]` and ``"none"`` keeps the greys. Figures under different modes are not comparable.
+
+Nothing here draws from torch's global generators: loading follows ``seed``, batches the generator they are given.
+
+References:
+    On the quantitative analysis of deep belief networks, Salakhutdinov and Murray, 2008 (greys as probabilities),
+    https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf
+    Importance weighted autoencoders, Burda, Grosse and Salakhutdinov, 2016 (a fresh draw for every batch),
+    https://arxiv.org/abs/1509.00519
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_vae.data import files, named
+from pyro_vae.data.dataset import Binarize, Dataset, as_dataset, binarized, present_device, unknown
+from pyro_vae.data.named import DatasetNotFoundError
+
+__all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset", "available", "load"]
+
+
+class Splits(NamedTuple):
+    """The three parts of a set."""
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+
+
+def load(
+    source: str | Path | Tensor | npt.NDArray[Any] | Dataset,
+    root: str | Path | None = None,
+    *,
+    binarize: Binarize = "none",
+    validation: int | float | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Splits:
+    """Loads a set and splits it into training, validation and test data.
+
+    A named set with an official test split keeps it, and its validation data are the last of its training data. All
+    others are permuted by the seed; a sixth becomes the test data.
+
+    Args:
+        source: A name: ``mnist``, ``fashion_mnist``, ``kmnist``, ``emnist`` (balanced, upright), ``omniglot``
+            (background against evaluation alphabets, ink averaged over 28x28 cells, strokes 1; the IWAE paper's own
+            28x28 file is another rendering), ``svhn``, ``cifar10``, or ``digits`` (8x8, comes with scikit-learn);
+            or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
+            or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
+            or a folder of images of one size, whose subfolders, if any, are the classes.
+        root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
+            else the user's cache folder. A named set that is not there is downloaded into it.
+        binarize: ``"dynamic"`` makes every training batch binary afresh, and the validation and test data once;
+            ``"static"`` makes all binary once; ``"threshold"`` takes values over 1/2; ``"none"`` keeps them.
+        validation: Number (int) or fraction (float) of the training data held out: by default 10,000 for the MNIST
+            family and a tenth otherwise.
+        seed: Of the permutation and of the bits that are drawn once, whatever the device.
+        device: Where the data are kept.
+
+    Raises:
+        DatasetNotFoundError: A named set neither on disk nor, within seconds, reachable.
+        FileNotFoundError: No such file or folder.
+        ValueError: An unknown name, an option or a file that cannot serve, a damaged file.
+
+    References:
+        EMNIST: an extension of MNIST to handwritten letters, Cohen et al., 2017, https://arxiv.org/abs/1702.05373
+
+    Example:
+        >>> train, valid, test = load("digits", binarize="dynamic")
+        >>> train
+        Dataset('digits', 1349 x (1, 8, 8), 17 levels, binarization='dynamic', device='cpu')
+        >>> len(valid), len(test), test.binarization
+        (149, 299, 'static')
+    """
+    if binarize not in get_args(Binarize):
+        raise ValueError(unknown("binarize", binarize, get_args(Binarize)))
+    device = present_device(device)
+    held_out: int | float = 0.1
+    test: Dataset | None = None
+    if not isinstance(source, (str, Path)):
+        train = as_dataset(source)
+    elif isinstance(source, str) and source in named.SOURCES:
+        held_out = named.SOURCES[source].validation
+        train, test = named.load(source, named.folder(root))
+    elif source == "digits":
+        train = named.digits()
+    else:
+        path = Path(source).expanduser()
+        if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
+            raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
+        train = files.read(path)
+
+    if train.binarization != "none":
+        raise ValueError(
+            f"Dataset {train.name!r}: expected a set not yet made binary; got binarization={train.binarization!r}. "
+            "Pass its greys, and the mode as binarize."
+        )
+
+    # One generator, in the order of what is always drawn first: test data do not change with the mode or `validation`.
+    generator = torch.Generator().manual_seed(seed)
+    if test is None:
+        if len(train) < 3:
+            raise ValueError(
+                f"Dataset {train.name!r}: expected at least 3 data to split; got {len(train)}. Use data.as_dataset "
+                "for a set that is not split."
+            )
+        order = torch.randperm(len(train), generator=generator)
+        held = max(1, len(train) // 6)
+        test, train = train.subset(order[:held]), train.subset(order[held:])
+    size = _validation_size(held_out if validation is None else validation, train)
+    valid = train.subset(torch.arange(len(train) - size, len(train)))
+    train = train.take(len(train) - size)
+
+    fixed: Binarize = "static" if binarize == "dynamic" else binarize
+    test = binarized(test, fixed, generator)
+    valid = binarized(valid, fixed, generator)
+    train = binarized(train, binarize, generator)
+    return Splits(train.to(device), valid.to(device), test.to(device))
+
+
+def available(name: str, root: str | Path | None = None) -> bool:
+    """Whether a named set can be loaded without a network.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    if name == "digits":
+        return True
+    if name not in named.SOURCES:
+        raise ValueError(unknown("data.available", name, ("digits", *named.SOURCES)))
+    return not named.missing(name, named.folder(root))
+
+
+def _validation_size(validation: int | float, train: Dataset) -> int:
+    if isinstance(validation, float):
+        size = max(1, int(validation * len(train))) if 0 < validation < 1 else 0
+    else:
+        size = validation
+    if not 1 <= size < len(train):
+        raise ValueError(
+            f"validation: expected a number from 1 to {len(train) - 1} or a fraction between 0 and 1 of the "
+            f"{len(train)} training data of {train.name!r}; got {validation}. Pass validation=0.1, for instance."
+        )
+    return size
