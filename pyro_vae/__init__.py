@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
 
-from pyro_vae import conditionals, data, elbo, evaluation, likelihoods, nets, priors
+from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, likelihoods, nets, priors
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
@@ -11,6 +11,7 @@ __all__ = [
     "SVI",
     "VAE",
     "History",
+    "checkpoint",
     "conditionals",
     "data",
     "elbo",

@@ -8,6 +8,7 @@ family can be swapped without touching the network.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -49,7 +50,7 @@ class Body(nn.Module):
 
         Raises:
             TypeError: the number of inputs is not that of ``input_shapes``.
-            ValueError: an input does not end in its shape.
+            ValueError: an input does not end in its shape, or the leading dims do not broadcast.
         """
         name = type(self).__name__
         if len(inputs) != len(self.input_shapes):
@@ -66,7 +67,16 @@ class Body(nn.Module):
                     f"{tuple(value.shape)}. Build the network for the shape of the data."
                 )
             leads.append(value.shape[:cut])
-        lead = leads[0] if len(leads) == 1 else torch.broadcast_shapes(*leads)
+        lead = leads[0]
+        if len(lead) == 1 and all(other == lead for other in leads):
+            return self.features(*inputs)  # the training step's case: nothing to fold
+        try:
+            lead = torch.broadcast_shapes(*leads)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name}: expected inputs whose leading dims broadcast; got {', '.join(str(tuple(d)) for d in leads)}. "
+                "Give one row of context per datum."
+            ) from error
         folded = [
             value.expand(lead + shape).reshape(-1, *shape)
             for value, shape in zip(inputs, self.input_shapes, strict=True)
@@ -94,7 +104,9 @@ class Head(nn.Module):
     def bias(self, name: str) -> Tensor:
         """The part of the layer's bias that belongs to the parameter ``name``, as a view one may write to."""
         assert self.layer.bias is not None
-        per_output = [shape.numel() if isinstance(self.layer, nn.Linear) else shape[0] for shape in self.shapes.values()]
+        per_output = [
+            shape.numel() if isinstance(self.layer, nn.Linear) else shape[0] for shape in self.shapes.values()
+        ]
         return self.layer.bias.split(per_output)[list(self.shapes).index(name)]
 
     def set_bias(self, name: str, value: Tensor) -> None:
@@ -112,10 +124,9 @@ class LinearHead(Head):
         self.layer = nn.Linear(feature_shape.numel(), sum(shape.numel() for shape in shapes.values()))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        lead = features.shape[: features.dim() - len(self.feature_shape)]
-        flat = self.layer(features.reshape(*lead, -1))
+        flat = self.layer(features.flatten(-len(self.feature_shape)))
         parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        return {name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
 class ConvHead(Head):
@@ -129,7 +140,9 @@ class ConvHead(Head):
         lead = features.shape[:-3]
         maps = self.layer(features.reshape(-1, *self.feature_shape))
         parts = maps.split([shape[0] for shape in self.shapes.values()], -3)
-        return {name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return {
+            name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 class MLP(Body):
@@ -157,16 +170,15 @@ class MLP(Body):
         activation: Callable[[], nn.Module] = nn.Tanh,
     ) -> None:
         shapes = [as_size(input_shape), *map(as_size, context_shapes)]
-        widths = [sum(shape.numel() for shape in shapes), *hidden]
+        widths = [sum(shape.numel() for shape in shapes), *as_size(hidden)]
         super().__init__(shapes, widths[-1])
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), activation()]
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
-        flat = [value.flatten(1) for value in inputs]
-        return self.layers(flat[0] if len(flat) == 1 else torch.cat(flat, -1))
+        return self.layers(_concatenated(inputs))
 
 
 class ConvEncoder(Body):
@@ -199,14 +211,16 @@ class ConvEncoder(Body):
         spatial = _halvings(image, len(channels))[-1]
         super().__init__([image, *contexts], (channels[-1], *spatial))
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(counts, counts[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(counts):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
         image, *contexts = inputs
-        maps = [c.flatten(1)[..., None, None].expand(-1, -1, *image.shape[-2:]) for c in contexts]
-        return self.layers(torch.cat([image, *maps], 1))
+        if contexts:
+            maps = _concatenated(contexts)[..., None, None].expand(-1, -1, *image.shape[-2:])
+            image = torch.cat([image, maps], 1)
+        return self.layers(image)
 
 
 class ConvDecoder(Body):
@@ -253,8 +267,7 @@ class ConvDecoder(Body):
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
-        flat = torch.cat([value.flatten(1) for value in inputs], -1)
-        return self.layers(self.linear(flat).unflatten(-1, self.coarsest))
+        return self.layers(self.linear(_concatenated(inputs)).unflatten(-1, self.coarsest))
 
 
 def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Size:
@@ -265,7 +278,14 @@ def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Si
         )
     if not channels:
         raise ValueError(f"{name}: expected at least one layer in channels; got none. Give for example channels=[32].")
+    as_size(channels)
     return as_size(shape)
+
+
+def _concatenated(inputs: Sequence[Tensor]) -> Tensor:
+    """Flattens inputs of shape (B, \\*shape), scalars among them, and joins them to (B, total)."""
+    flat = [value.unsqueeze(-1).flatten(1) for value in inputs]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
 
 def _halvings(image: Size, times: int) -> list[tuple[int, int]]:

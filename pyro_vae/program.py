@@ -13,8 +13,13 @@ class Program(Protocol):
     :class:`~pyro_vae.vae.VAE` is one; so is any object with these four attributes.
     """
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The generative model, a module or a function."""
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The approximate posterior; takes the model's arguments."""
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import pyro
 import pyro.infer
 import pyro.optim
 import torch
 from pyro import poutine
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
+from pyro_vae.elbo import ELBO
 from pyro_vae.elbo.tracing import PyroProgram
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -34,7 +37,7 @@ class SVI:
         model: a Pyro program, module or function.
         guide: likewise, taking the same arguments.
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
-            ``functools.partial(torch.optim.Adam, lr=1e-3)``; or a ``pyro.optim`` optimiser.
+            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser.
         loss: any ``pyro.infer.ELBO``.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
 
@@ -84,7 +87,7 @@ class SVI:
             )
         self.model = model
         self.guide = guide
-        self.loss = loss
+        self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
         self.max_grad_norm = max_grad_norm
         self.num_steps = 0
         self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = (
@@ -92,7 +95,7 @@ class SVI:
         )
         self._make_optimizer = optimizer
         self._parameters: dict[str, Tensor] = {}
-        self._store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
 
     @contextlib.contextmanager
@@ -129,7 +132,7 @@ class SVI:
         """
         with self.scope():
             with self._validation(args, kwargs):
-                loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+                loss = self.loss.loss_and_grads(*self._programs(), *args, **kwargs)
             loss = loss.item() if isinstance(loss, Tensor) else loss
             self._adopt_new_parameters()
             if not math.isfinite(loss):
@@ -143,6 +146,20 @@ class SVI:
         with self.scope(), torch.no_grad(), self._validation(args, kwargs):
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
         return loss.item() if isinstance(loss, Tensor) else loss
+
+    def _programs(self) -> tuple[PyroProgram, PyroProgram]:
+        """Model and guide; without their parameter statements where these would tell us nothing new.
+
+        A ``PyroModule`` declares each of its parameters to Pyro's handlers at every use, a tenth of a small step. Once
+        the optimiser holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
+        to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
+        """
+        if not isinstance(self.loss, ELBO):
+            return self.model, self.guide
+        own = {id(p) for module in (self.model, self.guide) if _is_plain(module) for p in module.parameters()}
+        if not own or own != {id(p) for p in self._parameters.values()}:
+            return self.model, self.guide
+        return partial(nn.Module.__call__, self.model), partial(nn.Module.__call__, self.guide)
 
     def _update(self) -> None:
         parameters = list(self._parameters.values())
@@ -205,6 +222,13 @@ class SVI:
             f"{', '.join(parameters) or 'none'}. Lower the learning rate, clip gradients (max_grad_norm), or bound "
             "the scale that runs away."
         )
+
+
+def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
+    """Whether a program is a PyroModule without ``PyroParam`` or ``PyroSample`` anywhere in it."""
+    return isinstance(program, PyroModule) and not any(
+        module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
+    )
 
 
 def _cuda_devices(args: tuple[Any, ...]) -> list[int]:

@@ -29,6 +29,9 @@ from pyro_vae.svi import SVI, OptimizerFactory
 
 Row = dict[str, float]
 
+ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
+"""The default optimiser."""
+
 # Training figures are estimated on at most this many data: enough for a curve, and a small part of an epoch's time.
 _TRAIN_FIGURES = 5_000
 _EVALUATION_BATCH = 1_000
@@ -83,7 +86,7 @@ def fit(
     validation: Dataset | Tensor | np.ndarray[Any, Any] | None = None,
     *,
     loss: pyro.infer.ELBO | None = None,
-    optimizer: OptimizerFactory | pyro.optim.PyroOptim = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: OptimizerFactory | pyro.optim.PyroOptim = ADAM,
     scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     epochs: int = 20,
     batch_size: int = 128,
@@ -102,7 +105,7 @@ def fit(
         train: training data; a tensor or array (N, ...) stands for a data set without labels.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
-        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser.
+        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser; Adam at 1e-3 by default.
         scheduler: optimiser -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
             stepped after each epoch, ``ReduceLROnPlateau`` with the validation -ELBO.
         epochs: passes through the training data.
@@ -133,6 +136,7 @@ def fit(
     train = as_dataset(train)
     validation = None if validation is None else as_dataset(validation)
     loss = ELBO() if loss is None else copy.copy(loss)  # a copy, because the warm-up sets its beta
+    target_beta: float | None = getattr(loss, "beta", None)
     _check_settings(loss, epochs, batch_size, beta_warmup, patience, validation)
     for name, dataset in (("training", train), ("validation", validation)):
         if dataset is not None:
@@ -151,7 +155,6 @@ def fit(
             "seed": seed,
         }
     )
-    target_beta = getattr(loss, "beta", None)
     warmup_steps = beta_warmup * math.ceil(len(train) / batch_size)
     best = _Best(epoch=0, elbo=-math.inf, state=[])
     with _seeded(seed, train.device) as generator, tqdm(range(epochs), disable=not progress, unit="epoch") as bar:
@@ -162,8 +165,8 @@ def fit(
                 total, start = 0.0, time.perf_counter()
                 _set_training(program, True)
                 for batch in train.batches(batch_size, shuffle=True, generator=generator):
-                    if warmup_steps:
-                        loss.beta = target_beta * min(1.0, svi.num_steps / warmup_steps)
+                    if warmup_steps and target_beta is not None:
+                        svi.loss.beta = target_beta * min(1.0, svi.num_steps / warmup_steps)
                     step_loss = svi.step(*batch)
                     total += step_loss
                     if on_step is not None:
@@ -172,7 +175,7 @@ def fit(
                 if isinstance(svi.optimizer, torch.optim.Optimizer):
                     row["lr"] = svi.optimizer.param_groups[0]["lr"]
                 if target_beta is not None:
-                    row["beta"] = loss.beta
+                    row["beta"] = svi.loss.beta
                 _set_training(program, False)
                 row |= _figures("train", svi, train.take(min(len(train), _TRAIN_FIGURES)))
                 if validation is not None:
@@ -249,7 +252,9 @@ def _check_settings(
             "Use pyro_vae.elbo.ELBO, or no warm-up."
         )
     if patience is not None and validation is None:
-        raise ValueError("fit: expected validation data for early stopping; got none. Pass validation=..., or no patience.")
+        raise ValueError(
+            "fit: expected validation data for early stopping; got none. Pass validation=..., or no patience."
+        )
 
 
 def _check_data(program: Program, name: str, dataset: Dataset) -> None:

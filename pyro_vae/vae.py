@@ -17,6 +17,7 @@ import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.nn import PyroModule
+from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_vae.conditionals import Conditional
@@ -65,12 +66,12 @@ class Model(_RootModule):
         Returns:
             x, observed or sampled.
         """
+        likelihood = self.likelihood
         if x is not None:
-            check = self.likelihood.check_data if pyro.poutine.util.is_validation_enabled() else self.likelihood.check_shape
-            check(x)
+            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
         with pyro.plate("data", _data_size(x, context, size)):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.likelihood(z, *context), obs=x)
+            return pyro.sample("x", likelihood(z, *context), obs=x)
 
 
 class Guide(_RootModule):
@@ -134,7 +135,9 @@ class VAE(nn.Module):
                 )
         _check_same("the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
         _check_same("the latent shape of prior and likelihood body", prior.event_shape, likelihood.body.input_shapes[0])
-        _check_same("the data shape of likelihood and posterior body", likelihood.event_shape, posterior.body.input_shapes[0])
+        _check_same(
+            "the data shape of likelihood and posterior body", likelihood.event_shape, posterior.body.input_shapes[0]
+        )
         self.model = Model(prior, likelihood)
         self.guide = Guide(posterior)
 

@@ -14,17 +14,19 @@ from typing import Any
 
 import pyro.infer
 import torch
-from torch.distributions import kl_divergence
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from pyro_vae.elbo.tracing import PyroProgram, Site, Traces, plate_nesting, trace_programs
 
 
-class ELBO(pyro.infer.ELBO):  # type: ignore[misc]
+class ELBO(pyro.infer.ELBO):
     r"""The negative ELBO as a loss, with pathwise (reparameterisation) gradients.
 
-    .. math::  -\frac1K \sum_k \Big[\log p(x|z_k) + \beta \sum_i (\log p(z_{ik}) - \log q(z_{ik}|x))\Big], z_k \sim q(z|x)
+    .. math::
+        -\frac1K \sum_k \Big[\log p(x|z_k) + \beta \sum_i (\log p(z_{ik}) - \log q(z_{ik}|x))\Big],
+        \quad z_k \sim q(z|x)
 
     summed over the data, in nats, as all of Pyro's objectives are. At ``beta=1`` it is the loss of
     ``pyro.infer.Trace_ELBO``, and with ``analytic_kl=True`` that of ``pyro.infer.TraceMeanField_ELBO``.

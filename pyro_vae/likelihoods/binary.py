@@ -33,7 +33,9 @@ class Bernoulli(Likelihood):
 
     support = constraints.boolean
     accepts = "binary values, 0 or 1"
-    remedy = 'Binarise the data (data.load(..., binarize="dynamic")), or use ContinuousBernoulli for grey values in [0, 1]'
+    remedy = (
+        'Binarise the data (data.load(..., binarize="dynamic")), or use ContinuousBernoulli for grey values in [0, 1]'
+    )
 
     def __init__(self, body: Body, event_shape: Shape, *, data_mean: Tensor | None = None) -> None:
         super().__init__(body, event_shape)

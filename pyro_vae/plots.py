@@ -1,0 +1,68 @@
+"""Figures: images in a grid, reconstructions beside originals, training curves."""
+
+from __future__ import annotations
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.training import History
+
+
+def images(x: Tensor, columns: int = 8) -> Figure:
+    """A grid of images.
+
+    Args:
+        x: images (N, C, H, W) with C of 1 or 3 and values in [0, 1]; values outside are shown as the nearest within.
+        columns: images per row.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if x.dim() != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(
+            f"plots.images: expected images (N, 1 or 3, height, width); got {tuple(x.shape)}. Reshape the data."
+        )
+    n, channels, height, width = x.shape
+    rows = -(-n // columns)
+    cells = torch.ones(rows * columns, channels, height + 2, width + 2)  # a white border of a pixel around each
+    cells[:n, :, 1:-1, 1:-1] = x.detach().cpu().float().clamp(0, 1)
+    grid = cells.reshape(rows, columns, channels, height + 2, width + 2).permute(0, 3, 1, 4, 2)
+    figure = Figure(figsize=(columns * 0.8, rows * 0.8 * height / width), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(
+        grid.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1).numpy(), "gray", vmin=0, vmax=1
+    )
+    axes.set_axis_off()
+    return figure
+
+
+def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8) -> Figure:
+    """Rows of originals, each above a row of their reconstructions.
+
+    Args:
+        x: originals (N, C, H, W).
+        reconstructed: of the same shape.
+        columns: images per row.
+    """
+    pairs = [part for i in range(0, len(x), columns) for part in (x[i : i + columns], reconstructed[i : i + columns])]
+    blank = [columns - len(part) for part in pairs]
+    return images(
+        torch.cat(
+            [torch.nn.functional.pad(p, (0, 0) * 3 + (0, b), value=1.0) for p, b in zip(pairs, blank, strict=True)]
+        ),
+        columns,
+    )
+
+
+def curves(history: History) -> Figure:
+    """-ELBO, -E_q[log p(x|z)] and KL against epochs, on training and validation data, in nats per datum."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    terms = (("elbo", -1, "-ELBO"), ("expected_log_likelihood", -1, "-E_q[log p(x|z)]"), ("kl", 1, "KL"))
+    for axes, (term, sign, title) in zip(figure.subplots(1, 3), terms, strict=True):
+        for prefix in ("train", "valid"):
+            if f"{prefix}_{term}" in history.columns():
+                axes.plot(history["epoch"], [sign * value for value in history[f"{prefix}_{term}"]], label=prefix)
+        axes.set(title=title, xlabel="epoch", ylabel="nats per datum")
+        axes.legend()
+    return figure
