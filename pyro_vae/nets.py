@@ -126,7 +126,10 @@ class LinearHead(Head):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         flat = self.layer(features.flatten(-len(self.feature_shape)))
         parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
-        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        lead = flat.shape[:-1]
+        return {
+            name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
 class ConvHead(Head):

@@ -1,0 +1,258 @@
+"""Bodies take any leading dims, contexts and image sizes, and build the head that fits."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import pyro.infer
+import pyro.optim
+import pytest
+import torch
+from torch import Size, Tensor, nn
+
+from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.nets import MLP, Body, ConvDecoder, ConvEncoder, ConvHead, LinearHead
+
+BODIES: dict[str, Callable[[], Body]] = {
+    "MLP": lambda: MLP((2, 3), [5, 4]),
+    "MLP, no hidden": lambda: MLP((2, 3), []),
+    "MLP, contexts": lambda: MLP(6, [5], context_shapes=[3, (2, 2), ()]),
+    "ConvEncoder": lambda: ConvEncoder((2, 7, 5), [3, 4]),
+    "ConvEncoder, contexts": lambda: ConvEncoder((1, 6, 6), [3], context_shapes=[4, ()]),
+    "ConvDecoder": lambda: ConvDecoder(3, (2, 7, 5), [4, 3]),
+    "ConvDecoder, contexts": lambda: ConvDecoder((3, 2), (1, 6, 6), [4], context_shapes=[2, ()]),
+}
+
+
+@pytest.fixture(params=BODIES.values(), ids=list(BODIES))
+def body(request: pytest.FixtureRequest) -> Body:
+    built = request.param()
+    assert isinstance(built, Body)
+    return built
+
+
+def inputs(body: Body, lead: Sequence[int]) -> list[Tensor]:
+    return [torch.randn((*lead, *shape)) for shape in body.input_shapes]
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4), (3, 2, 4), (0,), (2, 0)], ids=str)
+def test_features_have_the_leading_dims_of_the_inputs(body: Body, lead: tuple[int, ...]) -> None:
+    assert body(*inputs(body, lead)).shape == lead + body.feature_shape
+
+
+def test_leading_dims_are_independent_rows(body: Body) -> None:
+    values = inputs(body, (2, 3))
+    rows = [body(*(value[i, j] for value in values)) for i in range(2) for j in range(3)]
+    torch.testing.assert_close(body(*values).flatten(0, 1), torch.stack(rows))
+
+
+@pytest.mark.parametrize("name", ["MLP, contexts", "ConvEncoder, contexts", "ConvDecoder, contexts"])
+def test_contexts_broadcast_and_matter(name: str) -> None:
+    body = BODIES[name]()
+    value, *contexts = inputs(body, (4,))
+    particles = torch.randn(5, *value.shape)
+    out = body(particles, *contexts)
+    assert out.shape == (5, 4, *body.feature_shape)
+    torch.testing.assert_close(out[2], body(particles[2], *contexts))
+    for i in range(len(contexts)):
+        moved = [context + (i == j) for j, context in enumerate(contexts)]
+        assert (body(value, *moved) - body(value, *contexts)).flatten(1).abs().amax(1).gt(1e-4).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 8), (28, 28), (29, 17), (33, 2)])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_conv_bodies_fit_every_image_size(size: tuple[int, int], depth: int) -> None:
+    image = (2, *size)
+    encoder, decoder = ConvEncoder(image, [3] * depth), ConvDecoder(4, image, [3] * depth)
+    halved = tuple(-(-n // 2**depth) for n in size)
+    assert encoder(torch.zeros(2, *image)).shape == (2, *encoder.feature_shape) == (2, 3, *halved)
+    assert decoder(torch.zeros(2, 4)).shape == (2, *decoder.feature_shape) == (2, 3, *size)
+    assert decoder.coarsest == (3, *halved)
+
+
+def test_the_channels_of_a_conv_decoder() -> None:
+    decoder = ConvDecoder(4, (3, 8, 8), [7, 6, 5])
+    shapes = [tuple(m.weight.shape[:2]) for m in decoder.layers if isinstance(m, nn.ConvTranspose2d)]
+    assert shapes == [(7, 6), (6, 5), (5, 5)]
+    assert decoder.feature_shape == (5, 8, 8)
+
+
+def test_the_activation_is_a_choice() -> None:
+    for body in (
+        MLP(3, [4, 4], activation=nn.Softplus),
+        ConvEncoder((1, 4, 4), [2, 2], activation=nn.Softplus),
+        ConvDecoder(3, (1, 4, 4), [2, 2], activation=nn.Softplus),
+    ):
+        kinds = {type(m) for m in body.layers}
+        assert nn.Softplus in kinds
+        assert not kinds & {nn.Tanh, nn.ReLU}
+        assert (body(*inputs(body, (5,))) > 0).all()
+
+
+# Heads
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 4), (0,)], ids=str)
+def test_heads_make_every_parameter(body: Body, lead: tuple[int, ...]) -> None:
+    spatial = body.feature_shape[1:] if len(body.feature_shape) == 3 else (2, 2)
+    shapes = {"loc": Size((2, *spatial)), "scale": Size((1, *spatial)), "weight": Size((3, *spatial))}
+    parameters = body.head(shapes)(body(*inputs(body, lead)))
+    assert {name: value.shape for name, value in parameters.items()} == {n: lead + s for n, s in shapes.items()}
+
+
+def test_a_head_makes_scalars() -> None:
+    body = MLP((2, 2), [])
+    parameters = body.head({"rate": Size(()), "loc": Size((2,))})(body(torch.zeros(4, 2, 2)))
+    assert {name: tuple(value.shape) for name, value in parameters.items()} == {"rate": (4,), "loc": (4, 2)}
+
+
+def test_a_head_is_a_convolution_only_where_height_and_width_stay() -> None:
+    decoder, encoder, mlp = ConvDecoder(3, (1, 6, 6), [4]), ConvEncoder((1, 6, 6), [4]), MLP(3, [4])
+    assert isinstance(decoder.head({"logits": Size((1, 6, 6))}), ConvHead)
+    assert isinstance(decoder.head({"logits": Size((1, 6, 6)), "scale": Size((1,))}), LinearHead)
+    assert isinstance(decoder.head({"logits": Size((1, 6, 5))}), LinearHead)
+    assert isinstance(encoder.head({"loc": Size((5,)), "log_scale": Size((5,))}), LinearHead)
+    assert isinstance(mlp.head({"logits": Size((1, 6, 6))}), LinearHead)
+
+
+def test_a_conv_head_does_not_grow_with_the_image() -> None:
+    def count(side: int) -> int:
+        head = ConvDecoder(3, (3, side, side), [64]).head({"parameters": Size((100, side, side))})
+        return sum(p.numel() for p in head.parameters())
+
+    assert count(4) == count(16) == 6400 + 100
+
+
+@pytest.mark.parametrize("body", [MLP(3, [4]), ConvDecoder(3, (2, 4, 5), [4])], ids=["linear", "conv"])
+def test_set_bias_sets_one_parameter(body: Body) -> None:
+    shapes = {"loc": Size((2, 4, 5)), "scale": Size((2, 4, 5))}
+    head = body.head(shapes)
+    nn.init.zeros_(head.layer.weight)
+    before = head(body(torch.zeros(3)))
+    head.set_bias("scale", torch.tensor([3.0, -1.0])[:, None, None])
+    after = head(body(torch.zeros(3)))
+    assert torch.equal(after["loc"], before["loc"])
+    assert torch.equal(after["scale"], torch.tensor([3.0, -1.0])[:, None, None].expand(2, 4, 5))
+    head.set_bias("loc", torch.tensor(0.5))
+    assert head(body(torch.zeros(3)))["loc"].eq(0.5).all()
+    assert head.layer.bias is not None
+    assert head.layer.bias.requires_grad
+
+
+def test_set_bias_per_element_is_exact_in_a_linear_head_and_a_channel_mean_in_a_conv_head() -> None:
+    value = torch.arange(8.0).reshape(2, 2, 2)
+    for body, expected in (
+        (MLP(3, [4]), value),
+        (ConvDecoder(3, (1, 2, 2), [4]), value.mean((-2, -1), keepdim=True).expand(2, 2, 2)),
+    ):
+        head = body.head({"logits": Size((2, 2, 2))})
+        nn.init.zeros_(head.layer.weight)
+        head.set_bias("logits", value)
+        torch.testing.assert_close(head(body(torch.zeros(3)))["logits"], expected)
+
+
+# Within a VAE
+
+
+def conv_vae(likelihood: type[Likelihood] = likelihoods.Bernoulli) -> VAE:
+    image = (1, 5, 7)
+    return VAE(
+        priors.StandardNormal(2),
+        likelihood(ConvDecoder(2, image, [3, 2], activation=nn.Tanh), image),
+        conditionals.DiagonalNormal(ConvEncoder(image, [2, 3], activation=nn.Tanh), 2),
+    )
+
+
+@pytest.mark.usefixtures("global_store")
+def test_conv_nets_serve_vectorised_particles_of_stock_pyro() -> None:
+    vae = conv_vae()
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    x = torch.rand(3, 1, 5, 7).round()
+    loss = pyro.infer.Trace_ELBO(num_particles=4, vectorize_particles=True)
+    optim = pyro.optim.Adam({"lr": 0.01})  # type: ignore[attr-defined]
+    svi = pyro.infer.SVI(vae.model, vae.guide, optim, loss)
+    for _ in range(2):
+        svi.step(x)
+    assert [name for name, p in vae.named_parameters() if torch.equal(p, before[name])] == []
+
+
+@pytest.mark.usefixtures("global_store")
+def test_vectorised_particles_agree_with_looped_ones() -> None:
+    vae, x = conv_vae(), torch.rand(3, 1, 5, 7).round()
+    means, squared_errors = [], []
+    for vectorize in (True, False):
+        loss = pyro.infer.Trace_ELBO(vectorize_particles=vectorize, num_particles=50)
+        values = torch.tensor([loss.loss(vae.model, vae.guide, x) for _ in range(10)])
+        means.append(values.mean())
+        squared_errors.append(values.var() / len(values))
+    assert abs(means[0] - means[1]) < 5 * sum(squared_errors) ** 0.5
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nets.as_size((3, 0)), ValueError, "Shape: expected every size at least 1; got (3, 0). Give positive"),
+        (lambda: MLP(-1, [2]), ValueError, "Shape: expected every size at least 1; got (-1,)."),
+        (lambda: MLP(3, [0]), ValueError, "Shape: expected every size at least 1; got (0,)."),
+        (lambda: MLP(3, [0, 2]), ValueError, "Shape: expected every size at least 1; got (0, 2)."),
+        (
+            lambda: ConvEncoder((28, 28), [4]),
+            ValueError,
+            "ConvEncoder: expected an image shape (channels, height, width); got (28, 28). Reshape the data, or use",
+        ),
+        (
+            lambda: ConvDecoder(2, (28, 28), [4]),
+            ValueError,
+            "ConvDecoder: expected an image shape (channels, height, width); got (28, 28).",
+        ),
+        (
+            lambda: ConvEncoder((1, 4, 4), []),
+            ValueError,
+            "ConvEncoder: expected at least one layer in channels; got none. Give for example channels=[32].",
+        ),
+        (lambda: ConvDecoder(2, (1, 4, 4), []), ValueError, "ConvDecoder: expected at least one layer in channels"),
+        (lambda: ConvEncoder((1, 4, 4), [0, 3]), ValueError, "Shape: expected every size at least 1; got (0, 3)."),
+        (lambda: ConvDecoder(2, (1, 4, 4), [0, 3]), ValueError, "Shape: expected every size at least 1; got (0, 3)."),
+        (
+            lambda: MLP(3, [2])(torch.zeros(4, 3), torch.zeros(4, 1)),
+            TypeError,
+            "MLP: expected 1 inputs of shapes [(3,)]; got 2. Give the context's shape as context_shapes=...",
+        ),
+        (
+            lambda: MLP(3, [2], context_shapes=[1])(torch.zeros(4, 3)),
+            TypeError,
+            "MLP: expected 2 inputs of shapes [(3,), (1,)]; got 1.",
+        ),
+        (
+            lambda: ConvEncoder((1, 4, 4), [2])(torch.zeros(3, 1, 4, 5)),
+            ValueError,
+            "ConvEncoder: expected an input of shape (..., 1, 4, 4); got (3, 1, 4, 5). Build the network for the shape",
+        ),
+        (
+            lambda: MLP((1, 4, 4), [2])(torch.zeros(4, 4)),
+            ValueError,
+            "MLP: expected an input of shape (..., 1, 4, 4); got (4, 4).",
+        ),
+        (
+            lambda: MLP(3, [2], context_shapes=[1])(torch.zeros(4, 3), torch.zeros(5, 1)),
+            ValueError,
+            "MLP: expected inputs whose leading dims broadcast; got (4,), (5,). Give one row of context per datum.",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+def test_a_body_of_ones_own_implements_features() -> None:
+    class Doubled(Body):
+        def features(self, *inputs: Tensor) -> Tensor:
+            return 2 * inputs[0]
+
+    assert torch.equal(Doubled([3], 3)(torch.ones(2, 4, 3)), torch.full((2, 4, 3), 2.0))
+    with pytest.raises(NotImplementedError):
+        Body([3], 3)(torch.ones(2, 3))
