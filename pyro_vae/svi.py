@@ -38,7 +38,7 @@ class SVI:
         guide: likewise, taking the same arguments.
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
             ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser.
-        loss: any ``pyro.infer.ELBO``.
+        loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
 
     Raises:
@@ -101,8 +101,12 @@ class SVI:
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Within it, Pyro's global param store holds the parameters of this object, and nothing else."""
-        with pyro.get_param_store().scope(self._store):
-            yield
+        store = pyro.get_param_store()
+        with store.scope(self._store):
+            try:
+                yield
+            finally:  # Pyro's scope forgets what was registered before an error, but the optimiser holds it already
+                self._store.update(store.get_state())
 
     def named_parameters(self) -> dict[str, Tensor]:
         """Unconstrained parameters by their name in Pyro's param store; empty before the first step."""
@@ -115,7 +119,7 @@ class SVI:
         generators as they were.
         """
         with torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
-            with torch.no_grad(), self._validation(args, kwargs):
+            with torch.no_grad():
                 trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
                 poutine.replay(self.model, trace=trace)(*args, **kwargs)
             self._adopt_new_parameters()
@@ -124,7 +128,8 @@ class SVI:
         """Takes one gradient step; arguments are passed to model and guide.
 
         Returns:
-            The loss before the step, summed over the data, in nats.
+            The loss before the step, summed over the data, in nats. Of a loss in two parts, one for the model and one
+            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
@@ -133,7 +138,7 @@ class SVI:
         with self.scope():
             with self._validation(args, kwargs):
                 loss = self.loss.loss_and_grads(*self._programs(), *args, **kwargs)
-            loss = loss.item() if isinstance(loss, Tensor) else loss
+            loss = _number(loss)
             self._adopt_new_parameters()
             if not math.isfinite(loss):
                 self._refuse(loss, args, kwargs)
@@ -145,7 +150,7 @@ class SVI:
         """The loss, without a gradient step."""
         with self.scope(), torch.no_grad(), self._validation(args, kwargs):
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
-        return loss.item() if isinstance(loss, Tensor) else loss
+        return _number(loss)
 
     def _programs(self) -> tuple[PyroProgram, PyroProgram]:
         """Model and guide; without their parameter statements where these would tell us nothing new.
@@ -162,7 +167,8 @@ class SVI:
         return partial(nn.Module.__call__, self.model), partial(nn.Module.__call__, self.guide)
 
     def _update(self) -> None:
-        parameters = list(self._parameters.values())
+        # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.
+        parameters = list(dict.fromkeys(self._parameters.values()))
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if isinstance(self.optimizer, pyro.optim.PyroOptim):
@@ -229,6 +235,10 @@ def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
     return isinstance(program, PyroModule) and not any(
         module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
     )
+
+
+def _number(loss: Any) -> float:
+    return sum(map(float, loss)) if isinstance(loss, tuple) else float(loss)
 
 
 def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
