@@ -1,9 +1,13 @@
-"""What evaluation, training and the lab ask of a program: a model, a guide, and the names of their sites."""
+"""What evaluation, training and the lab ask of a program, and what the programs of this package share."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
+
+from pyro.nn import PyroModule
+from torch import Size, Tensor
 
 
 @runtime_checkable
@@ -28,3 +32,48 @@ class Program(Protocol):
     @property
     def observed(self) -> tuple[str, ...]:
         """Names of the sites that hold data."""
+
+
+_ids = itertools.count()
+
+
+class RootModule(PyroModule):
+    """A PyroModule whose parameters have names of their own in Pyro's param store.
+
+    Pyro keys parameters by name. Two modules of one name share an entry, and the second silently stays untrained; so
+    does a copy or a loaded pickle. Hence a fresh name for every instance, also for one that was copied or unpickled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(f"{type(self).__name__}{next(_ids)}")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pyro_name = f"{type(self).__name__}{next(_ids)}"
+
+
+def data_size(subject: str, x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:
+    """Length of the data plate; x, the context and ``size`` agree or there is an error."""
+    lengths = {len(value) for value in (x, *context) if value is not None} | ({size} if size is not None else set())
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{subject}: expected x, context and size to agree on the number of data; got {sorted(lengths)}. "
+            "Give every tensor the same first dimension."
+        )
+    return lengths.pop() if lengths else 1
+
+
+def check_part(subject: str, role: str, part: object, kind: type, module: str) -> None:
+    """Refuses a part that is not what its place asks for."""
+    if not isinstance(part, kind):
+        raise TypeError(
+            f"{subject}: expected {role} a {kind.__name__}; got {type(part).__name__}. Build it from pyro_vae.{module}."
+        )
+
+
+def check_same(subject: str, what: str, first: Size, second: Size) -> None:
+    """Refuses parts that disagree about a shape."""
+    if first != second:
+        raise ValueError(
+            f"{subject}: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree."
+        )

@@ -10,39 +10,19 @@ and nothing in these programs mentions a loss: the first term is there because t
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
-
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-
-_ids = itertools.count()
-
-
-class _RootModule(PyroModule):
-    """A PyroModule whose parameters have names of their own in Pyro's param store.
-
-    Pyro keys parameters by name. Two modules of one name share an entry, and the second silently stays untrained; so
-    does a copy or a loaded pickle. Hence a fresh name for every instance, also for one that was copied or unpickled.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(f"{type(self).__name__}{next(_ids)}")
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._pyro_name = f"{type(self).__name__}{next(_ids)}"
+from pyro_vae.program import RootModule, check_part, check_same, data_size
 
 
-class Model(_RootModule):
+class Model(RootModule):
     """The generative model p(z) p(x|z) with sites ``"z"`` and ``"x"`` in the plate ``"data"``.
 
     Args:
@@ -69,12 +49,12 @@ class Model(_RootModule):
         likelihood = self.likelihood
         if x is not None:
             (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
-        with pyro.plate("data", _data_size(x, context, size)):
+        with pyro.plate("data", data_size("VAE", x, context, size)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", likelihood(z, *context), obs=x)
 
 
-class Guide(_RootModule):
+class Guide(RootModule):
     """The approximate posterior q(z|x) with site ``"z"`` in the plate ``"data"``.
 
     Args:
@@ -89,7 +69,7 @@ class Guide(_RootModule):
         """Draws z ~ q(z|x) for data x of shape (N, \\*event_shape); takes the model's arguments."""
         if x is None:
             raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
-        with pyro.plate("data", _data_size(x, context, size)):
+        with pyro.plate("data", data_size("VAE", x, context, size)):
             return pyro.sample("z", self.posterior(x))
 
 
@@ -128,15 +108,16 @@ class VAE(nn.Module):
             ("likelihood", likelihood, Likelihood),
             ("posterior", posterior, Conditional),
         ):
-            if not isinstance(part, kind):
-                raise TypeError(
-                    f"VAE: expected {role} a {kind.__name__}; got {type(part).__name__}. "
-                    f"Build it from pyro_vae.{kind.__name__.lower()}s."
-                )
-        _check_same("the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
-        _check_same("the latent shape of prior and likelihood body", prior.event_shape, likelihood.body.input_shapes[0])
-        _check_same(
-            "the data shape of likelihood and posterior body", likelihood.event_shape, posterior.body.input_shapes[0]
+            check_part("VAE", role, part, kind, f"{kind.__name__.lower()}s")
+        check_same("VAE", "the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
+        check_same(
+            "VAE", "the latent shape of prior and likelihood body", prior.event_shape, likelihood.body.input_shapes[0]
+        )
+        check_same(
+            "VAE",
+            "the data shape of likelihood and posterior body",
+            likelihood.event_shape,
+            posterior.body.input_shapes[0],
         )
         self.model = Model(prior, likelihood)
         self.guide = Guide(posterior)
@@ -188,19 +169,3 @@ class VAE(nn.Module):
             TypeError, ValueError: with the remedy.
         """
         self.likelihood.check_data(x)
-
-
-def _data_size(x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:
-    """Length of the data plate; x, the context and ``size`` agree or there is an error."""
-    lengths = {len(value) for value in (x, *context) if value is not None} | ({size} if size is not None else set())
-    if len(lengths) > 1:
-        raise ValueError(
-            f"VAE: expected x, context and size to agree on the number of data; got {sorted(lengths)}. "
-            "Give every tensor the same first dimension."
-        )
-    return lengths.pop() if lengths else 1
-
-
-def _check_same(what: str, first: Size, second: Size) -> None:
-    if first != second:
-        raise ValueError(f"VAE: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree.")
