@@ -164,7 +164,7 @@ class SVI:
         own = {id(p) for module in (self.model, self.guide) if _is_plain(module) for p in module.parameters()}
         if not own or own != {id(p) for p in self._parameters.values()}:
             return self.model, self.guide
-        return partial(nn.Module.__call__, self.model), partial(nn.Module.__call__, self.guide)
+        return _forward(self.model), _forward(self.guide)
 
     def _update(self) -> None:
         # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.
@@ -235,6 +235,10 @@ def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
     return isinstance(program, PyroModule) and not any(
         module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
     )
+
+
+def _forward(program: PyroProgram) -> PyroProgram:
+    return partial(nn.Module.__call__, program) if _is_plain(program) else program
 
 
 def _number(loss: Any) -> float:

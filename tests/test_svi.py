@@ -1,0 +1,568 @@
+"""SVI takes the steps of stock Pyro, keeps its parameters to itself, validates once, and stops at a NaN."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
+import pytest
+import torch
+from oracles import NormalNormal
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae import SVI, VAE, conditionals, elbo, likelihoods, nets, priors
+
+ADAM = partial(torch.optim.Adam, lr=0.05)
+PYRO_OPTIMIZERS: dict[str, Callable[[], pyro.optim.PyroOptim]] = {
+    "Adam": lambda: pyro.optim.Adam({"lr": 0.05}),  # type: ignore[attr-defined]
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 0.5, "lrd": 0.9}),
+    "Adam per parameter": lambda: pyro.optim.Adam(  # type: ignore[attr-defined]
+        lambda name: {"lr": 0.1 if "loc" in name else 0.01}
+    ),
+}
+X = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+
+
+def normal_normal(*, functions: bool = False) -> NormalNormal:
+    return NormalNormal(torch.zeros(3), torch.ones(3), functions=functions)
+
+
+def small_vae() -> VAE:
+    return VAE(
+        priors.StandardNormal(2),
+        likelihoods.Normal(nets.MLP(2, [4]), 5),
+        conditionals.DiagonalNormal(nets.MLP(5, [4]), 2),
+    )
+
+
+def auto_normal() -> tuple[Callable[..., Any], Callable[..., Any], Tensor]:
+    def model(x: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(slope, scale), obs=x)
+
+    return model, AutoNormal(model), torch.tensor([0.5, 1.0, 3.0])
+
+
+def vae_programs() -> tuple[Callable[..., Any], Callable[..., Any], Tensor]:
+    vae = small_vae()
+    return vae.model, vae.guide, torch.randn(4, 5)
+
+
+def function_programs() -> tuple[Callable[..., Any], Callable[..., Any], Tensor]:
+    program = normal_normal(functions=True)
+    return program.model, program.guide, X
+
+
+def module_programs() -> tuple[Callable[..., Any], Callable[..., Any], Tensor]:
+    program = normal_normal()
+    return program.model, program.guide, X
+
+
+Programs = Callable[[], tuple[Callable[..., Any], Callable[..., Any], Tensor]]
+PROGRAMS: dict[str, Programs] = {
+    "functions": function_programs,
+    "modules": module_programs,
+    "AutoNormal": auto_normal,
+    "VAE": vae_programs,
+}
+LOSSES: dict[str, Callable[[], pyro.infer.ELBO]] = {
+    "ELBO": elbo.ELBO,
+    "Trace_ELBO": pyro.infer.Trace_ELBO,
+}
+
+
+def losses_of(svi: SVI | pyro.infer.SVI, x: Tensor, steps: int = 6) -> list[float]:
+    torch.manual_seed(3)
+    return [svi.step(x) for _ in range(steps)]
+
+
+# The same steps as stock Pyro
+
+
+def stock_losses(programs: Programs, optimizer: pyro.optim.PyroOptim, **options: Any) -> list[float]:
+    torch.manual_seed(2)
+    model, guide, x = programs()
+    loss = pyro.infer.Trace_ELBO()
+    return losses_of(pyro.infer.SVI(model, guide, optimizer, loss, **options), x)
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
+@pytest.mark.parametrize("optimizer", PYRO_OPTIMIZERS.values(), ids=list(PYRO_OPTIMIZERS))
+def test_a_pyro_optimizer_takes_the_steps_of_stock_svi(
+    optimizer: Callable[[], pyro.optim.PyroOptim], programs: Programs, loss: Callable[[], pyro.infer.ELBO]
+) -> None:
+    stock = stock_losses(programs, optimizer())
+    torch.manual_seed(2)
+    model, guide, x = programs()
+    ours = losses_of(SVI(model, guide, optimizer(), loss()), x)
+    assert ours == pytest.approx(stock, rel=1e-5)
+    assert len(set(stock)) == len(stock)
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_torch_optimizer_takes_the_steps_of_its_pyro_wrapper(
+    fused: bool, programs: Programs, loss: Callable[[], pyro.infer.ELBO]
+) -> None:
+    stock = stock_losses(programs, PYRO_OPTIMIZERS["Adam"]())
+    torch.manual_seed(2)
+    model, guide, x = programs()
+    svi = SVI(model, guide, partial(ADAM, fused=fused), loss())
+    assert losses_of(svi, x) == pytest.approx(stock, rel=1e-5)
+    assert isinstance(svi.optimizer, torch.optim.Adam)
+    assert svi.num_steps == 6
+
+
+@pytest.mark.usefixtures("global_store")
+def test_a_loss_in_two_parts_is_their_sum() -> None:
+    def loss() -> pyro.infer.ELBO:
+        return pyro.infer.ReweightedWakeSleep(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+
+    program = normal_normal(functions=True)
+    stock = pyro.infer.SVI(program.model, program.guide, PYRO_OPTIMIZERS["Adam"](), loss())
+    svi = SVI(program.model, program.guide, ADAM, loss())
+    torch.manual_seed(3)
+    parts: Any = [stock.step(X) for _ in range(4)] + [stock.evaluate_loss(X)]
+    torch.manual_seed(3)
+    sums = [svi.step(X) for _ in range(4)] + [svi.evaluate_loss(X)]
+    assert sums == pytest.approx([first + second for first, second in parts], rel=1e-5)
+
+
+def test_evaluate_loss_takes_no_step() -> None:
+    svi = SVI(*function_programs()[:2], ADAM, elbo.ELBO())
+    svi.step(X)
+    before = {name: p.detach().clone() for name, p in svi.named_parameters().items()}
+    torch.manual_seed(3)
+    value = svi.evaluate_loss(X)
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in svi.named_parameters().items())
+    assert svi.num_steps == 1
+    torch.manual_seed(3)
+    assert svi.step(X) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("first", ["evaluate_loss", "initialize", "step"])
+def test_training_is_the_same_whatever_is_called_first(first: str) -> None:
+    svi, reference = (SVI(*function_programs()[:2], ADAM, elbo.ELBO()) for _ in range(2))
+    losses = losses_of(reference, X)
+    if first == "step":
+        torch.manual_seed(3)
+        assert [svi.step(X), *(svi.step(X) for _ in range(5))] == losses
+    else:
+        getattr(svi, first)(X)
+        assert losses_of(svi, X) == losses
+
+
+# The param store
+
+
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_nothing_is_left_in_the_global_store(programs: Programs, loss: Callable[[], pyro.infer.ELBO]) -> None:
+    model, guide, x = programs()
+    svi = SVI(model, guide, ADAM, loss())
+    for call in (svi.initialize, svi.step, svi.evaluate_loss, svi.step):
+        call(x)
+        assert len(pyro.get_param_store()) == 0
+    assert len(svi.named_parameters()) > 0
+    with svi.scope():
+        inside = dict(pyro.get_param_store().named_parameters())
+    assert {name: id(p) for name, p in inside.items()} == {n: id(p) for n, p in svi.named_parameters().items()}
+
+
+@pytest.mark.usefixtures("global_store")
+def test_the_global_store_keeps_what_it_had() -> None:
+    own = pyro.param("loc", torch.tensor([5.0]))
+    svi = SVI(*function_programs()[:2], ADAM, elbo.ELBO())
+    svi.step(X)
+    assert list(pyro.get_param_store()) == ["loc"]
+    assert pyro.param("loc") is own
+    with svi.scope():
+        assert pyro.param("loc").shape == (3,)
+        assert sorted(pyro.get_param_store()) == ["loc", "log_scale"]
+    assert own.tolist() == [5.0]
+
+
+def test_two_objects_keep_the_parameters_of_one_program_apart() -> None:
+    program = normal_normal(functions=True)
+    first, second = (SVI(program.model, program.guide, ADAM, elbo.ELBO()) for _ in range(2))
+    losses_of(first, X)
+    before = first.named_parameters()["loc"].detach().clone()
+    losses_of(second, -X)
+    assert torch.equal(first.named_parameters()["loc"], before)
+    assert not torch.equal(second.named_parameters()["loc"], before)
+
+
+def test_constrained_parameters_are_optimised_unconstrained() -> None:
+    class Guide(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = PyroParam(torch.full((3,), 0.3, dtype=torch.float64), constraints.positive)
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x / 2, self.get_scale()))
+
+        def get_scale(self) -> Tensor:
+            assert isinstance(self.scale, Tensor)
+            return self.scale
+
+    guide = Guide()
+    svi = SVI(normal_normal().model, guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO(num_particles=20))
+    for _ in range(100):
+        svi.step(X)
+    # The optimum is .5^.5 in every place. Near it, the gradient's standard deviation for log scale is (2 / 20)^.5 at
+    # curvature 2; Adam of rate .1 then moves about sd / curvature * (rate / 2)^.5 = .035 in log scale: five times that.
+    (unconstrained,) = svi.named_parameters().values()
+    assert (unconstrained - 0.5 * torch.tensor(0.5).log()).abs().max() < 0.18
+    torch.testing.assert_close(guide.get_scale(), unconstrained.exp())
+
+
+# Parameters that come later, or twice, or never
+
+
+def test_parameters_that_appear_later_join() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        shift = pyro.param("shift", torch.tensor(0.5)) if len(x) > 1 else torch.tensor(0.0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z + shift, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    for optimizer in (ADAM, PYRO_OPTIMIZERS["Adam"]()):
+        svi = SVI(model, guide, optimizer, elbo.ELBO())
+        svi.step(torch.ones(1))
+        assert list(svi.named_parameters()) == ["loc"]
+        svi.step(torch.ones(2))
+        assert sorted(svi.named_parameters()) == ["loc", "shift"]
+        assert svi.named_parameters()["shift"].item() != 0.5
+        moved = svi.named_parameters()["loc"].item()
+        svi.step(torch.ones(1))
+        assert svi.named_parameters()["loc"].item() != moved
+
+
+def test_parameters_of_modules_that_appear_later_join() -> None:
+    program = normal_normal()
+
+    class Model(PyroModule):
+        shift: Tensor
+
+        def forward(self, x: Tensor) -> None:
+            program.model(x - self.shift if hasattr(self, "shift") else x)
+
+    model = Model("model")
+    svi = SVI(model, program.guide, ADAM, elbo.ELBO())
+    losses_of(svi, X, 3)
+    model.shift = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    losses_of(svi, X, 3)
+    assert "model.shift" in svi.named_parameters()
+    assert model.shift.item() != 0.5
+
+
+@pytest.mark.filterwarnings("ignore:.* was not registered in the param store because requires_grad=False")
+def test_frozen_parameters_stay() -> None:
+    vae = small_vae()
+    vae.likelihood.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    losses_of(SVI(vae.model, vae.guide, ADAM, elbo.ELBO()), torch.randn(4, 5))
+    still = {name for name, p in vae.named_parameters() if torch.equal(p, before[name])}
+    assert still == {name for name in before if name.startswith("model.likelihood")}
+
+
+class SharedNet(PyroModule):
+    """Model or guide with a network that both hold: z and x are shifted by one offset."""
+
+    def __init__(self, name: str, net: nn.Linear) -> None:
+        super().__init__(name)
+        self.net = net
+
+
+class SharedModel(SharedNet):
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x), 1]).to_event(1))
+            pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+
+class SharedGuide(SharedNet):
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, PYRO_OPTIMIZERS["Adam"]()], ids=["torch", "pyro"])
+def test_a_shared_parameter_is_moved_once(optimizer: Any) -> None:
+    net = nn.Linear(1, 1)
+    before = [p.detach().clone() for p in net.parameters()]
+    svi = SVI(SharedModel("model", net), SharedGuide("guide", net), optimizer, elbo.ELBO())
+    svi.step(torch.tensor([[1.0], [2.0]]))
+    assert len(svi.named_parameters()) == 4
+    # Adam's first step has the size of the learning rate, whatever the gradient.
+    for parameter, old in zip(net.parameters(), before, strict=True):
+        assert (parameter - old).abs().item() == pytest.approx(0.05, rel=1e-4)
+
+
+# Clipping
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.25, 1e6])
+def test_the_gradient_of_all_parameters_together_is_clipped(shared: bool, max_grad_norm: float | None) -> None:
+    net = nn.Linear(1, 1)
+    other = net if shared else nn.Linear(1, 1)
+    other.load_state_dict(net.state_dict())
+    model, guide, x = SharedModel("model", other), SharedGuide("guide", net), torch.tensor([[1.0], [20.0]])
+    parameters = list(dict.fromkeys([*model.parameters(), *guide.parameters()]))
+    before = nn.utils.parameters_to_vector(parameters).detach()
+    torch.manual_seed(3)
+    with pyro.get_param_store().scope():
+        elbo.ELBO().loss_and_grads(model, guide, x)
+    gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    for parameter in parameters:
+        parameter.grad = None
+    torch.manual_seed(3)
+    SVI(model, guide, partial(torch.optim.SGD, lr=0.1), elbo.ELBO(), max_grad_norm=max_grad_norm).step(x)
+    norm = gradient.norm().item()
+    assert norm > 0.25
+    factor = min(1.0, 1e9 if max_grad_norm is None else max_grad_norm / norm)
+    expected = before - 0.1 * factor * gradient
+    torch.testing.assert_close(nn.utils.parameters_to_vector(parameters).detach(), expected)
+
+
+# Validation
+
+Flags = tuple[bool, bool, bool]
+
+
+def validation_flags() -> Flags:
+    return (
+        pyro.infer.util.is_validation_enabled(),
+        pyro.poutine.util.is_validation_enabled(),
+        bool(torch.distributions.Distribution._validate_args),
+    )
+
+
+def watched_svi(loss: pyro.infer.ELBO) -> tuple[SVI, list[Flags]]:
+    program, seen = normal_normal(functions=True), []
+
+    def guide(x: Tensor, flag: bool = False) -> None:
+        seen.append(validation_flags())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0, dtype=x.dtype)), 1.0))
+
+    def model(x: Tensor, flag: bool = False) -> None:
+        program.model(x)
+
+    return SVI(model, guide, ADAM, loss), seen
+
+
+ON, OFF = (True, True, True), (False, False, False)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_the_first_step_of_every_shape_is_validated_and_no_other(loss: Callable[[], pyro.infer.ELBO]) -> None:
+    svi, seen = watched_svi(loss())
+    svi.initialize(X)  # computes no density, so it validates nothing for the first step
+    seen.clear()
+    for x in (X, X, X[:2], X, X[:2], X.float(), X):
+        svi.step(x)
+        assert validation_flags() == ON
+    assert seen == [ON, OFF, ON, OFF, OFF, ON, OFF]
+    svi.step(X, flag=True)
+    svi.step(X, flag=False)
+    svi.evaluate_loss(X)
+    assert seen[7:] == [ON, OFF, OFF]
+
+
+def test_evaluate_loss_validates_the_first_call_of_every_shape() -> None:
+    svi, seen = watched_svi(elbo.ELBO())
+    for call in (svi.evaluate_loss, svi.evaluate_loss, svi.step):
+        call(X)
+    assert seen == [ON, OFF, OFF]
+
+
+def test_validation_that_the_user_switched_off_stays_off() -> None:
+    svi, seen = watched_svi(elbo.ELBO())
+    with pyro.validation_enabled(False):
+        svi.step(X)
+        svi.step(X)
+        assert validation_flags() == OFF
+    assert seen == [OFF, OFF]
+    assert validation_flags() == ON
+
+
+def test_an_error_leaves_validation_and_the_store_as_they_were() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.param("loc", torch.tensor(0.0))
+        if len(x) > 2:
+            raise KeyError("no such thing")
+        normal_normal(functions=True).guide(x)
+
+    svi = SVI(normal_normal().model, guide, ADAM, elbo.ELBO())
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            svi.step(X)
+        assert validation_flags() == ON
+        assert len(pyro.get_param_store()) == 0
+    assert svi.num_steps == 0
+
+
+def test_mistakes_are_found_at_the_first_step() -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    svi = SVI(vae.model, lambda x: None, ADAM, elbo.ELBO())
+    svi.initialize(x)
+    with (
+        pytest.warns(UserWarning, match="Found vars in model but not guide"),
+        pytest.raises(ValueError, match="expected a site for every latent of the model"),
+    ):
+        svi.step(x)
+    vae = VAE(vae.prior, likelihoods.Bernoulli(nets.MLP(2, []), 5), vae.posterior)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+    svi.initialize(torch.ones(4, 5))
+    with pytest.raises(ValueError, match="Bernoulli likelihood: expected binary values"):
+        svi.step(x)
+
+
+# A loss that is not finite
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+@pytest.mark.parametrize("optimizer", [ADAM, PYRO_OPTIMIZERS["Adam"]()], ids=["torch", "pyro"])
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_nan_stops_before_the_update_and_says_where_it_is(
+    loss: Callable[[], pyro.infer.ELBO], optimizer: Any
+) -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    svi = SVI(vae.model, vae.guide, optimizer, loss())
+    svi.step(x)
+    svi.step(x)
+    head = vae.likelihood.head.layer.weight
+    with torch.no_grad():
+        head[0, 0] = torch.nan
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    with pytest.raises(FloatingPointError) as caught:
+        svi.step(x)
+    message = str(caught.value)
+    assert re.search(r"SVI: expected a finite loss at step 2; got nan\.", message)
+    assert "Sites with a log-density that is not finite: 'x' of the model." in message
+    assert "Parameters that are not finite: " in message
+    assert message.count("head.layer.weight") == 1
+    assert "Lower the learning rate, clip gradients (max_grad_norm)" in message
+    assert all(p.grad is None for p in vae.parameters())
+    assert all(torch.equal(p.nan_to_num(), before[n].nan_to_num()) for n, p in vae.named_parameters())
+    assert svi.num_steps == 2
+    with torch.no_grad():
+        head[0, 0] = 0.0
+    assert svi.step(x) < float("inf")
+    assert svi.num_steps == 3
+
+
+def test_an_infinite_loss_names_the_site_of_the_guide() -> None:
+    program = normal_normal()
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO())
+    svi.step(X)
+    with torch.no_grad():
+        svi.named_parameters()["log_scale"][1] = 1000.0
+    with pytest.raises(FloatingPointError, match=r"'z' of the guide, 'z' of the model, 'x' of the model\. .*: none\."):
+        svi.step(X)
+
+
+@pytest.mark.parametrize("functions", [False, True])
+def test_a_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
+    program = normal_normal(functions=functions)
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO())
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="at step 0"):
+        svi.step(torch.full_like(X, torch.nan))
+    before = {name: p.detach().clone() for name, p in svi.named_parameters().items()}
+    svi.step(X)
+    assert len(before) == 2
+    with svi.scope():
+        for name, parameter in pyro.get_param_store().named_parameters():
+            assert not torch.equal(parameter, before[name])
+
+
+# Before the first step
+
+
+def test_initialize_makes_the_optimizer_and_leaves_the_generator() -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+    assert svi.optimizer is None
+    assert svi.named_parameters() == {}
+    before, state = {n: p.detach().clone() for n, p in vae.named_parameters()}, torch.get_rng_state()
+    svi.initialize(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) for name, p in vae.named_parameters())
+    assert isinstance(svi.optimizer, torch.optim.Adam)
+    assert {id(p) for g in svi.optimizer.param_groups for p in g["params"]} == {id(p) for p in vae.parameters()}
+    svi.optimizer.param_groups[0]["lr"] = 0.0
+    svi.step(x)
+    assert all(torch.equal(p, before[name]) for name, p in vae.named_parameters())
+
+
+def test_programs_without_parameters_have_a_loss_all_the_same() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    svi = SVI(normal_normal().model, guide, ADAM, elbo.ELBO())
+    assert svi.step(X) == pytest.approx(-NormalNormal.log_marginal_likelihood(X).sum().item())
+    assert svi.optimizer is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"optimizer": torch.optim.Adam([nn.Parameter(torch.zeros(1))])},
+            TypeError,
+            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim optimiser; "
+            "got Adam. Pass functools.partial(torch.optim.Adam, lr=1e-3), say.",
+        ),
+        ({"optimizer": {"lr": 0.1}}, TypeError, "SVI: expected optimizer a callable"),
+        (
+            {"loss": pyro.infer.Trace_ELBO},
+            TypeError,
+            "SVI: expected loss a pyro.infer.ELBO; got ABCMeta. Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO().",
+        ),
+        ({"loss": lambda model, guide, x: 0.0}, TypeError, "SVI: expected loss a pyro.infer.ELBO; got function."),
+        (
+            {"max_grad_norm": 0.0},
+            ValueError,
+            "SVI: expected max_grad_norm above 0; got 0.0. Give a positive norm, or None.",
+        ),
+        ({"max_grad_norm": -1.0}, ValueError, "SVI: expected max_grad_norm above 0; got -1.0."),
+        ({"max_grad_norm": float("nan")}, ValueError, "SVI: expected max_grad_norm above 0; got nan."),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    program = normal_normal()
+    with pytest.raises(error, match=re.escape(message)):
+        SVI(**{"model": program.model, "guide": program.guide, "optimizer": ADAM, "loss": elbo.ELBO(), **options})
+
+
+@pytest.mark.cuda
+def test_a_step_on_cuda() -> None:
+    vae, x = small_vae().cuda(), torch.randn(4, 5, device="cuda")
+    svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), elbo.ELBO(num_particles=2), max_grad_norm=1.0)
+    state = torch.cuda.get_rng_state()
+    svi.initialize(x)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    before = {name: p.detach().clone() for name, p in vae.named_parameters()}
+    losses_of(svi, x, 3)
+    assert [name for name, p in vae.named_parameters() if torch.equal(p, before[name])] == []
+    assert {p.device.type for p in vae.parameters()} == {"cuda"}
