@@ -1,26 +1,42 @@
 """Densities that Pyro and torch lack, or that need another form to be exact: ``TorchDistribution`` subclasses."""
 
+from pyro_vae.distributions import kl as _kl  # noqa: F401  registers closed forms
 from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.dequantized import Dequantized, dequantize
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.distributions.elementwise import elementwise_log_prob
+from pyro_vae.distributions.hyperspherical_uniform import HypersphericalUniform
 from pyro_vae.distributions.joint import Joint
 from pyro_vae.distributions.lattice import Lattice, lattice
+from pyro_vae.distributions.logistic_normal import LogisticNormal
 from pyro_vae.distributions.logit_normal import LogitNormal
-from pyro_vae.distributions.missing_at_random import MissingAtRandom
+from pyro_vae.distributions.missing_at_random import MissingAtRandom, or_missing
+from pyro_vae.distributions.mixture_of_diagonal_normals import MixtureOfDiagonalNormals
 from pyro_vae.distributions.multinomial import Multinomial
+from pyro_vae.distributions.normalizing_flow import NormalizingFlow
+from pyro_vae.distributions.relaxed_one_hot_categorical import RelaxedOneHotCategorical
+from pyro_vae.distributions.sylvester import SylvesterTransform
+from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
 
 __all__ = [
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",
+    "HypersphericalUniform",
     "Joint",
     "Lattice",
+    "LogisticNormal",
     "LogitNormal",
     "MissingAtRandom",
+    "MixtureOfDiagonalNormals",
     "MixtureOfDiscretizedLogistics",
     "Multinomial",
+    "NormalizingFlow",
+    "RelaxedOneHotCategorical",
+    "SylvesterTransform",
+    "VonMisesFisher",
     "dequantize",
     "elementwise_log_prob",
     "lattice",
+    "or_missing",
 ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -14,15 +13,38 @@ from pyro_vae.family import Family
 class Likelihood(Family):
     """A density p(x|z) of data x of shape ``event_shape`` given latents z.
 
-    Besides what :class:`~pyro_vae.family.Family` asks, a likelihood states the data it accepts.
+    Besides what :class:`~pyro_vae.family.Family` asks, a likelihood states the data it accepts. All three statements
+    are class attributes, or attributes of an instance where an option decides.
     """
 
-    support: ClassVar[constraints.Constraint]
-    """Where one element of x may lie."""
-    accepts: ClassVar[str]
+    support: constraints.Constraint
+    """Where one element of x may lie; of ``event_dim`` above 0 where the elements depend on each other."""
+    accepts: str
     """The same in words, for messages and tables."""
-    remedy: ClassVar[str]
+    remedy: str
     """What to do with data outside the support."""
+    contexts: tuple[str, ...] = ()
+    """Parents that do not enter the body: the last arguments of ``forward``, by the name ``distribution`` gives them.
+
+    Each is one number per datum, of shape (N,) or (N, 1)."""
+    calibrated: bool = False
+    """Whether something is to be set in closed form at every epoch, by :meth:`calibrate`."""
+
+    def forward(self, *parents: Tensor) -> TorchDistribution:
+        """p(x|z) for z, the body's contexts, and the ``contexts`` of the likelihood, in this order.
+
+        Raises:
+            TypeError: a context too few or too many.
+        """
+        inputs = len(self.body.input_shapes)
+        if len(parents) != inputs + len(self.contexts):
+            raise TypeError(
+                f"{type(self).__name__} likelihood: expected {inputs} inputs of the body"
+                f"{''.join(f' and {context}' for context in self.contexts)}; got {len(parents)} in all. "
+                "Give z and the contexts in this order; a body takes contexts with context_shapes=..."
+            )
+        context = dict(zip(self.contexts, map(_per_datum, parents[inputs:]), strict=True))
+        return self.distribution(**self.head(self.body(*parents[:inputs])), **context)
 
     def check_shape(self, x: Tensor) -> None:
         """Refuses data whose trailing dims are not ``event_shape``.
@@ -37,11 +59,12 @@ class Likelihood(Family):
                 "Reshape the data, or give the likelihood the event_shape of the data."
             )
 
-    def check_data(self, x: Tensor) -> None:
+    def check_data(self, x: Tensor, *context: Tensor) -> None:
         """Refuses data this density cannot have produced.
 
         Args:
             x: data of shape (N, \\*event_shape).
+            context: what ``forward`` takes beside z. Where there is none, only x is looked at.
 
         Raises:
             TypeError: integer data, which networks cannot take.
@@ -59,3 +82,33 @@ class Likelihood(Family):
                 f"{name}: expected {self.accepts}; got values in {span}"
                 f"{f' and {lost} NaN or infinite' if lost else ''}. {self.remedy}."
             )
+        if context:
+            for label, value in zip(self.contexts, context[len(context) - len(self.contexts) :], strict=True):
+                self.check_context(x, label, _per_datum(value))
+
+    def check_context(self, x: Tensor, label: str, value: Tensor) -> None:
+        """Refuses a context this density cannot use.
+
+        Args:
+            x: data that fits the density.
+            label: the name of one of ``contexts``.
+            value: the context, (N,).
+        """
+        raise NotImplementedError
+
+    def calibrate(self, x: Tensor, mean: Tensor) -> None:
+        """Sets in closed form what no gradient learns; training calls it at every epoch where ``calibrated`` is true.
+
+        Args:
+            x: data, (N, \\*event_shape).
+            mean: E[x|z] at a draw z ~ q(z|x) for each of them, of the same shape.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+def _per_datum(context: Tensor) -> Tensor:
+    """(N, 1) -> (N,), as a column of a table comes."""
+    return context.squeeze(-1) if context.dim() > 1 and context.shape[-1] == 1 else context

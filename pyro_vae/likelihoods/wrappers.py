@@ -1,0 +1,166 @@
+"""Likelihoods that change what data another one accepts: MissingAtRandom and Dequantized."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vae import distributions
+from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.nets import Body, Head
+
+
+class _Wrapper(Likelihood):
+    """A likelihood made from another: it shares its network and parameters, and changes its distribution."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        nn.Module.__init__(self)  # not Family's, which would build a second head
+        if not isinstance(likelihood, Likelihood):
+            raise TypeError(
+                f"{type(self).__name__} likelihood: expected a pyro_vae.likelihoods.Likelihood; got "
+                f"{type(likelihood).__name__}. Build the likelihood first, and wrap it."
+            )
+        self.likelihood = likelihood
+        self.event_shape = likelihood.event_shape
+        self.contexts = likelihood.contexts
+        self.calibrated = likelihood.calibrated
+
+    @property
+    def body(self) -> Body:  # type: ignore[override]
+        return self.likelihood.body
+
+    @property
+    def head(self) -> Head:  # type: ignore[override]
+        return self.likelihood.head
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        return self.likelihood.parameter_shapes()
+
+    def check_context(self, x: Tensor, label: str, value: Tensor) -> None:
+        self.likelihood.check_context(x, label, value)
+
+    def extra_repr(self) -> str:
+        return ""  # the wrapped likelihood is shown with all it has
+
+
+class MissingAtRandom(_Wrapper):
+    r"""Another likelihood of data in which NaN stands for a value that is missing.
+
+    :math:`\log p(x|z) = \sum_{d \text{ observed}} \log p_d(x_d|z)`: the missing values are integrated out, which for a
+    product over elements is leaving them out. An ELBO with it bounds the marginal likelihood of the observed values.
+    It is the whole likelihood where values are missing at random: whether one is missing depends on the observed values
+    alone. A guide that is a network needs numbers: :class:`~pyro_vae.vae.VAE` gives the encoder 0 in their place, so
+    scale the data such that 0 is an ordinary value. Samples and means are complete rows, hence imputations.
+
+    Accepts what the other likelihood accepts, and NaN. Works with every likelihood that is a product over elements, and
+    with a :class:`Mixed` of such.
+
+    Args:
+        likelihood: the likelihood of complete data.
+
+    Raises:
+        ValueError: the likelihood couples its elements, as OneHotCategorical does.
+
+    References:
+        Mattei, Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets", 2019,
+        https://arxiv.org/abs/1812.02633; Rubin, "Inference and missing data", 1976,
+        https://doi.org/10.1093/biomet/63.3.581
+
+    Example:
+        >>> from pyro_vae.likelihoods import Normal
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = MissingAtRandom(Normal(MLP(2, [8]), 3, scale=1.0))
+        >>> likelihood(torch.zeros(4, 2)).log_prob(torch.full((4, 3), torch.nan))
+        tensor([0., 0., 0., 0.], grad_fn=<SumBackward1>)
+    """
+
+    placeholder: Tensor
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__(likelihood)
+        if likelihood.support.event_dim > 0:
+            raise ValueError(
+                f"MissingAtRandom likelihood: expected a product over elements; got {type(likelihood).__name__}, whose "
+                "elements depend on each other. Use Categorical for categories, or DiscretizedLogistic for pixels."
+            )
+        # Within the support of every element, and away from its edges where the density may be infinite there.
+        placeholder = torch.zeros(self.event_shape)
+        for value in (0.5, 1.0):
+            placeholder = torch.where(likelihood.support.check(placeholder), placeholder, value)
+        self.register_buffer("placeholder", placeholder, persistent=False)
+        self.accepts = f"{likelihood.accepts}, or NaN where missing"
+        self.remedy = likelihood.remedy
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return distributions.or_missing(self.likelihood.support, self.placeholder)
+
+    def distribution(self, **parameters: Tensor) -> TorchDistribution:
+        return distributions.MissingAtRandom(self.likelihood.distribution(**parameters), self.placeholder)
+
+    def check_data(self, x: Tensor, *context: Tensor) -> None:
+        self.check_shape(x)
+        self.likelihood.check_data(torch.where(x.isnan(), self.placeholder, x), *context)
+
+    def calibrate(self, x: Tensor, mean: Tensor) -> None:
+        self.likelihood.calibrate(x, mean)
+
+
+class Dequantized(_Wrapper):
+    r"""A continuous likelihood as a probability of discrete data x = k / (levels - 1), by uniform dequantisation.
+
+    A continuous density of discrete data has no upper bound: it can put ever narrower peaks on the levels. Here x
+    stands for its cell, :math:`y = (k + u) / \mathrm{levels}` in (0, 1) with a fresh :math:`u \sim U[0, 1)` at every
+    evaluation, and ``log_prob`` is :math:`\log p(y|z) - D \log \mathrm{levels}`, an estimate of the log-probability of
+    the cell that is low in expectation. Its nats compare with those of discrete likelihoods, and
+    :func:`~pyro_vae.evaluation.bits_per_dim` needs no correction for it: the constant is the "+ 8" of 8-bit data. See
+    :class:`pyro_vae.distributions.Dequantized` for what may be done with a log-density that is random.
+
+    Accepts the levels k / (levels - 1) in [0, 1].
+
+    Args:
+        likelihood: a continuous likelihood on the real line or the unit interval.
+        levels: number of levels, 256 for 8-bit images.
+
+    Raises:
+        ValueError: the likelihood is discrete or marks missing values, or ``levels`` is below 2.
+
+    References:
+        Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016,
+        https://arxiv.org/abs/1511.01844; Uria, Murray, Larochelle, "RNADE", 2013, https://arxiv.org/abs/1306.0186
+
+    Example:
+        >>> from pyro_vae.likelihoods import LogitNormal
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = Dequantized(LogitNormal(MLP(2, [8]), (1, 4, 4)))
+        >>> likelihood(torch.zeros(3, 2)).log_prob(torch.zeros(3, 1, 4, 4)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, likelihood: Likelihood, *, levels: int = 256) -> None:
+        super().__init__(likelihood)
+        if isinstance(likelihood, MissingAtRandom) or likelihood.support.is_discrete:
+            remedy = (
+                "Wrap them the other way round"
+                if isinstance(likelihood, MissingAtRandom)
+                else "Use the likelihood as it is"
+            )
+            raise ValueError(
+                "Dequantized likelihood: expected a continuous likelihood of complete data; got "
+                f"{type(likelihood).__name__}. {remedy}."
+            )
+        if levels < 2:
+            raise ValueError(f"Dequantized likelihood: expected levels at least 2; got {levels}. Use 256 for 8 bits.")
+        self.levels = levels
+        self.support = distributions.lattice(constraints.integer_interval(0, levels - 1), 1 / (levels - 1))
+        self.accepts = f"values k / {levels - 1}, k = 0, ..., {levels - 1}"
+        self.remedy = "Scale the levels to [0, 1] and give their number as levels=..."
+
+    def distribution(self, **parameters: Tensor) -> TorchDistribution:
+        return distributions.Dequantized(self.likelihood.distribution(**parameters), self.levels)
+
+    def calibrate(self, x: Tensor, mean: Tensor) -> None:
+        centre = (mean * (self.levels - 1) + 0.5) / self.levels
+        self.likelihood.calibrate(distributions.dequantize(x, self.levels), centre)
