@@ -1,5 +1,40 @@
-"""Estimators of the evidence lower bound, as ``pyro.infer.ELBO`` subclasses for any Pyro model and guide."""
+"""Estimators of bounds on log p(x), as ``pyro.infer.ELBO`` subclasses for any Pyro model and guide.
+
+A bound and a gradient are separate choices: ``IWELBO(num_particles=5, gradient="dreg")``.
+"""
 
 from pyro_vae.elbo.elbo import ELBO
+from pyro_vae.elbo.estimator import Estimator
+from pyro_vae.elbo.gradients import OVIS, STL, VIMCO, DReG, Enumerate, Gradient, Pathwise, Score
+from pyro_vae.elbo.importance import CIWELBO, IWELBO, MIWELBO, PIWELBO
+from pyro_vae.elbo.jackknife import JackknifeELBO
+from pyro_vae.elbo.log_weights import log_weights
+from pyro_vae.elbo.renyi import RenyiELBO, VRMax
+from pyro_vae.elbo.terms import Terms
+from pyro_vae.elbo.thermodynamic import Covariance, ThermodynamicELBO
+from pyro_vae.elbo.wake_sleep import ReweightedWakeSleep
 
-__all__ = ["ELBO"]
+__all__ = [
+    "CIWELBO",
+    "ELBO",
+    "IWELBO",
+    "MIWELBO",
+    "OVIS",
+    "PIWELBO",
+    "STL",
+    "VIMCO",
+    "Covariance",
+    "DReG",
+    "Enumerate",
+    "Estimator",
+    "Gradient",
+    "JackknifeELBO",
+    "Pathwise",
+    "RenyiELBO",
+    "ReweightedWakeSleep",
+    "Score",
+    "Terms",
+    "ThermodynamicELBO",
+    "VRMax",
+    "log_weights",
+]

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro.infer
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from pyro_vae.elbo.tracing import PyroProgram, Site, Traces, plate_nesting, trace_programs
+from pyro_vae.elbo.draws import Call
+from pyro_vae.elbo.estimator import Estimator
+from pyro_vae.elbo.gradients import Gradient, GradientName, Pathwise, check_reparameterised
+from pyro_vae.elbo.log_weights import LogDensities, log_densities
+from pyro_vae.elbo.terms import analytic_kl as closed_form_kl
+from pyro_vae.elbo.terms import check_order
+from pyro_vae.elbo.tracing import PyroProgram, Structure, per_datum
 
 
-class ELBO(pyro.infer.ELBO):
-    r"""The negative ELBO as a loss, with pathwise (reparameterisation) gradients.
+class ELBO(Estimator):
+    r"""The negative ELBO as a loss.
 
     .. math::
         -\frac1K \sum_k \Big[\log p(x|z_k) + \beta \sum_i (\log p(z_{ik}) - \log q(z_{ik}|x))\Big],
@@ -32,96 +35,104 @@ class ELBO(pyro.infer.ELBO):
     ``pyro.infer.Trace_ELBO``, and with ``analytic_kl=True`` that of ``pyro.infer.TraceMeanField_ELBO``.
 
     Args:
-        num_particles: K, draws per datum, made in one vectorised pass.
+        num_particles: K, draws per datum.
         beta: weight of the latents' terms. An objective with beta != 1 is not a bound for beta < 1, and a looser one
             for beta > 1 (Higgins et al., "beta-VAE", 2017, https://openreview.net/forum?id=Sy2fzU9gl).
         analytic_kl: take KL(q || p) in closed form in place of a difference of log-densities at the draw. There is no
-            fallback: a pair of distributions without a closed form is an error.
+            fallback: a pair of distributions without a closed form is an error, and so is a guide that draws its
+            latents in another order than the model.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`; ``"enumerate"`` sums over discrete latents.
+        free_bits: with a value lambda > 0 in nats, each site's and datum's KL counts as max(lambda, KL), in closed
+            form. The result is an objective, and no bound (Kingma et al., "Improved variational inference with inverse
+            autoregressive flow", 2016, https://arxiv.org/abs/1606.04934).
+        plate: name of the data plate; needed by free bits only, used by score gradients where there is one.
+        vectorize: make the K draws in one pass.
 
     Raises:
-        ValueError: ``num_particles`` below 1, negative ``beta``; when run, a latent without a pathwise gradient, or
-            without a closed-form KL where one was asked for.
+        ValueError: a number out of range; a combination of the options that is none; when run, a latent without a
+            pathwise gradient, or without a closed-form KL where one was asked for.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114
     """
 
-    def __init__(self, num_particles: int = 1, beta: float = 1.0, analytic_kl: bool = False) -> None:
-        if num_particles < 1:
-            raise ValueError(f"ELBO: expected num_particles at least 1; got {num_particles}. Give a positive number.")
-        if not beta >= 0:
-            raise ValueError(f"ELBO: expected beta at least 0; got {beta}. Give a non-negative number.")
-        super().__init__(num_particles=num_particles, vectorize_particles=True)
+    def __init__(
+        self,
+        num_particles: int = 1,
+        beta: float = 1.0,
+        analytic_kl: bool = False,
+        *,
+        gradient: Gradient | GradientName = "pathwise",
+        free_bits: float = 0.0,
+        plate: str = "data",
+        vectorize: bool = True,
+    ) -> None:
+        for name, value in (("beta", beta), ("free_bits", free_bits)):
+            if not value >= 0:
+                raise ValueError(f"ELBO: expected {name} at least 0; got {value}. Give a non-negative number.")
         self.beta = beta
         self.analytic_kl = analytic_kl
+        self.free_bits = free_bits
+        super().__init__(num_particles, gradient, plate=plate, vectorize=vectorize)
+        if free_bits and not analytic_kl:
+            raise ValueError(
+                "ELBO: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
+            )
+        if analytic_kl and not isinstance(self.gradient, Pathwise):
+            raise ValueError(
+                f"ELBO: expected gradient='pathwise' with analytic_kl=True; got {type(self.gradient).__name__}. "
+                "Use one or the other."
+            )
+
+    @property
+    def latent_weight(self) -> float:  # type: ignore[override]
+        """Beta."""
+        return self.beta
+
+    @property
+    def enumerable(self) -> bool:  # type: ignore[override]
+        """Whether the objective is the one that ``TraceEnum_ELBO`` computes."""
+        return self.beta == 1 and not self.analytic_kl
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        return log_weights.mean(0)
+
+    def path_scale(self, log_weights: Tensor) -> Tensor:
+        return torch.ones_like(log_weights)
+
+    def signal(self, log_weights: Tensor) -> Tensor:
+        return log_weights / self.num_particles  # a draw adds to the average on its own
+
+    def weigh(self, densities: LogDensities) -> Tensor:
+        latents = densities.prior - densities.guide
+        return densities.likelihood + (latents if self.beta == 1 else self.beta * latents)
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a scalar tensor whose gradient is the estimator's."""
-        traces = self._get_trace(model, guide, args, kwargs)
-        total: Tensor | float = 0.0
-        for _, site in traces.observed():
-            total = total - site["log_prob_sum"]
-        kl: Tensor | float = 0.0
-        for name, model_site, guide_site in traces.latents():
-            kl = kl + self._kl(name, model_site, guide_site)
-        loss = (total + self.beta * kl) / self.num_particles
-        return loss if isinstance(loss, Tensor) else torch.tensor(loss)
-
-    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, without gradients."""
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
-
-    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number; adds its gradients to the parameters'."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
-    def _get_trace(
-        self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Traces:
-        if self.num_particles > 1 and self.max_plate_nesting == float("inf"):
-            self.max_plate_nesting = plate_nesting(model, guide, args, kwargs)
-        return trace_programs(
-            model, guide, args, kwargs, num_particles=self.num_particles, max_plate_nesting=self.max_plate_nesting
-        )
-
-    def _kl(self, name: str, model_site: Site | None, guide_site: Site) -> Tensor:
-        """Sum over the data and particles of one latent's KL, or of its log-ratio at the draws."""
-        if not guide_site["fn"].has_rsample:
-            raise ValueError(
-                f"ELBO: expected a reparameterised guide at site {name!r}; got {type(guide_site['fn']).__name__}, "
-                "whose pathwise gradient would silently be 0. Use a relaxed distribution there, or "
-                "pyro.infer.Trace_ELBO, whose score-function gradient serves any guide."
-            )
         if not self.analytic_kl:
-            log_q = guide_site["log_prob_sum"]
-            return log_q if model_site is None else log_q - model_site["log_prob_sum"]
-        return analytic_kl(name, model_site, guide_site).sum()
+            return super().differentiable_loss(model, guide, *args, **kwargs)
+        return self._closed_form(self._call(model, guide, args, kwargs))
 
+    def _closed_form(self, call: Call) -> Tensor:
+        """The loss with each latent's KL in closed form."""
+        draws = call.draw()
+        check_reparameterised(draws, self, self.gradient)
+        check_order(draws.runs[0])
+        kls: dict[str, list[Tensor]] = {}
+        for run in draws.runs:
+            for name, model_site, site in run.latents():
+                kl = closed_form_kl(name, model_site, site)
+                kls.setdefault(name, []).append(per_datum(name, site, kl, run, call.plate))
+        by_site = [torch.cat(rows).mean(0) for rows in kls.values()]
+        kl = sum(((k.clamp(min=self.free_bits) if self.free_bits else k).sum() for k in by_site), torch.zeros(()))
+        likelihood = torch.cat([log_densities(run, call.plate).likelihood for run in draws.runs]).mean(0).sum()
+        return self.beta * kl - likelihood
 
-def analytic_kl(name: str, model_site: Site | None, guide_site: Site) -> Tensor:
-    """KL(q || p) of one latent in closed form, of the shape of the site's ``log_prob``, scaled and masked like it.
+    def _needs_structure(self) -> bool:
+        return self.num_particles > 1 or not self.gradient.linear or self.free_bits > 0
 
-    Raises:
-        ValueError: there is no closed form for the two distributions.
-    """
-    try:
-        if model_site is None:
-            raise NotImplementedError
-        kl = kl_divergence(guide_site["fn"], model_site["fn"])
-    except NotImplementedError as error:
-        prior = "no distribution" if model_site is None else _describe(model_site["fn"])
-        raise ValueError(
-            f"Analytic KL: expected a closed form at site {name!r}; got {_describe(guide_site['fn'])} against {prior}. "
-            "Use analytic_kl=False."
-        ) from error
-    return scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
-
-
-def _describe(distribution: Any) -> str:
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
+    def _plate(self, structure: Structure) -> str | None:
+        if self.free_bits:
+            return super()._plate(structure)
+        # A sum needs no weights per datum; a score gradient gains from them where it can have them.
+        needed = not self.gradient.linear and structure.outside.get(self.plate, "absent") is None
+        return self.plate if needed else None

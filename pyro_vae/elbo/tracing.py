@@ -2,48 +2,116 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import pyro
+import torch
 from pyro import poutine
-from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
 
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What must be known of a program before it is run for several particles or per datum.
+
+    Attributes:
+        nesting: number of nested plates.
+        enumerated: latents of the model that are not in the guide and are marked for parallel enumeration.
+        outside: for every plate, a site that is not inside it; None for a plate that encloses all sites.
+    """
+
+    nesting: int
+    enumerated: frozenset[str]
+    outside: dict[str, str | None]
+
+
+class UndrawnLatentError(ValueError):
+    """The model has latents that the guide does not draw.
+
+    Args:
+        names: their sites.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(
+            f"Guide: expected a site for every latent of the model; got none for {names}. Sample them in the guide "
+            'under the same names, or mark discrete ones with infer={"enumerate": "parallel"} to have them summed out.'
+        )
+
+
+def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+    """Runs a program once to learn its structure, which is taken to be static; random generators are left alone.
+
+    Raises:
+        UndrawnLatentError: a latent of the model that is neither in the guide nor marked for enumeration.
+    """
+    devices = sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    extra = _undrawn(model_trace, guide_trace)
+    missing = [n for n, site in _sites(model_trace) if n in extra and site["infer"].get("enumerate") != "parallel"]
+    if missing:
+        raise UndrawnLatentError(missing)
+    stacks = [(name, site["cond_indep_stack"]) for trace in (guide_trace, model_trace) for name, site in _sites(trace)]
+    plates = {frame.name: frame.dim for _, stack in stacks for frame in stack if frame.vectorized}
+    outside = {
+        plate: next((name for name, stack in stacks if plate not in {frame.name for frame in stack}), None)
+        for plate in plates
+    }
+    return Structure(-min(plates.values(), default=0), frozenset(extra), outside)
 
 
 @dataclass(frozen=True)
 class Traces:
-    """A guide's trace and the trace of the model replayed against it.
+    """A guide's trace and the trace of the model run on the guide's draws.
 
     Attributes:
-        model: the model's sample sites, with ``log_prob`` computed, scaled and masked.
+        model: the model's trace, with the ``log_prob`` of every site, scaled and masked.
         guide: the guide's, likewise.
         num_particles: K, the number of draws held in parallel.
         particle_dim: the (negative) dim of the K draws in every ``log_prob``, or None for a single draw without one.
+        enumerated: latents that only the model has, enumerated in parallel.
+        replay: runs model and guide again, on the values of another trace of the guide.
     """
 
     model: Trace
     guide: Trace
     num_particles: int
     particle_dim: int | None
+    enumerated: frozenset[str]
+    replay: Callable[[Literal["model", "guide"], Trace], Trace]
 
     def observed(self) -> Iterator[tuple[str, Site]]:
         """Name and model site of everything observed."""
-        return ((name, site) for name, site in _sample_sites(self.model) if site["is_observed"])
+        return ((name, site) for name, site in _sites(self.model) if site["is_observed"])
 
     def latents(self) -> Iterator[tuple[str, Site | None, Site]]:
         """Name, model site and guide site of every latent; no model site for one auxiliary to the guide."""
-        return ((name, self.model.nodes.get(name), site) for name, site in _sample_sites(self.guide))
+        return ((name, self.model.nodes.get(name), site) for name, site in _sites(self.guide))
+
+    def with_model_at_constants(self) -> Traces:
+        """The same draws as constants, in the model's densities: gradients reach its parameters alone."""
+        return replace(self, model=self.replay("model", with_values(self.guide, Tensor.detach)))
+
+    def with_guide_at_constants(self) -> Traces:
+        """The same draws as constants, in the guide's densities: gradients reach its parameters alone."""
+        return replace(self, guide=_guide_at(self.guide, with_values(self.guide, Tensor.detach), self.replay))
 
 
 def trace_programs(
@@ -53,7 +121,9 @@ def trace_programs(
     kwargs: dict[str, Any],
     *,
     num_particles: int = 1,
-    max_plate_nesting: int | None = None,
+    structure: Structure | None = None,
+    detach: bool = False,
+    hook: Callable[[Site, Tensor], Tensor] | None = None,
 ) -> Traces:
     """Runs the guide, then the model on the guide's draws, for K particles in one vectorised pass.
 
@@ -63,45 +133,73 @@ def trace_programs(
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         num_particles: K. A plate of this size encloses the program when K > 1, left of all of its own plates.
-        max_plate_nesting: number of nested plates of the program; needed when K > 1, see :func:`plate_nesting`.
-
-    Raises:
-        ValueError: a latent of the model has no draw in the guide.
+        structure: of :func:`inspect`; needed when K > 1 or where the model has latents that the guide has not.
+        detach: make every draw a constant, so that no gradient reaches the parameters that made it.
+        hook: maps a guide site and the gradient of its draw to the gradient that is passed on to the guide. It sees
+            what comes through the log-densities, not what comes through draws made from this draw.
     """
     particle_dim = None
+    nesting = float("inf") if structure is None else structure.nesting
     if num_particles > 1:
-        assert max_plate_nesting is not None
-        particle_dim = -max_plate_nesting - 1
-        particles = pyro.plate(_PARTICLES, num_particles, dim=particle_dim)
+        assert structure is not None
+        particle_dim = -structure.nesting - 1
+        nesting = structure.nesting + 1
+        particles = pyro.plate(PARTICLES, num_particles, dim=particle_dim)
         model, guide = particles(model), particles(guide)
-    nesting = math.inf if particle_dim is None else -particle_dim
-    model_trace, guide_trace = get_importance_trace("flat", nesting, model, guide, args, kwargs)
-    if is_validation_enabled():
-        missing = [n for n, site in _sample_sites(model_trace) if not site["is_observed"] and n not in guide_trace]
-        if missing:
-            raise ValueError(
-                f"Guide: expected a site for every latent of the model; got none for {missing}. "
-                "Sample it in the guide under the same name."
-            )
-    return Traces(model_trace, guide_trace, num_particles, particle_dim)
+    enumerated = frozenset[str]() if structure is None else structure.enumerated
+    if enumerated:
+        model = EnumMessenger(first_available_dim=-1 - int(nesting))(model)
 
+    def replay(which: Literal["model", "guide"], trace: Trace) -> Trace:
+        program = poutine.replay(model if which == "model" else guide, trace=trace)
+        return _with_log_probs(poutine.trace(program).get_trace(*args, **kwargs))
 
-def plate_nesting(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Number of nested plates of a program, found by running it once, as Pyro's estimators do."""
-    with poutine.block():
+    with _Detach() if detach else contextlib.nullcontext():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    dims = [
-        frame.dim
-        for trace in (prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace))
-        for _, site in _sample_sites(trace)
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return -min(dims, default=0)
+    if hook is None:
+        _with_log_probs(guide_trace)
+    else:
+        aliases = with_values(guide_trace, lambda value: value.view_as(value))
+        for _, site in _sites(aliases):
+            if site["value"].requires_grad:
+                site["value"].register_hook(partial(hook, site))
+        guide_trace = _guide_at(guide_trace, aliases, replay)
+    model_trace = replay("model", guide_trace)
+    if structure is None and (undrawn := _undrawn(model_trace, guide_trace)):
+        raise UndrawnLatentError(undrawn)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace, nesting)
+        for trace in (guide_trace, model_trace):
+            for _, site in _sites(trace):
+                check_site_shape(site, nesting)  # type: ignore[arg-type]
+    return Traces(model_trace, guide_trace, num_particles, particle_dim, enumerated, replay)
 
 
-def per_datum(name: str, site: Site, value: Tensor, traces: Traces, plate: str) -> Tensor:
+def with_values(trace: Trace, change: Callable[[Tensor], Tensor]) -> Trace:
+    """A copy of a guide's trace with changed draws, whose densities are not yet computed."""
+    computed = ("log_prob", "log_prob_sum", "unscaled_log_prob")
+    copy = trace.copy()
+    for name, site in _sites(trace):
+        changed: Any = {key: value for key, value in site.items() if key not in computed}
+        changed["value"] = change(site["value"])
+        copy.nodes[name] = changed
+    return copy
+
+
+def outside_plate(site: str, plate: str) -> ValueError:
+    """The error for a site that is not inside the data plate."""
+    return ValueError(
+        f"Site {site!r}: expected to be inside the plate {plate!r}, so that its density belongs to a datum; got it "
+        f"outside. Move it into the plate, or name the plate that runs over the data with plate=..."
+    )
+
+
+def frame_of(site: Site, plate: str) -> Any:
+    """The site's frame in the plate of this name, or None."""
+    return next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
+
+
+def per_datum(name: str, site: Site, value: Tensor, traces: Traces, plate: str | None) -> Tensor:
     """Sums a site's log-density (or KL) over every dim but the particles' and the data plate's.
 
     Args:
@@ -109,7 +207,7 @@ def per_datum(name: str, site: Site, value: Tensor, traces: Traces, plate: str) 
         site: the site.
         value: of the shape of the site's ``log_prob``.
         traces: the run it belongs to.
-        plate: name of the data plate.
+        plate: name of the data plate; None to take the whole program for one datum.
 
     Returns:
         Shape (K, N).
@@ -117,19 +215,57 @@ def per_datum(name: str, site: Site, value: Tensor, traces: Traces, plate: str) 
     Raises:
         ValueError: the site is not inside the data plate.
     """
-    frame = next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
-    if frame is None:
-        raise ValueError(
-            f"Site {name!r}: expected to be inside the plate {plate!r}; got plates "
-            f"{[frame.name for frame in site['cond_indep_stack']]}. Move the site into the plate, or name the plate "
-            "that runs over the data."
-        )
-    kept = [dim for dim in (traces.particle_dim, frame.dim) if dim is not None]
-    depth = max(value.dim(), *(-dim for dim in kept))
+    kept = [] if traces.particle_dim is None else [traces.particle_dim]
+    if plate is not None:
+        frame = frame_of(site, plate)
+        if frame is None:
+            raise outside_plate(name, plate)
+        kept.append(frame.dim)
+    depth = max([value.dim(), *(-dim for dim in kept)])
     value = value.reshape((1,) * (depth - value.dim()) + value.shape)
     summed = [dim for dim in range(-depth, 0) if dim not in kept]
-    return (value.sum(summed) if summed else value).expand(traces.num_particles, -1)
+    rows = value.sum(summed) if summed else value
+    return (rows if plate is not None else rows.unsqueeze(-1)).expand(traces.num_particles, -1)
 
 
-def _sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+def across(site: Site, coefficients: Tensor, particle_dim: int | None, plate: str | None) -> Tensor:
+    """Lays coefficients (K, N) out along the value of a site, for multiplication."""
+    shape = [1] * len(site["fn"].batch_shape)
+    if particle_dim is not None:
+        shape[particle_dim] = coefficients.shape[0]
+    if plate is not None:
+        shape[frame_of(site, plate).dim] = coefficients.shape[1]
+    return coefficients.reshape(shape + [1] * site["fn"].event_dim)
+
+
+class _Detach(Messenger):
+    """Cuts every draw off from the parameters that made it, before anything is computed from it."""
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not msg["is_observed"]:
+            msg["value"] = msg["value"].detach()
+
+
+def _guide_at(original: Trace, changed: Trace, replay: Callable[[Literal["guide"], Trace], Trace]) -> Trace:
+    """The guide's densities at changed values.
+
+    The density of a lone latent depends on no draw but its own, so the trace itself serves. With several, the guide is
+    run again, so that the later densities are conditioned on the changed values too.
+    """
+    return _with_log_probs(changed) if len(list(_sites(original))) == 1 else replay("guide", changed)
+
+
+def _undrawn(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    """Latents of the model that the guide has not."""
+    return [name for name, site in _sites(model_trace) if not site["is_observed"] and name not in guide_trace]
+
+
+def _with_log_probs(trace: Trace) -> Trace:
+    trace.compute_log_prob(lambda name, site: not site_is_subsample(site))
+    return trace
+
+
+def _sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    return (
+        (name, site) for name, site in trace.nodes.items() if site["type"] == "sample" and not site_is_subsample(site)
+    )

@@ -1,5 +1,5 @@
 """What was learned: figures of a trained program, per datum and in nats."""
 
-from pyro_vae.evaluation.terms import ELBOTerms, elbo_terms
+from pyro_vae.evaluation.terms import elbo_terms
 
-__all__ = ["ELBOTerms", "elbo_terms"]
+__all__ = ["elbo_terms"]

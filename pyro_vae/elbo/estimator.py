@@ -1,0 +1,156 @@
+r"""The base of all estimators: a bound, which is a function of log-weights, and a gradient, chosen apart from it.
+
+A bound is a function F of the log-weights of K draws. With :math:`F'_k` its derivative at detached weights and sg the
+stop-gradient, the gradients of all sampling estimators are those of one surrogate with three coefficients,
+
+.. math::
+    c^\theta_k \log p(x, sg\,z_k) + c^{path}_k \big[(\log p - \log q)(z_k) - (\log p - \log q)(sg\,z_k)\big]
+    + c^{score}_k \log q(sg\,z_k),
+
+which :mod:`pyro_vae.elbo.gradients` lists. The loss that an estimator returns has the value -F and the gradient of the
+surrogate, so that any optimiser that calls ``backward`` gets the estimator, and no parameter need be identified.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.elbo.draws import Call
+from pyro_vae.elbo.gradients import Gradient, GradientName, gradient_of
+from pyro_vae.elbo.log_weights import LogDensities
+from pyro_vae.elbo.terms import Terms, terms_of
+from pyro_vae.elbo.tracing import PyroProgram, Structure, UndrawnLatentError, inspect, outside_plate
+
+_MAX_STRUCTURES = 16
+
+
+class Estimator(pyro.infer.ELBO):
+    """A bound on log p(x) estimated from K draws per datum, as a ``pyro.infer.ELBO``.
+
+    A new bound overrides :meth:`bound`, and :meth:`path_scale` for the dreg gradient.
+
+    Args:
+        num_particles: K, draws per datum.
+        gradient: a gradient estimator, by name or as an object of :mod:`pyro_vae.elbo.gradients`.
+        plate: name of the plate over the data, which encloses every site.
+        vectorize: make the K draws in one pass; False runs the program K times, for programs that do not broadcast.
+
+    Raises:
+        ValueError: a number out of range, or a gradient that this bound does not have; when run, a site whose gradient
+            would be wrong.
+    """
+
+    min_particles = 1
+    smooth = True
+    """Whether the bound has the second derivatives that dreg needs."""
+    enumerable = False
+    """Whether the bound is linear in the log-weight, so that discrete latents of the guide can be summed over."""
+    latent_weight: float = 1.0
+    """What log p(z) - log q(z|x) is multiplied by in the log-weight."""
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        gradient: Gradient | GradientName = "pathwise",
+        *,
+        plate: str = "data",
+        vectorize: bool = True,
+    ) -> None:
+        if num_particles < self.min_particles:
+            raise ValueError(
+                f"{type(self).__name__}: expected num_particles at least {self.min_particles}; got {num_particles}. "
+                "Draw more particles."
+            )
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize)
+        self.plate = plate
+        self.gradient = gradient_of(gradient)
+        self.gradient.check(self)
+        self._structures: dict[Any, Structure] = {}
+
+    @abstractmethod
+    def bound(self, log_weights: Tensor) -> Tensor:
+        """F: log-weights (K, N) to the bound (N,), differentiable."""
+
+    def path_scale(self, log_weights: Tensor) -> Tensor:
+        r""":math:`1 - F''_{kk} / F'_k`, (K, N): what dreg scales the path derivative by."""
+        raise NotImplementedError
+
+    def signal(self, log_weights: Tensor) -> Tensor:
+        """What the score gradient credits a draw's log q with, before the baseline: (K, N) or (N,)."""
+        return self.bound(log_weights)
+
+    def weigh(self, densities: LogDensities) -> Tensor:
+        """The log-weights (K, N) that this estimator's bound is of."""
+        return densities.log_weights
+
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss -F, summed over the data, as a scalar tensor whose gradient is the estimator's."""
+        try:
+            return self.gradient.loss(self, self._call(model, guide, args, kwargs))
+        except UndrawnLatentError:
+            if (model, guide) in self._structures:
+                raise
+            self._inspect(model, guide, args, kwargs)
+            return self.gradient.loss(self, self._call(model, guide, args, kwargs))
+
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, without gradients."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; adds its gradients to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    @torch.no_grad()
+    def terms(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Terms:
+        """Per-datum terms of the ELBO, by site, in nats, averaged over as many draws as the estimator makes."""
+        return terms_of(self._call(model, guide, args, kwargs).draw().runs, self.plate)
+
+    def _call(self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        structure = self._structures.get((model, guide))
+        if structure is None and self._needs_structure():
+            structure = self._inspect(model, guide, args, kwargs)
+        plate = None if structure is None else self._plate(structure)
+        return Call(model, guide, args, kwargs, self.num_particles, structure, plate, self.vectorize_particles)
+
+    def _inspect(
+        self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Structure:
+        if len(self._structures) >= _MAX_STRUCTURES:
+            self._structures.clear()
+        structure = self._structures[model, guide] = inspect(model, guide, args, kwargs)
+        return structure
+
+    def _needs_structure(self) -> bool:
+        """Whether a program's plates must be known before it is run."""
+        return True
+
+    def _get_trace(
+        self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
+        """Pyro's hook: the model's and the guide's trace of one run."""
+        run = self._call(model, guide, args, kwargs).draw().runs[0]
+        return run.model, run.guide
+
+    def _plate(self, structure: Structure) -> str | None:
+        """The data plate, once it is known to enclose every site."""
+        if self.plate not in structure.outside:
+            raise ValueError(
+                f"{type(self).__name__}: expected a plate {self.plate!r} over the data; got plates "
+                f"{list(structure.outside)}. Name the one that runs over the data with plate=..., or use ELBO, which "
+                "needs none."
+            )
+        outside = structure.outside[self.plate]
+        if outside is not None:
+            raise outside_plate(outside, self.plate)
+        return self.plate

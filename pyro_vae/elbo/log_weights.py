@@ -1,0 +1,173 @@
+r"""Log-weights: the one tensor that every estimator is a function of.
+
+.. math::  \log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} | x_n), \quad z_{kn} \sim q(z|x_n)
+
+per particle k and datum n. Pooled over a batch, as some estimators of Pyro have them, weights of different data mix and
+a bound becomes a property of the batch; a subsampling scale inside a logarithm lifts a bound above the evidence. Here
+weights are per datum and unscaled, and the scale of the data plate multiplies what is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from torch import Tensor
+
+from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, trace_programs
+
+
+@dataclass(frozen=True)
+class LogDensities:
+    """Log-densities of K draws for N data, masked and unscaled; every tensor has shape (K, N).
+
+    Attributes:
+        likelihood: log p(x|z), of everything observed; with discrete latents of the model summed out.
+        prior: log p(z), of the latents that the guide draws.
+        guide: log q(z|x).
+        scale: what the data plate's subsampling multiplies a sum over the N data by.
+    """
+
+    likelihood: Tensor
+    prior: Tensor
+    guide: Tensor
+    scale: float
+
+    @property
+    def joint(self) -> Tensor:
+        """Log p(x, z)."""
+        return self.likelihood + self.prior
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log p(x, z) - log q(z|x)."""
+        return self.joint - self.guide
+
+
+def log_densities(traces: Traces, plate: str | None) -> LogDensities:
+    """Sums the log-densities of a run per particle and datum.
+
+    Args:
+        traces: the run.
+        plate: name of the data plate; None to take the whole program for one datum, with all scales applied.
+
+    Raises:
+        ValueError: a site outside the plate, or of a scale that is not the data plate's.
+    """
+    scale = 1.0 if plate is None else _common_scale(traces, plate)
+    summed = _summed_sites(traces)
+
+    def rows(name: str, site: Any) -> Tensor:
+        log_prob = site["log_prob"] if scale == 1.0 else site["log_prob"] / scale
+        return per_datum(name, site, log_prob, traces, plate)
+
+    latents = list(traces.latents())
+    likelihood = [rows(name, site) for name, site in traces.observed() if name not in summed]
+    prior = [rows(name, site) for name, site, _ in latents if site is not None and name not in summed]
+    guide = [rows(name, site) for name, _, site in latents]
+    if summed:
+        likelihood.append(_sum_out(traces, summed, plate))
+    return LogDensities(_sum(likelihood), _sum(prior), _sum(guide), scale)
+
+
+def log_weights(
+    model: PyroProgram,
+    guide: PyroProgram,
+    *args: Any,
+    num_particles: int,
+    plate: str = "data",
+    vectorize: bool = True,
+    chunk_size: int | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Log-weights log p(x, z) - log q(z|x) over all sites, in nats.
+
+    Args:
+        model: a Pyro program, module or function.
+        guide: likewise, taking the same arguments.
+        args: arguments of both.
+        num_particles: K, draws per datum.
+        plate: name of the plate over the data; every site is inside it. Plates nested in it are summed over.
+        vectorize: draw all particles in one pass; False runs the program K times, for programs that do not broadcast.
+        chunk_size: draw at most this many particles at once, so that memory grows with it in place of K. The guide is
+            run once for each chunk. Under ``torch.no_grad()`` only: a graph would keep all of them.
+        kwargs: keyword arguments of both.
+
+    Returns:
+        Shape (K, N), masked, not scaled by the data plate's subsampling.
+
+    Raises:
+        ValueError: a site outside the plate, a scale that is not uniform over it, a number below 1.
+    """
+    chunk = 1 if not vectorize else num_particles if chunk_size is None else chunk_size
+    for name, value in (("num_particles", num_particles), ("chunk_size", chunk)):
+        if value < 1:
+            raise ValueError(f"log_weights: expected {name} at least 1; got {value}. Give a positive number.")
+    structure = inspect(model, guide, args, kwargs)
+    sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
+    rows = [
+        log_densities(
+            trace_programs(model, guide, args, kwargs, num_particles=size, structure=structure), plate
+        ).log_weights
+        for size in sizes
+    ]
+    return torch.cat(rows)
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return sum(terms[1:], terms[0]) if terms else torch.zeros(1, 1)
+
+
+def _common_scale(traces: Traces, plate: str) -> float:
+    """The data plate's subsampling scale, once it is known to be the scale of every site."""
+    sites = [*traces.observed(), *((name, site) for name, _, site in traces.latents())]
+    sites += [(name, site) for name, site, _ in traces.latents() if site is not None]
+    frames = [frame for _, site in sites if (frame := frame_of(site, plate)) is not None]
+    scale = 1.0 if not frames or frames[0].full_size is None else frames[0].full_size / frames[0].size
+    for name, site in sites:
+        if isinstance(site["scale"], Tensor) or abs(site["scale"] - scale) > 1e-9 * scale:
+            raise ValueError(
+                f"Site {name!r}: expected the scale {scale:g} of the plate {plate!r}; got {site['scale']}. Weights "
+                "need one scale for all sites of a datum: remove poutine.scale or the subsampling of inner plates, or "
+                "use ELBO with pathwise or stl gradients, which is linear in it."
+            )
+    return scale
+
+
+def _summed_sites(traces: Traces) -> dict[str, Any]:
+    """Sites of the model that are, or depend on, latents enumerated in the model; their tensors are packed."""
+    if not traces.enumerated:
+        return {}
+    traces.model.pack_tensors()
+    nodes: dict[str, Any] = dict(traces.model.nodes)
+    symbols = {nodes[name]["infer"]["_enumerate_symbol"] for name in traces.enumerated}
+    return {
+        name: site
+        for name, site in nodes.items()
+        if "packed" in site and symbols & set(site["packed"]["log_prob"]._pyro_dims)
+    }
+
+
+def _sum_out(traces: Traces, sites: dict[str, Any], plate: str | None) -> Tensor:
+    """The log of the sum over the enumerated latents of the product of these sites' densities, of shape (K, N)."""
+    scales = {site["scale"] for site in sites.values()}
+    if len(scales) > 1:
+        raise ValueError(
+            f"Sites {list(sites)}: expected one scale for all that depend on an enumerated latent; got "
+            f"{sorted(scales)}. Scale all of them, or none."
+        )
+    terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    kept: set[str] = set()
+    for site in sites.values():
+        dim_to_symbol = site["infer"]["_dim_to_symbol"]
+        plates = {frame.name: dim_to_symbol[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized}
+        kept |= {symbol for name, symbol in plates.items() if name in (PARTICLES, plate)}
+        masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
+        terms.setdefault(frozenset(plates.values()), []).append(masked)
+    enumerated = {sites[name]["infer"]["_enumerate_symbol"] for name in traces.enumerated}
+    total = packed.unpack(contract_to_tensor(terms, enumerated, frozenset(kept)), traces.model.symbol_to_dim)
+    return total.reshape(traces.num_particles, -1) * (scales.pop() if plate is None else 1.0)

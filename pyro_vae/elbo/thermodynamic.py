@@ -1,0 +1,118 @@
+r"""The thermodynamic variational objective: the evidence as an integral along a path from guide to posterior.
+
+With :math:`\pi_\beta \propto q^{1-\beta} p^\beta`, :math:`\log p(x) = \int_0^1 E_{\pi_\beta}[\log w] d\beta`, and the
+integrand rises. Left Riemann sums are lower bounds (one partition is the ELBO), right sums upper bounds. The
+expectations are taken with self-normalised weights of K draws from q, so the sandwich holds as K grows, not at each K.
+
+References:
+    Masrani, Le, Wood, "The thermodynamic variational objective", 2019, https://arxiv.org/abs/1907.00031
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from pyro_vae.elbo.draws import Call
+from pyro_vae.elbo.estimator import Estimator
+from pyro_vae.elbo.gradients import Gradient, GradientName, gradient_only
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+
+class ThermodynamicELBO(Estimator):
+    r"""TVO: :math:`\sum_t (\beta_{t+1} - \beta_t) E_{\pi_{\beta}}[\log w]` over T partitions of [0, 1].
+
+    Args:
+        num_particles: K.
+        partitions: T for partitions of equal width in log beta from ``first`` to 1, after one from 0; or the inner
+            points :math:`0 < \beta_1 < \dots < \beta_{T-1} < 1` themselves.
+        first: the first inner point when ``partitions`` is a number above 1.
+        sum: ``"left"`` or ``"right"``.
+        gradient: as of any bound, or ``"covariance"``, the paper's own.
+        options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
+
+    Raises:
+        ValueError: points out of order or outside (0, 1), no partition, another sum.
+    """
+
+    def __init__(
+        self,
+        num_particles: int,
+        partitions: int | Sequence[float] = 2,
+        *,
+        first: float = 0.01,
+        sum: Literal["left", "right"] = "left",
+        gradient: Gradient | GradientName = "pathwise",
+        **options: Any,
+    ) -> None:
+        if isinstance(partitions, int):
+            if partitions < 1 or not 0 < first < 1:
+                raise ValueError(
+                    "ThermodynamicELBO: expected at least 1 partition and first in (0, 1); got "
+                    f"partitions={partitions}, first={first}. Give for instance partitions=2, first=0.01."
+                )
+            inner = [first ** (1 - t / (partitions - 1)) for t in range(partitions - 1)] if partitions > 1 else []
+        else:
+            inner = list(partitions)
+        self.points = [0.0, *inner, 1.0]
+        if any(not low < high for low, high in zip(self.points, self.points[1:], strict=False)):
+            raise ValueError(
+                f"ThermodynamicELBO: expected points that rise within (0, 1); got {inner}. Sort them, without 0 and 1."
+            )
+        if sum not in ("left", "right"):
+            raise ValueError(f"ThermodynamicELBO: expected sum 'left' or 'right'; got {sum!r}. Use one of these.")
+        self.sum = sum
+        super().__init__(num_particles, gradient, **options)
+
+    def path(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Widths and betas of the partitions, (T, 1, 1), and self-normalised weights at each beta, (T, K, N)."""
+        points = log_weights.new_tensor(self.points)[:, None, None]
+        betas = points[:-1] if self.sum == "left" else points[1:]
+        return points.diff(dim=0), betas, (betas * log_weights).softmax(1)
+
+    def bound(self, log_weights: Tensor) -> Tensor:
+        widths, _, weights = self.path(log_weights)
+        return (widths * weights * log_weights).sum((0, 1))
+
+    def path_scale(self, log_weights: Tensor) -> Tensor:
+        widths, betas, weights = self.path(log_weights)
+        excess = log_weights - (weights * log_weights).sum(1, keepdim=True)
+        slopes = weights * (1 + betas * excess)
+        # d/dlog w_k of each slope: the weight's own derivative, then that of the excess, 1 - slope.
+        curvatures = betas * ((1 - weights) * slopes + weights * (1 - slopes))
+        slope, curvature = (widths * slopes).sum(0), (widths * curvatures).sum(0)
+        return (1 - curvature / slope).where(slope != 0, slope.new_zeros(()))
+
+
+class Covariance(Gradient):
+    r"""The TVO paper's gradient, for any guide: no draw is differentiated.
+
+    :math:`\nabla E_{\pi_\beta}[f] = E_{\pi_\beta}[\nabla f] + \mathrm{Cov}_{\pi_\beta}(\nabla \log \tilde\pi_\beta, f)`
+    for f = log w at fixed draws, with every expectation self-normalised: biased at finite K, as the bound is.
+    """
+
+    def check(self, estimator: Estimator) -> None:
+        if not _is_thermodynamic(estimator):
+            raise ValueError(
+                f"{type(estimator).__name__}: expected a gradient for this bound; got covariance, which is "
+                "ThermodynamicELBO's. Use gradient='score'."
+            )
+
+    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+        assert _is_thermodynamic(estimator)
+        densities = call.draw(detach=True).densities()
+        log_weights = densities.log_weights.detach()
+        widths, betas, weights = estimator.path(log_weights)
+        excess = log_weights - (weights * log_weights).sum(1, keepdim=True)
+        model = (widths * weights * (1 + betas * excess)).sum(0)
+        guide = (widths * weights * ((1 - betas) * excess - 1)).sum(0)
+        surrogate = (model * densities.joint + guide * densities.guide).sum()
+        return -densities.scale * (estimator.bound(log_weights).sum() + gradient_only(surrogate))
+
+
+def _is_thermodynamic(estimator: Estimator) -> TypeGuard[ThermodynamicELBO]:
+    return isinstance(estimator, ThermodynamicELBO)

@@ -1,0 +1,77 @@
+r"""Reweighted wake-sleep: model and guide each have an objective of their own.
+
+Wake-theta raises IWELBO in the model's parameters. The guide lowers the divergence from posterior to guide, KL(p || q),
+the other way round than the ELBO: wake-phi at the data, with self-normalised weights, sleep-phi at data that the model
+dreams up. No draw is differentiated, so any guide serves, discrete ones included, and no gradient grows noisy with K.
+
+References:
+    Bornschein, Bengio, "Reweighted wake-sleep", 2015, https://arxiv.org/abs/1406.2751
+    Le, Kosiorek, Siddharth, Teh, Wood, "Revisiting reweighted wake-sleep", 2019, https://arxiv.org/abs/1805.10469
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.elbo.draws import Call
+from pyro_vae.elbo.gradients import gradient_only
+from pyro_vae.elbo.importance import IWELBO
+from pyro_vae.elbo.tracing import PyroProgram
+
+
+class ReweightedWakeSleep(IWELBO):
+    """Wake-theta and a mixture of wake-phi and sleep-phi; its value is IWELBO's.
+
+    Weights are per datum, also in a minibatch.
+
+    Args:
+        num_particles: K, at least 2: with one, wake-phi weighs every draw alike and learns nothing.
+        insomnia: share of wake-phi in the guide's objective, in [0, 1]; the rest is sleep-phi.
+        options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
+
+    Raises:
+        ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide.
+    """
+
+    min_particles = 2
+
+    def __init__(self, num_particles: int, insomnia: float = 1.0, **options: Any) -> None:
+        if not 0 <= insomnia <= 1:
+            raise ValueError(f"ReweightedWakeSleep: expected insomnia in [0, 1]; got {insomnia}. It is a share.")
+        self.insomnia = insomnia
+        super().__init__(num_particles, "score", **options)
+
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
+        call = self._call(model, guide, args, kwargs)
+        densities = call.draw(detach=True).densities()
+        bound = self.bound(densities.joint - densities.guide.detach()).sum()
+        weights = densities.log_weights.detach().softmax(0)
+        wake_phi = (weights * densities.guide).sum() if self.insomnia else bound.new_zeros(())
+        sleep_phi = self._sleep(call) if self.insomnia < 1 else bound.new_zeros(())
+        phi = self.insomnia * wake_phi + (1 - self.insomnia) * sleep_phi
+        return -densities.scale * (bound + gradient_only(phi))
+
+    def _sleep(self, call: Call) -> Tensor:
+        """Log q(z|x) of the model's own draws of z and x, averaged over the particles and summed over the data."""
+        total: Tensor | float = 0.0
+        for _ in range(self.num_particles):
+            with torch.no_grad():
+                awake = poutine.trace(call.model).get_trace(*call.args, **call.kwargs)
+                dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
+            observed = [name for name in awake.observation_nodes if name in dream.nodes]
+            args = list(call.args)
+            for name in observed:
+                position = next((i for i, a in enumerate(call.args) if a is awake.nodes[name]["value"]), None)
+                if position is None:
+                    raise ValueError(
+                        f"ReweightedWakeSleep: expected the observed value of site {name!r} to be an argument of the "
+                        "guide, so that its dream can take its place; got another. Pass it as it is, or use insomnia=1."
+                    )
+                args[position] = dream.nodes[name]["value"]
+            trace = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **call.kwargs)
+            total = total + trace.log_prob_sum()
+        return torch.as_tensor(total) / self.num_particles
