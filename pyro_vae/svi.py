@@ -43,6 +43,7 @@ class SVI:
 
     Raises:
         TypeError: ``optimizer`` or ``loss`` is something else; an optimiser that already holds parameters, say.
+        ValueError: ``max_grad_norm`` is not positive, or a parameter is not contiguous.
 
     Example:
         >>> from functools import partial
@@ -85,6 +86,8 @@ class SVI:
             raise ValueError(
                 f"SVI: expected max_grad_norm above 0; got {max_grad_norm}. Give a positive norm, or None."
             )
+        for program in (model, guide):
+            _check_contiguous(program)
         self.model = model
         self.guide = guide
         self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
@@ -136,13 +139,16 @@ class SVI:
                 left as they were.
         """
         with self.scope():
-            with self._validation(args, kwargs):
-                loss = self.loss.loss_and_grads(*self._programs(), *args, **kwargs)
-            loss = _number(loss)
-            self._adopt_new_parameters()
-            if not math.isfinite(loss):
-                self._refuse(loss, args, kwargs)
-            self._update()
+            try:
+                with self._validation(args, kwargs):
+                    loss = _number(self.loss.loss_and_grads(*self._programs(), *args, **kwargs))
+                self._adopt_new_parameters()
+                if not math.isfinite(loss):
+                    self._refuse(loss, args, kwargs)
+                self._update()
+            finally:  # also after Ctrl-C: the next step would add to what is left
+                for parameter in self._parameters.values():
+                    parameter.grad = None
         self.num_steps += 1
         return loss
 
@@ -175,8 +181,6 @@ class SVI:
             self.optimizer([p for p in parameters if p.grad is not None])
         elif self.optimizer is not None:
             self.optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
 
     def _adopt_new_parameters(self) -> None:
         """Gives the optimiser the parameters that the programs have registered since the last step."""
@@ -208,8 +212,6 @@ class SVI:
 
     def _refuse(self, loss: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raises the error for a loss that is not finite, after looking for where it comes from."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
         parameters = [name for name, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
         with torch.no_grad(), pyro.validation_enabled(False):
             guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
@@ -235,6 +237,16 @@ def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
     return isinstance(program, PyroModule) and not any(
         module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
     )
+
+
+def _check_contiguous(program: PyroProgram) -> None:
+    """Refuses parameters of which Pyro's param store would hold, and train, a copy: channels-last weights, say."""
+    for name, parameter in program.named_parameters() if isinstance(program, nn.Module) else ():
+        if parameter.requires_grad and not parameter.is_contiguous():
+            raise ValueError(
+                f"SVI: expected contiguous parameters; got {name} of strides {parameter.stride()}. Pyro's param store "
+                "would train a copy: use parameter.data = parameter.data.contiguous()."
+            )
 
 
 def _forward(program: PyroProgram) -> PyroProgram:

@@ -352,4 +352,4 @@ class _FixedCovariance(Conditional):
 
 def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     """Puts values into a linear layer in float64, which a rounding to float32 would spoil."""
-    layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    layer.weight, layer.bias = nn.Parameter(weight.contiguous().clone()), nn.Parameter(bias.clone())

@@ -283,6 +283,22 @@ def test_frozen_parameters_stay() -> None:
     assert still == {name for name in before if name.startswith("model.likelihood")}
 
 
+def test_parameters_that_pyro_would_copy_are_refused() -> None:
+    vae = small_vae()
+    layer = vae.likelihood.head.layer
+    layer.weight = nn.Parameter(layer.weight.detach().T.contiguous().T)
+    message = (
+        "SVI: expected contiguous parameters; got likelihood.head.layer.weight of strides (1, 5). Pyro's param store "
+        "would train a copy: use parameter.data = parameter.data.contiguous()."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+    layer.weight.data = layer.weight.data.contiguous()
+    before = layer.weight.detach().clone()
+    SVI(vae.model, vae.guide, ADAM, elbo.ELBO()).step(torch.randn(4, 5))
+    assert not torch.equal(layer.weight, before)
+
+
 class SharedNet(PyroModule):
     """Model or guide with a network that both hold: z and x are shifted by one offset."""
 
@@ -421,14 +437,12 @@ def test_an_error_leaves_validation_and_the_store_as_they_were() -> None:
     assert svi.num_steps == 0
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 def test_mistakes_are_found_at_the_first_step() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     svi = SVI(vae.model, lambda x: None, ADAM, elbo.ELBO())
     svi.initialize(x)
-    with (
-        pytest.warns(UserWarning, match="Found vars in model but not guide"),
-        pytest.raises(ValueError, match="expected a site for every latent of the model"),
-    ):
+    with pytest.raises(ValueError, match="Guide: expected a site for every latent of the model; got none for"):
         svi.step(x)
     vae = VAE(vae.prior, likelihoods.Bernoulli(nets.MLP(2, []), 5), vae.posterior)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
@@ -493,6 +507,23 @@ def test_a_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
     with svi.scope():
         for name, parameter in pyro.get_param_store().named_parameters():
             assert not torch.equal(parameter, before[name])
+
+
+def test_a_step_that_is_interrupted_leaves_no_gradient() -> None:
+    class Interrupted(elbo.ELBO):
+        def loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
+            loss = super().loss_and_grads(*args, **kwargs)
+            if svi.num_steps == 1:
+                raise KeyboardInterrupt
+            return loss
+
+    program = normal_normal()
+    svi = SVI(program.model, program.guide, ADAM, Interrupted())
+    svi.step(X)
+    before = {name: p.detach().clone() for name, p in svi.named_parameters().items()}
+    with pytest.raises(KeyboardInterrupt):
+        svi.step(X)
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in svi.named_parameters().items())
 
 
 # Before the first step

@@ -426,7 +426,7 @@ class NoBody(nn.Module):
         (
             lambda: vae_with_context().model(size=3),
             TypeError,
-            "MLP: expected 2 inputs of shapes [(2,), (3,)]; got 1. Give the context's shape as context_shapes=..., or",
+            "Normal likelihood: expected 2 inputs of the body; got 1 in all. Give z and the contexts in this order",
         ),
     ],
 )
