@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
-from pyro_vae.elbo.tracing import trace_programs
+from pyro_vae.elbo.tracing import UndrawnLatentError, inspect, trace_programs
 from pyro_vae.program import Program
 from pyro_vae.svi import SVI, OptimizerFactory
 
@@ -121,11 +121,13 @@ def fit(
         on_epoch: called after each epoch with its row of the history.
 
     Returns:
-        The record of the run. Ctrl-C ends training and returns it, with what was learned so far in place.
+        The record of the run. Ctrl-C ends training and returns it, with what was learned so far in place. Modules are
+        left in evaluation mode.
 
     Raises:
         ValueError: data outside the likelihood's support or of a wrong shape, a setting out of range, a warm-up for a
-            loss without beta, data and parameters on different devices. Always before the first step.
+            loss without beta, data and parameters on different devices, a ``pyro.param`` that no module holds.
+            Always before the first step.
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
     if not isinstance(program, Program):
@@ -159,6 +161,7 @@ def fit(
     best = _Best(epoch=0, elbo=-math.inf, state=[])
     with _seeded(seed, train.device) as generator, tqdm(range(epochs), disable=not progress, unit="epoch") as bar:
         svi.initialize(*train.batch(torch.arange(min(batch_size, len(train)), device=train.device), generator))
+        _check_parameters(svi)
         schedule = None if scheduler is None else scheduler(_torch_optimizer(svi))
         try:
             for epoch in bar:
@@ -197,6 +200,7 @@ def fit(
                         break
         except KeyboardInterrupt:
             history.stopped = "interrupted"
+            _set_training(program, False)
         if best.epoch:
             for tensor, value in zip(_tensors(svi, program), best.state, strict=True):
                 tensor.copy_(value)
@@ -219,7 +223,11 @@ def _figures(prefix: str, svi: SVI, dataset: Dataset) -> Row:
     log_likelihood, kl = 0.0, 0.0
     with torch.no_grad(), svi.scope(), pyro.validation_enabled(False):
         for batch in dataset.batches(_EVALUATION_BATCH, generator=generator):
-            traces = trace_programs(svi.model, svi.guide, batch, {})
+            try:
+                traces = trace_programs(svi.model, svi.guide, batch, {})
+            except UndrawnLatentError:  # those the model sums over
+                structure = inspect(svi.model, svi.guide, batch, {})
+                traces = trace_programs(svi.model, svi.guide, batch, {}, structure=structure)
             log_likelihood += sum(float(site["log_prob_sum"]) for _, site in traces.observed())
             kl += sum(
                 float(guide_site["log_prob_sum"]) - (0.0 if model_site is None else float(model_site["log_prob_sum"]))
@@ -276,6 +284,16 @@ def _check_data(program: Program, name: str, dataset: Dataset) -> None:
             raise type(error)(f"fit, {name} data {dataset.name!r}: {error}") from error
 
 
+def _check_parameters(svi: SVI) -> None:
+    """Refuses parameters that no module holds: what they learned would be lost when training ends."""
+    lost = [name for name, parameter in svi.named_parameters().items() if not isinstance(parameter, nn.Parameter)]
+    if lost:
+        raise ValueError(
+            f"fit: expected every parameter in a module, which keeps it; got pyro.param statements for "
+            f"{', '.join(lost)}. Make each a PyroParam of a PyroModule, or use SVI, whose scope() keeps them."
+        )
+
+
 @contextlib.contextmanager
 def _seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]:
     """Seeds the global generators for a while, and yields one of its own for the order and binarisation of the data."""
@@ -289,7 +307,7 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]
 
 
 def _modules(program: Program) -> list[nn.Module]:
-    return [part for part in (program.model, program.guide) if isinstance(part, nn.Module)]
+    return [part for part in (program, program.model, program.guide) if isinstance(part, nn.Module)]
 
 
 def _set_training(program: Program, training: bool) -> None:
