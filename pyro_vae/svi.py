@@ -100,6 +100,7 @@ class SVI:
         self._parameters: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
+        self._forwards: tuple[PyroProgram, PyroProgram] | None = None
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -170,7 +171,9 @@ class SVI:
         own = {id(p) for module in (self.model, self.guide) if _is_plain(module) for p in module.parameters()}
         if not own or own != {id(p) for p in self._parameters.values()}:
             return self.model, self.guide
-        return _forward(self.model), _forward(self.guide)
+        if self._forwards is None:  # made once, because estimators remember what they know of a program by identity
+            self._forwards = _forward(self.model), _forward(self.guide)
+        return self._forwards
 
     def _update(self) -> None:
         # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.

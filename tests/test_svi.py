@@ -230,6 +230,32 @@ def test_constrained_parameters_are_optimised_unconstrained() -> None:
     torch.testing.assert_close(guide.get_scale(), unconstrained.exp())
 
 
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_a_step_runs_each_program_once(programs: Programs) -> None:
+    model, guide, x = programs()
+    runs: list[str] = []
+
+    def counting(x: Tensor) -> None:
+        runs.append("model")
+        model(x)
+
+    class CountingModule(PyroModule):
+        def __init__(self) -> None:
+            super().__init__("counting")
+            self.inner = model
+
+        def forward(self, x: Tensor) -> None:
+            counting(x)
+
+    svi = SVI(CountingModule() if isinstance(model, nn.Module) else counting, guide, ADAM, elbo.ELBO(num_particles=3))
+    for _ in range(3):  # the structure of the program is learned in the first steps
+        svi.step(x)
+    runs.clear()
+    svi.step(x)
+    svi.step(x)
+    assert runs == ["model", "model"]
+
+
 # Parameters that come later, or twice, or never
 
 
