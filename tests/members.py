@@ -6,6 +6,7 @@ An entry is a function without arguments that builds a small member: latent size
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pyro_vae import conditionals, likelihoods, nets, priors
 
@@ -14,9 +15,57 @@ LATENT = 3
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "Bernoulli": lambda: likelihoods.Bernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
     "ContinuousBernoulli": lambda: likelihoods.ContinuousBernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
+    "Beta": lambda: likelihoods.Beta(nets.MLP(LATENT, [5]), (1, 2, 2)),
+    "LogitNormal": lambda: likelihoods.LogitNormal(nets.MLP(LATENT, [5]), (1, 2, 2)),
     "Normal, learned": lambda: likelihoods.Normal(nets.MLP(LATENT, [5]), (1, 2, 2)),
     "Normal, fixed": lambda: likelihoods.Normal(nets.MLP(LATENT, [5]), 4, scale=0.5),
     "Normal, per element": lambda: likelihoods.Normal(nets.MLP(LATENT, [5]), 4, scale="per_element"),
+    "Normal, convolutional": lambda: likelihoods.Normal(nets.ConvDecoder(LATENT, (1, 2, 2), [5]), (1, 2, 2)),
+    "Normal, given a label": lambda: likelihoods.Normal(nets.MLP(LATENT, [5], context_shapes=[2]), 4),
+    "SigmaNormal": lambda: likelihoods.SigmaNormal(nets.MLP(LATENT, [5]), 4),
+    "Laplace": lambda: likelihoods.Laplace(nets.MLP(LATENT, [5]), 4),
+    "StudentT": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4),
+    "StudentT, fixed": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4, df=3.0, scale=0.5),
+    "Categorical": lambda: likelihoods.Categorical(3, nets.MLP(LATENT, [5]), 4),
+    "Categorical, levels": lambda: likelihoods.Categorical(256, nets.MLP(LATENT, [5]), (1, 2, 2), spacing=1 / 255),
+    "OneHotCategorical": lambda: likelihoods.OneHotCategorical(nets.MLP(LATENT, [5]), 4),
+    "Binomial": lambda: likelihoods.Binomial(nets.MLP(LATENT, [5]), (1, 2, 2)),
+    "Binomial, counts": lambda: likelihoods.Binomial(nets.MLP(LATENT, [5]), 4, total_count=16, spacing=1.0),
+    "Poisson": lambda: likelihoods.Poisson(nets.MLP(LATENT, [5]), 4),
+    "Poisson, library size": lambda: likelihoods.Poisson(nets.MLP(LATENT, [5]), 4, library_size=True),
+    "NegativeBinomial": lambda: likelihoods.NegativeBinomial(nets.MLP(LATENT, [5]), 4),
+    "NegativeBinomial, library size": lambda: likelihoods.NegativeBinomial(nets.MLP(LATENT, [5]), 4, library_size=True),
+    "ZeroInflatedNegativeBinomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(nets.MLP(LATENT, [5]), 4),
+    "ZeroInflatedNegativeBinomial, library size": lambda: likelihoods.ZeroInflatedNegativeBinomial(
+        nets.MLP(LATENT, [5]), 4, library_size=True
+    ),
+    "Multinomial": lambda: likelihoods.Multinomial(nets.MLP(LATENT, [5]), 4),
+    "DiscretizedLogistic": lambda: likelihoods.DiscretizedLogistic(nets.MLP(LATENT, [5]), (1, 2, 2)),
+    "DiscretizedLogistic, per element": lambda: likelihoods.DiscretizedLogistic(
+        nets.MLP(LATENT, [5]), 4, levels=17, scale="per_element"
+    ),
+    "MixtureOfDiscretizedLogistics, grey": lambda: likelihoods.MixtureOfDiscretizedLogistics(
+        nets.ConvDecoder(LATENT, (1, 2, 2), [5]), (1, 2, 2), num_components=3, levels=16
+    ),
+    "MixtureOfDiscretizedLogistics, RGB": lambda: likelihoods.MixtureOfDiscretizedLogistics(
+        nets.ConvDecoder(LATENT, (3, 1, 2), [5]), (3, 1, 2), num_components=3, levels=5
+    ),
+    "Mixed": lambda: likelihoods.Mixed(
+        nets.MLP(LATENT, [5]),
+        parts=[
+            (1, partial(likelihoods.Categorical, 3)),
+            (slice(0, 3, 2), partial(likelihoods.Normal, scale="per_element")),
+            (3, likelihoods.NegativeBinomial),
+            (slice(4, 7), likelihoods.OneHotCategorical),
+        ],
+    ),
+    "MissingAtRandom": lambda: likelihoods.MissingAtRandom(likelihoods.LogitNormal(nets.MLP(LATENT, [5]), 4)),
+    "MissingAtRandom, Mixed": lambda: likelihoods.MissingAtRandom(
+        likelihoods.Mixed(
+            nets.MLP(LATENT, [5]), parts=[(slice(1, 3), likelihoods.StudentT), (0, likelihoods.Bernoulli)]
+        )
+    ),
+    "Dequantized": lambda: likelihoods.Dequantized(likelihoods.Normal(nets.MLP(LATENT, [5]), (1, 2, 2))),
 }
 
 PRIORS: dict[str, Callable[[], priors.Prior]] = {

@@ -41,7 +41,7 @@ class ContinuousBernoulli(TorchDistribution):
         super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> ContinuousBernoulli:
-        return ContinuousBernoulli(self.logits.expand(batch_shape), validate_args=self._validate_args)
+        return type(self)(self.logits.expand(batch_shape), validate_args=self._validate_args)
 
     @property
     def probs(self) -> Tensor:

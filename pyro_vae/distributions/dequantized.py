@@ -78,7 +78,7 @@ class Dequantized(TorchDistribution):
         return constraints.independent(grid, len(self.event_shape)) if self.event_shape else grid
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Dequantized:
-        return Dequantized(self.base_dist.expand(batch_shape), self.levels, validate_args=self._validate_args)
+        return type(self)(self.base_dist.expand(batch_shape), self.levels, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -55,7 +55,7 @@ class DiscretizedLogistic(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: object = None) -> DiscretizedLogistic:
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
-        return DiscretizedLogistic(loc, scale, self.levels, validate_args=self._validate_args)
+        return type(self)(loc, scale, self.levels, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -136,21 +136,17 @@ class MixtureOfDiscretizedLogistics(TorchDistribution):
             value.expand(batch_shape + value.shape[len(self.batch_shape) :])
             for value in (self.logits, self.loc, self.scale, self.coefficients)
         )
-        return MixtureOfDiscretizedLogistics(
-            logits, loc, scale, coefficients, self.levels, validate_args=self._validate_args
-        )
+        return type(self)(logits, loc, scale, coefficients, self.levels, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         x = value.unsqueeze(-4)
-        loc = torch.stack(
-            [
-                loc + sum(r * (x[..., j, :, :] - 0.5) for j, r in enumerate(coefficients))
-                for loc, coefficients in self._channels(self.loc, self.coefficients)
-            ],
-            -3,
-        )
+        locs = [
+            loc + sum(r * (x[..., j, :, :] - 0.5) for j, r in enumerate(coefficients))
+            for loc, coefficients in self._channels(self.loc, self.coefficients)
+        ]
+        loc = torch.stack(torch.broadcast_tensors(*locs), -3)
         given_component = _log_prob(x, loc, self.scale, self.levels).sum(-3)
         return (self.logits.log_softmax(-3) + given_component).logsumexp(-3).sum((-2, -1))
 

@@ -45,7 +45,7 @@ class Joint(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Joint:
         parts = [(columns, part.expand(batch_shape)) for columns, part in self.parts]
-        return Joint(parts, validate_args=self._validate_args)
+        return type(self)(parts, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -64,7 +64,7 @@ class Lattice(TorchDistribution):
         return lattice(self.base_dist.support, self.spacing)  # type: ignore[arg-type]
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Lattice:
-        return Lattice(self.base_dist.expand(batch_shape), self.spacing, validate_args=self._validate_args)
+        return type(self)(self.base_dist.expand(batch_shape), self.spacing, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

@@ -42,7 +42,7 @@ class LogitNormal(dist.TransformedDistribution):  # type: ignore[misc]
         super().__init__(base, SigmoidTransform(), validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> LogitNormal:
-        return LogitNormal(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self._validate_args)
+        return type(self)(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self._validate_args)
 
     @property
     def loc(self) -> Tensor:

@@ -46,7 +46,7 @@ class MissingAtRandom(TorchDistribution):
         return or_missing(self.base_dist.support, self.placeholder)  # type: ignore[arg-type]
 
     def expand(self, batch_shape: _size, _instance: object = None) -> MissingAtRandom:
-        return MissingAtRandom(self.base_dist.expand(batch_shape), self.placeholder, validate_args=self._validate_args)
+        return type(self)(self.base_dist.expand(batch_shape), self.placeholder, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

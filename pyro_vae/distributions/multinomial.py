@@ -51,7 +51,7 @@ class Multinomial(TorchDistribution):
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Multinomial:
         total_count, logits = self.total_count.expand(batch_shape), self.logits.expand(*batch_shape, -1)
-        return Multinomial(total_count, logits, validate_args=self._validate_args)
+        return type(self)(total_count, logits, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

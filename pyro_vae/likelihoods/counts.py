@@ -194,10 +194,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         self, *, logits: Tensor, gate_logits: Tensor, library_size: Tensor | None = None
     ) -> TorchDistribution:
         log_mean, log_dispersion = self.log_mean(logits, library_size), self.clamped_log_dispersion
-        counts = dist.ZeroInflatedNegativeBinomial(
-            log_dispersion.exp(), logits=log_mean - log_dispersion, gate_logits=gate_logits
-        )
-        return counts.to_event(len(self.event_shape))
+        counts = dist.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
+        return distributions.ZeroInflated(counts, gate_logits).to_event(len(self.event_shape))
 
 
 class Multinomial(Likelihood):

@@ -1,0 +1,22 @@
+"""Every member of the tables keeps to the contract of its kind."""
+
+import members
+import pytest
+
+from pyro_vae.testing import check_conditional, check_likelihood, check_prior
+
+
+@pytest.mark.parametrize("name", members.LIKELIHOODS)
+def test_likelihood(name: str) -> None:
+    # The log_prob of dequantised data is random; tests/test_distributions_dequantized.py compares its expectation.
+    check_likelihood(members.LIKELIHOODS[name](), density=name != "Dequantized")
+
+
+@pytest.mark.parametrize("name", members.PRIORS)
+def test_prior(name: str) -> None:
+    check_prior(members.PRIORS[name]())
+
+
+@pytest.mark.parametrize("name", members.CONDITIONALS)
+def test_conditional(name: str) -> None:
+    check_conditional(members.CONDITIONALS[name]())
