@@ -12,11 +12,12 @@ from pyro_vae.distributions.logistic_normal import LogisticNormal
 from pyro_vae.distributions.logit_normal import LogitNormal
 from pyro_vae.distributions.missing_at_random import MissingAtRandom, or_missing
 from pyro_vae.distributions.mixture_of_diagonal_normals import MixtureOfDiagonalNormals
-from pyro_vae.distributions.multinomial import Multinomial
+from pyro_vae.distributions.multinomial import Multinomial, counts_of
 from pyro_vae.distributions.normalizing_flow import NormalizingFlow
 from pyro_vae.distributions.relaxed_one_hot_categorical import RelaxedOneHotCategorical
 from pyro_vae.distributions.sylvester import SylvesterTransform
 from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
+from pyro_vae.distributions.zero_inflated import ZeroInflated
 
 __all__ = [
     "ContinuousBernoulli",
@@ -35,6 +36,8 @@ __all__ = [
     "RelaxedOneHotCategorical",
     "SylvesterTransform",
     "VonMisesFisher",
+    "ZeroInflated",
+    "counts_of",
     "dequantize",
     "elementwise_log_prob",
     "lattice",
