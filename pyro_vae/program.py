@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from pyro.nn import PyroModule
@@ -76,4 +76,13 @@ def check_same(subject: str, what: str, first: Size, second: Size) -> None:
     if first != second:
         raise ValueError(
             f"{subject}: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree."
+        )
+
+
+def check_inputs(subject: str, role: str, actual: Sequence[Size], expected: Sequence[Size]) -> None:
+    """Refuses a part whose body takes inputs of other shapes than it will be given."""
+    if list(actual) != list(expected):
+        raise ValueError(
+            f"{subject}: expected the body of {role} to take inputs of shapes {list(map(tuple, expected))}; got "
+            f"{list(map(tuple, actual))}. Build it for these shapes."
         )
