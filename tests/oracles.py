@@ -60,8 +60,8 @@ class NormalNormal:
     }
 
     def __init__(self, loc: Tensor, scale: Tensor, *, functions: bool = False) -> None:
-        self.model: Callable[..., Any] = _normal_normal if functions else _NormalNormalModel()
-        self.guide: Callable[..., Any] = (
+        self.model: Any = _normal_normal if functions else _NormalNormalModel()
+        self.guide: Any = (
             _normal_guide(loc.double(), scale.double()) if functions else _NormalGuide(loc.double(), scale.double())
         )
 
