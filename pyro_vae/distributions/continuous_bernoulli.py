@@ -84,13 +84,14 @@ class ContinuousBernoulli(TorchDistribution):
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile of each probability in ``value``."""
         # By the symmetry x(u, l) = 1 - x(1 - u, -l) no exponential of a positive number is taken. Near l = 0 the
-        # expansion x = u + l u (1 - u) / 2 + O(l^2) keeps the gradient in l.
+        # expansion in l keeps the gradient in it.
         small = self.logits.abs() < 1e-4
         logits = torch.where(small, torch.ones_like(self.logits), self.logits)
         mirrored = torch.where(logits > 0, 1 - value, value)
         x = -torch.log1p(mirrored * torch.expm1(-logits.abs())) / logits.abs()
         x = torch.where(logits > 0, 1 - x, x)
-        return torch.where(small, value + self.logits * value * (1 - value) / 2, x).clamp(0, 1)
+        series = value + self.logits * value * (1 - value) / 2 * (1 + self.logits * (1 - 2 * value) / 3)
+        return torch.where(small, series, x).clamp(0, 1)
 
     def _away_from_zero(self) -> Tensor:
         return torch.where(self.logits.abs() < _SMALL, torch.ones_like(self.logits), self.logits)

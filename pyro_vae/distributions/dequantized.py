@@ -31,6 +31,7 @@ def dequantize(x: Tensor, levels: int = 256, generator: torch.Generator | None =
     """
     u = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     eps = torch.finfo(x.dtype).eps
+    u = u * (1 - levels * eps)  # else k + u may round to k + 1, the next cell
     return (((x * (levels - 1)).round() + u) / levels).clamp(eps, 1 - eps)
 
 
