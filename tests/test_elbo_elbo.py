@@ -273,6 +273,22 @@ def test_free_bits_bound_each_kl_from_below() -> None:
     torch.testing.assert_close(gradient - program.guide.loc.grad, torch.tensor([0.0, 2 * 2.0]).double())
 
 
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_free_bits_that_bind_nowhere_change_nothing(num_particles: int) -> None:
+    for programs in (function_programs, hierarchy):
+        plain = gradients_of(ELBO(num_particles, 2.0, analytic_kl=True), programs)
+        assert_same(gradients_of(ELBO(num_particles, 2.0, analytic_kl=True, free_bits=1e-9), programs), plain)
+
+
+def test_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
+    model, guide, x = hierarchy()
+    torch.manual_seed(3)
+    without = ELBO(beta=0.0, analytic_kl=True).loss(model, guide, x)
+    torch.manual_seed(3)
+    # Two sites, 3 of 10 data.
+    assert ELBO(analytic_kl=True, free_bits=50.0).loss(model, guide, x) == pytest.approx(without + 10 / 3 * 2 * 3 * 50)
+
+
 # Within Pyro
 
 

@@ -117,15 +117,17 @@ class ELBO(Estimator):
         draws = call.draw()
         check_reparameterised(draws, self, self.gradient)
         check_order(draws.runs[0])
+        densities = [log_densities(run, call.plate) for run in draws.runs]
+        scale = densities[0].scale
         kls: dict[str, list[Tensor]] = {}
         for run in draws.runs:
             for name, model_site, site in run.latents():
                 kl = closed_form_kl(name, model_site, site)
-                kls.setdefault(name, []).append(per_datum(name, site, kl, run, call.plate))
+                kls.setdefault(name, []).append(per_datum(name, site, kl / scale, run, call.plate))
         by_site = [torch.cat(rows).mean(0) for rows in kls.values()]
         kl = sum(((k.clamp(min=self.free_bits) if self.free_bits else k).sum() for k in by_site), torch.zeros(()))
-        likelihood = torch.cat([log_densities(run, call.plate).likelihood for run in draws.runs]).mean(0).sum()
-        return self.beta * kl - likelihood
+        likelihood = torch.cat([part.likelihood for part in densities]).mean(0).sum()
+        return scale * (self.beta * kl - likelihood)
 
     def _needs_structure(self) -> bool:
         return self.num_particles > 1 or not self.gradient.linear or self.free_bits > 0

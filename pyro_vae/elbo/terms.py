@@ -17,7 +17,7 @@ from pyro_vae.elbo.tracing import Site, Traces, per_datum
 
 @dataclass(frozen=True)
 class Terms:
-    """Per-datum terms in nats, averaged over the particles; every tensor has shape (N,).
+    """Per-datum terms in nats, averaged over the particles, masked and unscaled; every tensor has shape (N,).
 
     Attributes:
         expected_log_likelihood: E_q[log p(x|z)], what a loss would call the negative reconstruction error.
@@ -51,7 +51,8 @@ def terms_of(runs: Sequence[Traces], plate: str, *, analytic: bool = False) -> T
     if analytic:
         for run in runs:
             check_order(run)
-    log_likelihood = torch.cat([log_densities(run, plate).likelihood for run in runs]).mean(0)
+    densities = [log_densities(run, plate) for run in runs]
+    log_likelihood = torch.cat([part.likelihood for part in densities]).mean(0)
     by_site: dict[str, list[Tensor]] = {}
     for run in runs:
         for name, model_site, site in run.latents():
@@ -59,7 +60,7 @@ def terms_of(runs: Sequence[Traces], plate: str, *, analytic: bool = False) -> T
                 kl = analytic_kl(name, model_site, site)
             else:
                 kl = site["log_prob"] - (0.0 if model_site is None else model_site["log_prob"])
-            by_site.setdefault(name, []).append(per_datum(name, site, kl, run, plate))
+            by_site.setdefault(name, []).append(per_datum(name, site, kl / densities[0].scale, run, plate))
     kl_by_site = {name: torch.cat(rows).mean(0) for name, rows in by_site.items()}
     kl = sum(kl_by_site.values(), torch.zeros_like(log_likelihood))
     num_particles = sum(run.num_particles for run in runs)

@@ -175,6 +175,14 @@ def trace_programs(
     return Traces(model_trace, guide_trace, num_particles, particle_dim, enumerated, replay)
 
 
+@contextlib.contextmanager
+def unchanged_param_store() -> Iterator[None]:
+    """Within it, programs see the parameters of Pyro's global store; what they add to it is gone afterwards."""
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        yield
+
+
 def with_values(trace: Trace, change: Callable[[Tensor], Tensor]) -> Trace:
     """A copy of a guide's trace with changed draws, whose densities are not yet computed."""
     computed = ("log_prob", "log_prob_sum", "unscaled_log_prob")

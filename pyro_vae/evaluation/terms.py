@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_vae.elbo import Terms
 from pyro_vae.elbo.terms import terms_of
-from pyro_vae.elbo.tracing import inspect, trace_programs
+from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.program import Program
 
 
@@ -36,6 +36,7 @@ def elbo_terms(
     if num_particles < 1:
         raise ValueError(f"elbo_terms: expected num_particles at least 1; got {num_particles}. Give a positive number.")
     args = (x, *context)
-    structure = inspect(program.model, program.guide, args, {})
-    run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    with unchanged_param_store():
+        structure = inspect(program.model, program.guide, args, {})
+        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
     return terms_of([run], plate, analytic=analytic_kl)
