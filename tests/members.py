@@ -1,6 +1,6 @@
 """Every likelihood, prior, conditional and program, by name: the table that the contract tests run over.
 
-An entry is a function without arguments that builds a small member: latent size 3, data of a small event shape.
+An entry is a function without arguments that builds a small member: latent size 2, data of a small event shape.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from pyro_vae import conditionals, likelihoods, nets, priors
 
-LATENT = 3
+LATENT = 2
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "Bernoulli": lambda: likelihoods.Bernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
@@ -70,9 +72,45 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
 
 PRIORS: dict[str, Callable[[], priors.Prior]] = {
     "StandardNormal": lambda: priors.StandardNormal(LATENT),
+    "Normal": lambda: priors.Normal(LATENT),
     "MixtureOfNormals": lambda: priors.MixtureOfNormals(LATENT, num_components=4),
+    "MixtureOfNormals, given means": lambda: priors.MixtureOfNormals(LATENT, loc=torch.eye(LATENT)),
+    "VampPrior": lambda: priors.VampPrior(torch.linspace(0, 255, 20).byte().reshape(5, 1, 2, 2)).bind(
+        conditionals.DiagonalNormal(nets.MLP((1, 2, 2), [5]), LATENT)
+    ),
+    "RealNVP": lambda: priors.RealNVP(LATENT, hidden=[8]),
+    "NeuralSpline": lambda: priors.NeuralSpline(LATENT, num_layers=2, hidden=[8], num_bins=4),
+    "MaskedAutoregressive": lambda: priors.MaskedAutoregressive(LATENT, hidden=[8]),
+    "Laplace": lambda: priors.Laplace(LATENT),
+    "Dirichlet": lambda: priors.Dirichlet(LATENT, concentration=0.7),
+    "LogisticNormal": lambda: priors.LogisticNormal(LATENT),
+    "HypersphericalUniform": lambda: priors.HypersphericalUniform(LATENT),
+    "Bernoulli": lambda: priors.Bernoulli(LATENT),
+    "OneHotCategorical": lambda: priors.OneHotCategorical(LATENT),
+    "RelaxedBernoulli": lambda: priors.RelaxedBernoulli(LATENT),
+    "RelaxedOneHotCategorical": lambda: priors.RelaxedOneHotCategorical(LATENT),
 }
 
 CONDITIONALS: dict[str, Callable[[], conditionals.Conditional]] = {
     "DiagonalNormal": lambda: conditionals.DiagonalNormal(nets.MLP((1, 2, 2), [5]), LATENT),
+    "LowRankNormal": lambda: conditionals.LowRankNormal(nets.MLP((1, 2, 2), [5]), LATENT, rank=2),
+    "FullRankNormal": lambda: conditionals.FullRankNormal(nets.MLP((1, 2, 2), [5]), LATENT),
+    "MixtureOfNormals": lambda: conditionals.MixtureOfNormals(nets.MLP((1, 2, 2), [5]), LATENT, num_components=2),
+    "InverseAutoregressiveFlow": lambda: conditionals.InverseAutoregressiveFlow(
+        nets.MLP((1, 2, 2), [5]), LATENT, hidden=[8], context_dim=4
+    ),
+    "RealNVP": lambda: conditionals.RealNVP(nets.MLP((1, 2, 2), [5]), LATENT, hidden=[8], context_dim=4),
+    "NeuralSpline": lambda: conditionals.NeuralSpline(
+        nets.MLP((1, 2, 2), [5]), LATENT, num_layers=2, hidden=[8], num_bins=4, context_dim=4
+    ),
+    "Householder": lambda: conditionals.Householder(nets.MLP((1, 2, 2), [5]), LATENT),
+    "Planar": lambda: conditionals.Planar(nets.MLP((1, 2, 2), [5]), LATENT),
+    "Sylvester": lambda: conditionals.Sylvester(nets.MLP((1, 2, 2), [5]), LATENT, num_layers=2),
+    "VonMisesFisher": lambda: conditionals.VonMisesFisher(nets.MLP((1, 2, 2), [5]), LATENT),
+    "Dirichlet": lambda: conditionals.Dirichlet(nets.MLP((1, 2, 2), [5]), LATENT),
+    "LogisticNormal": lambda: conditionals.LogisticNormal(nets.MLP((1, 2, 2), [5]), LATENT),
+    "Bernoulli": lambda: conditionals.Bernoulli(nets.MLP((1, 2, 2), [5]), LATENT),
+    "OneHotCategorical": lambda: conditionals.OneHotCategorical(nets.MLP((1, 2, 2), [5]), LATENT),
+    "RelaxedBernoulli": lambda: conditionals.RelaxedBernoulli(nets.MLP((1, 2, 2), [5]), LATENT),
+    "RelaxedOneHotCategorical": lambda: conditionals.RelaxedOneHotCategorical(nets.MLP((1, 2, 2), [5]), LATENT),
 }

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from pyro.distributions import constraints
+
 from pyro_vae.family import Family
-from pyro_vae.nets import Body
+from pyro_vae.nets import Body, Shape
 
 
 class Conditional(Family):
-    """A density over a latent vector given y: a guide's q(z|x), or a hierarchy's p(z1|z2).
+    """A density over a latent z given y: a guide's q(z|x), or a hierarchy's p(z1|z2).
+
+    A new conditional overrides :meth:`parameter_shapes` and :meth:`distribution`, and :attr:`support` where z is not
+    any real vector.
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z; a tuple where the class allows latents that are not vectors.
     """
 
-    def __init__(self, body: Body, latent_dim: int) -> None:
+    support: ClassVar[constraints.Constraint] = constraints.real
+    """What z may be: a constraint on single elements, or on vectors along the last dim."""
+
+    def __init__(self, body: Body, latent_dim: Shape) -> None:
         super().__init__(body, latent_dim)

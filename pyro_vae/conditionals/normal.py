@@ -1,12 +1,15 @@
-"""Normal conditionals: q(z|x) with a covariance that the network makes."""
+"""Normal conditionals: q(z|x) with a covariance that the network makes, and a mixture."""
 
 from __future__ import annotations
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
 from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import MixtureOfDiagonalNormals
+from pyro_vae.nets import Body
 
 
 class DiagonalNormal(Conditional):
@@ -33,3 +36,91 @@ class DiagonalNormal(Conditional):
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+class LowRankNormal(Conditional):
+    r"""z|y ~ Normal(loc, diag(scale^2) + F F') with a factor F of shape (latent_dim, rank).
+
+    Reparameterised, z = loc + scale * eps + F eta. Densities cost a factorisation of a (rank, rank) matrix.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        rank: columns of F, at least 1.
+
+    References:
+        Ong, Nott, Smith, "Gaussian variational approximation with a factor covariance structure", 2018,
+        https://arxiv.org/abs/1701.03208
+    """
+
+    def __init__(self, body: Body, latent_dim: int, rank: int) -> None:
+        self.rank = rank  # read by parameter_shapes
+        if rank < 1:
+            raise ValueError(f"LowRankNormal: expected rank at least 1; got {rank}. Use DiagonalNormal for rank 0.")
+        super().__init__(body, latent_dim)
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        return {"loc": self.event_shape, "log_scale": self.event_shape, "factor": Size((*self.event_shape, self.rank))}
+
+    def distribution(self, *, loc: Tensor, log_scale: Tensor, factor: Tensor) -> TorchDistribution:  # type: ignore[override]
+        return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+
+
+class FullRankNormal(Conditional):
+    r"""z|y ~ Normal(loc, L L') with a lower triangular L of diagonal exp(log_scale).
+
+    Reparameterised, z = loc + L eps. The network makes latent_dim (latent_dim + 3) / 2 numbers per datum.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+
+    References:
+        Kingma, Welling, "An Introduction to Variational Autoencoders", 2019, section 2.5.1,
+        https://arxiv.org/abs/1906.02691
+    """
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        dim = self.event_shape[0]
+        return {"loc": Size((dim,)), "log_scale": Size((dim,)), "below_diagonal": Size((dim * (dim - 1) // 2,))}
+
+    def distribution(  # type: ignore[override]
+        self, *, loc: Tensor, log_scale: Tensor, below_diagonal: Tensor
+    ) -> TorchDistribution:
+        dim = self.event_shape[0]
+        row, column = torch.tril_indices(dim, dim, -1, device=loc.device)
+        scale_tril = torch.diag_embed(log_scale.exp())
+        scale_tril[..., row, column] = below_diagonal
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class MixtureOfNormals(Conditional):
+    r"""z|y ~ a mixture of diagonal Normals whose weights, locations and scales the network makes.
+
+    Reparameterised through its distribution functions, see
+    :class:`~pyro_vae.distributions.MixtureOfDiagonalNormals`; the weights have pathwise gradients too.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        num_components: at least 1.
+
+    References:
+        Nalisnick, Hertel, Smyth, "Approximate Inference for Deep Latent Gaussian Mixtures", 2016,
+        http://bayesiandeeplearning.org/2016/papers/BDL_20.pdf
+    """
+
+    def __init__(self, body: Body, latent_dim: int, num_components: int) -> None:
+        self.num_components = num_components  # read by parameter_shapes
+        if num_components < 1:
+            raise ValueError(
+                f"MixtureOfNormals: expected num_components at least 1; got {num_components}. Give a positive number."
+            )
+        super().__init__(body, latent_dim)
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        each = Size((self.num_components, *self.event_shape))
+        return {"logits": each[:1], "loc": each, "log_scale": each}
+
+    def distribution(self, *, logits: Tensor, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+        return MixtureOfDiagonalNormals(loc, log_scale.exp(), logits)

@@ -1,14 +1,18 @@
-"""Normalising flows as Pyro distributions."""
+"""Normalising flows as Pyro distributions, and the layers of zuko that they are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
-from pyro_vae.distributions.zuko import transforms
+from pyro_vae.distributions.zuko import flows, transforms
 
 
 class NormalizingFlow(TorchDistribution):
@@ -65,3 +69,49 @@ class NormalizingFlow(TorchDistribution):
         if torch.is_grad_enabled():
             self._draw = z, self.base.log_prob(u) - log_det
         return z
+
+
+class FlowLayers(nn.Module):
+    """Autoregressive or coupling layers of zuko: ``forward(context) -> Transform`` of one pass, its inverse of several.
+
+    Args:
+        kind: how a dimension is transformed: scaled and shifted, or by a rational-quadratic spline on [-5, 5].
+        dim: of the vectors transformed.
+        num_layers: layers, between which the order of the dimensions reverses.
+        hidden: width of each hidden layer of a layer's network.
+        context_dim: size of the context; 0 for none.
+        coupling: let only the second half of the dimensions depend, on the first, so that the inverse takes two passes
+            and not ``dim``.
+        num_bins: bins of each spline.
+
+    Raises:
+        ValueError: ``num_layers`` below 1.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["affine", "spline"],
+        dim: int,
+        num_layers: int,
+        hidden: Sequence[int],
+        *,
+        context_dim: int = 0,
+        coupling: bool = False,
+        num_bins: int = 8,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"Flow: expected num_layers at least 1; got {num_layers}. Give a positive number.")
+        self.description = f"{kind}, dim={dim}, num_layers={num_layers}, hidden={tuple(hidden)}, coupling={coupling}"
+        kinds = {"affine": flows.MAF, "spline": partial(flows.NSF, bins=num_bins)}
+        passes = 2 if coupling else dim
+        flow = kinds[kind](dim, context_dim, transforms=num_layers, hidden_features=tuple(hidden), passes=passes)
+        self.transform = flow.transform
+
+    def forward(self, context: Tensor | None = None) -> transforms.Transform:
+        """The transform for a context of shape (\\*batch_shape, context_dim)."""
+        return self.transform(context)
+
+    def __repr__(self) -> str:
+        # zuko's own would draw from torch's random number generator
+        return f"FlowLayers({self.description})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
@@ -11,9 +14,14 @@ from pyro_vae.nets import Shape, as_size
 class Prior(nn.Module):
     """A density p(z): ``forward() -> TorchDistribution`` of ``batch_shape`` () and fixed ``event_shape``.
 
+    A new prior overrides :meth:`forward`, and :attr:`support` where z is not any real vector.
+
     Args:
         event_shape: shape of z; an int for a vector.
     """
+
+    support: ClassVar[constraints.Constraint] = constraints.real
+    """What z may be: a constraint on single elements, or on vectors along the last dim."""
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()

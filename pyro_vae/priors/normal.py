@@ -1,4 +1,4 @@
-"""Normal priors: the standard one and a learned mixture."""
+"""Normal priors: the standard one, a learned one, and a mixture."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.distributions import MixtureOfDiagonalNormals
 from pyro_vae.priors.base import Prior
 
 
@@ -31,29 +32,69 @@ class StandardNormal(Prior):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
+class Normal(Prior):
+    """z ~ Normal(loc, diag(scale^2)) with learned loc and scale, which start at 0 and 1.
+
+    A VAE with this prior has as many optima as there are shifts and scalings of z; it is of use where the scale of z
+    means something, as in a hierarchy.
+
+    Example:
+        >>> sorted(Normal(2).state_dict())
+        ['loc', 'log_scale']
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> TorchDistribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
 class MixtureOfNormals(Prior):
-    """A mixture of diagonal Normals with learned weights, locations and scales.
+    """A mixture of diagonal Normals with learned weights and scales, and means that are learned or given.
 
     Args:
         latent_dim: dimensions of z.
-        num_components: number of mixture components; their locations start as draws from Normal(0, I), which break
-            the symmetry between them.
+        num_components: number of components whose means are learned. They start as draws from Normal(0, I), which
+            break the symmetry between them.
+        loc: means that stay as they are, (num_components, latent_dim), in place of ``num_components``: encodings or
+            principal components of some data, say.
+
+    Raises:
+        ValueError: both or none of ``num_components`` and ``loc``, or one of a wrong size.
 
     Example:
         >>> MixtureOfNormals(2, num_components=5)().event_shape
         torch.Size([2])
     """
 
-    def __init__(self, latent_dim: int, num_components: int) -> None:
+    loc: Tensor
+
+    def __init__(self, latent_dim: int, num_components: int | None = None, *, loc: Tensor | None = None) -> None:
         super().__init__(latent_dim)
-        if num_components < 1:
+        if (num_components is None) == (loc is None):
             raise ValueError(
-                f"MixtureOfNormals: expected num_components at least 1; got {num_components}. Give a positive number."
+                f"MixtureOfNormals: expected either num_components or loc; got {num_components} and "
+                f"{None if loc is None else tuple(loc.shape)}. Give a number to learn the means, or the means."
             )
-        self.logits = nn.Parameter(torch.zeros(num_components))
-        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+        if num_components is not None:
+            if num_components < 1:
+                raise ValueError(
+                    f"MixtureOfNormals: expected num_components at least 1; got {num_components}. Give a positive "
+                    "number."
+                )
+            self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        elif loc is not None:
+            if loc.dim() != 2 or loc.shape[1] != latent_dim:
+                raise ValueError(
+                    f"MixtureOfNormals: expected loc of shape (num_components, {latent_dim}); got {tuple(loc.shape)}. "
+                    "Give one row for each component."
+                )
+            self.register_buffer("loc", loc.detach().clone())
+        self.logits = nn.Parameter(self.loc.new_zeros(len(self.loc)))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.loc, requires_grad=False))
 
     def forward(self) -> TorchDistribution:
-        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return MixtureOfDiagonalNormals(self.loc, self.log_scale.exp(), self.logits)

@@ -1,0 +1,145 @@
+"""Flows whose parameters the network makes for every x: Householder, planar and Sylvester.
+
+Each transforms a draw of Normal(loc, diag(scale^2)); where the flow is the identity it is a diagonal Normal.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.transforms.householder import ConditionedHouseholder
+from torch import Size, Tensor
+from torch.distributions import Transform
+
+from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import PlanarTransform, SylvesterTransform
+from pyro_vae.nets import Body
+
+
+class TransformedNormal(Conditional):
+    """A diagonal Normal, transformed by layers with parameters of their own for every row.
+
+    Subclasses name the shapes of a layer's parameters in :meth:`layer_shapes` and build it in :meth:`layer`.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        num_layers: of the flow, at least 1.
+
+    Raises:
+        ValueError: ``num_layers`` below 1.
+    """
+
+    def __init__(self, body: Body, latent_dim: int, num_layers: int) -> None:
+        self.num_layers = num_layers  # read by parameter_shapes
+        if num_layers < 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected num_layers at least 1; got {num_layers}. Use DiagonalNormal for none."
+            )
+        super().__init__(body, latent_dim)
+
+    def layer_shapes(self) -> dict[str, Size]:
+        """Shapes of the parameters of one layer."""
+        raise NotImplementedError
+
+    def layer(self, **parameters: Tensor) -> Transform:
+        """One layer, for parameters of shape (\\*lead, \\*shape)."""
+        raise NotImplementedError
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        layers = {name: Size((self.num_layers, *shape)) for name, shape in self.layer_shapes().items()}
+        return {"loc": self.event_shape, "log_scale": self.event_shape, **layers}
+
+    def distribution(self, *, loc: Tensor, log_scale: Tensor, **layers: Tensor) -> TorchDistribution:  # type: ignore[override]
+        each = zip(*(value.unbind(loc.dim() - 1) for value in layers.values()), strict=True)
+        transforms = [self.layer(**dict(zip(layers, parameters, strict=True))) for parameters in each]
+        return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()).to_event(1), transforms)
+
+
+class Householder(TransformedNormal):
+    """Reflections of a diagonal Normal: a Normal whose covariance has any axes, once there are enough of them.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        num_layers: reflections, one after the other.
+
+    References:
+        Tomczak, Welling, "Improving Variational Auto-Encoders using Householder Flow", 2016,
+        https://arxiv.org/abs/1611.09630
+    """
+
+    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4) -> None:
+        super().__init__(body, latent_dim, num_layers)
+
+    def layer_shapes(self) -> dict[str, Size]:
+        return {"normal": self.event_shape}
+
+    def layer(self, *, normal: Tensor) -> Transform:  # type: ignore[override]
+        return ConditionedHouseholder(normal.unsqueeze(-2))
+
+
+class Planar(TransformedNormal):
+    """Planar layers z + u tanh(w'z + b): each bends space along one direction.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        num_layers: of them.
+
+    References:
+        Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, https://arxiv.org/abs/1505.05770
+    """
+
+    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4) -> None:
+        super().__init__(body, latent_dim, num_layers)
+
+    def layer_shapes(self) -> dict[str, Size]:
+        return {"bias": Size((1,)), "u": self.event_shape, "w": self.event_shape}
+
+    def layer(self, *, bias: Tensor, u: Tensor, w: Tensor) -> Transform:  # type: ignore[override]
+        return PlanarTransform((bias, u, w))
+
+
+class Sylvester(TransformedNormal):
+    """Sylvester layers z + Q R tanh(S Q'z + b): planar layers in all directions at once.
+
+    Q is a product of Householder reflections, R and S are triangular. The density at values other than draws is found
+    one dimension after the other.
+
+    Args:
+        body: network from y to features.
+        latent_dim: dimensions of z.
+        num_layers: of them.
+        num_reflections: that Q is the product of, at least 1.
+
+    References:
+        van den Berg, Hasenclever, Tomczak, Welling, "Sylvester Normalizing Flows for Variational Inference", 2018,
+        https://arxiv.org/abs/1803.05649
+    """
+
+    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4, num_reflections: int = 4) -> None:
+        self.num_reflections = num_reflections  # read by parameter_shapes
+        if num_reflections < 1:
+            raise ValueError(
+                f"Sylvester: expected num_reflections at least 1; got {num_reflections}. Give a positive number."
+            )
+        super().__init__(body, latent_dim, num_layers)
+
+    def layer_shapes(self) -> dict[str, Size]:
+        (dim,) = self.event_shape
+        return {
+            "triangles": Size((dim, dim)),
+            "diagonals": Size((2, dim)),
+            "bias": Size((dim,)),
+            "reflections": Size((self.num_reflections, dim)),
+        }
+
+    def layer(  # type: ignore[override]
+        self, *, triangles: Tensor, diagonals: Tensor, bias: Tensor, reflections: Tensor
+    ) -> Transform:
+        diagonal = torch.diag_embed(diagonals.tanh())
+        r = triangles.triu(1) + diagonal[..., 0, :, :]
+        s = triangles.mT.triu(1) + diagonal[..., 1, :, :]
+        return SylvesterTransform(r, s, bias, reflections)

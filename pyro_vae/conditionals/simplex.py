@@ -1,0 +1,60 @@
+"""Conditionals of proportions: vectors of positive numbers that sum to 1."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor
+from torch.nn.functional import softplus
+
+from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import LogisticNormal as LogisticNormalDistribution
+
+MIN_CONCENTRATION = 1e-2
+"""Below it nearly all draws are corners of the simplex to single precision."""
+
+
+class Dirichlet(Conditional):
+    """z|y ~ Dirichlet(concentration), concentration = 0.01 + softplus of the network's output.
+
+    Reparameterised through its distribution function.
+
+    Args:
+        body: network from y to features.
+        latent_dim: number of proportions, at least 2.
+
+    References:
+        Joo, Lee, Park, Moon, "Dirichlet Variational Autoencoder", 2020, https://arxiv.org/abs/1901.02739
+        Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, https://arxiv.org/abs/1805.08498
+    """
+
+    support = constraints.simplex
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        return {"concentration": self.event_shape}
+
+    def distribution(self, *, concentration: Tensor) -> TorchDistribution:  # type: ignore[override]
+        return dist.Dirichlet(MIN_CONCENTRATION + softplus(concentration))
+
+
+class LogisticNormal(Conditional):
+    """z|y = softmax(u, 0), u ~ Normal(loc, diag(scale^2)) in one dimension less; reparameterised.
+
+    Args:
+        body: network from y to features.
+        latent_dim: number of proportions, at least 2.
+
+    References:
+        Srivastava, Sutton, "Autoencoding Variational Inference For Topic Models", 2017,
+        https://arxiv.org/abs/1703.01488
+    """
+
+    support = constraints.simplex
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        free = Size((self.event_shape[0] - 1,))
+        return {"loc": free, "log_scale": free}
+
+    def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
+        return LogisticNormalDistribution(loc, log_scale.exp())

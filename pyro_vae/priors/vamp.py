@@ -1,0 +1,104 @@
+r"""VampPrior: a prior made of the posterior itself, :math:`p(z) = \frac1K \sum_k q(z|u_k)`.
+
+It is the closest that a mixture of K densities of the posterior's family comes to the aggregate posterior, which is the
+prior that maximises the ELBO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.distributions import MixtureOfDiagonalNormals
+from pyro_vae.family import Family
+from pyro_vae.priors.base import Prior
+
+
+class VampPrior(Prior):
+    r"""The average of the posteriors of K learned pseudo-inputs, :math:`p(z) = \frac1K \sum_k q(z|u_k)`.
+
+    ``VAE`` binds it to its posterior. Until then it has no density, and its ``event_shape`` is (). The posterior is
+    not a submodule: its parameters belong to the guide, and are in ``state_dict()`` once. The posterior is to be a
+    ``DiagonalNormal``; the density is then a single matrix product, with the :math:`-\log K` that keeps it normalised.
+
+    Args:
+        pseudo_inputs: where the pseudo-inputs start, data of shape (K, \*event_shape), for instance
+            ``train.images[:500]``; integers are taken for pixels in 0, ..., 255 and divided by 255.
+        clamp: keep the pseudo-inputs in [0, 1], as grey pixels are, by clamping them in the forward pass. False for
+            data of another range.
+
+    Raises:
+        ValueError: when called unbound, or bound to a posterior of another family.
+
+    References:
+        Tomczak, Welling, "VAE with a VampPrior", 2018, https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> from pyro_vae import conditionals, nets
+        >>> posterior = conditionals.DiagonalNormal(nets.MLP((1, 4, 4), [8]), 2)
+        >>> prior = VampPrior(pseudo_inputs=torch.rand(5, 1, 4, 4)).bind(posterior)
+        >>> prior().log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, pseudo_inputs: Tensor, *, clamp: bool = True) -> None:
+        super().__init__(())
+        if pseudo_inputs.dim() < 2 or len(pseudo_inputs) < 1:
+            raise ValueError(
+                f"VampPrior: expected pseudo_inputs of shape (K, *event_shape); got {tuple(pseudo_inputs.shape)}. "
+                "Give a batch of data, train.images[:500] say."
+            )
+        values = pseudo_inputs.detach().clone()
+        if not values.is_floating_point():
+            values = values.to(torch.get_default_dtype()) / 255
+        self.pseudo_inputs = nn.Parameter(values)
+        self.clamp = clamp
+        # A tuple, because nn.Module would register a module, and the encoder would be in the state_dict twice.
+        self._posterior: tuple[Family, ...] = ()
+
+    def bind(self, posterior: Family) -> VampPrior:
+        """Takes the posterior q(z|x) whose average this is; returns itself.
+
+        Raises:
+            ValueError: the posterior's distributions are not diagonal Normals.
+        """
+        weight = next(posterior.head.parameters())
+        with torch.no_grad():
+            features = weight.new_zeros(posterior.body.feature_shape)
+            self._normal(posterior.distribution(**posterior.head(features)), type(posterior).__name__)
+        self._posterior = (posterior,)
+        self.event_shape = posterior.event_shape
+        return self
+
+    def forward(self) -> TorchDistribution:
+        if not self._posterior:
+            raise ValueError(
+                "VampPrior: expected to be bound to a posterior; got none. Build a VAE with it, or call "
+                "prior.bind(posterior)."
+            )
+        (posterior,) = self._posterior
+        inputs = self.pseudo_inputs.clamp(0, 1) if self.clamp else self.pseudo_inputs
+        normal = self._normal(posterior(inputs), type(posterior).__name__)
+        return MixtureOfDiagonalNormals(normal.loc, normal.scale, normal.loc.new_zeros(len(inputs)))
+
+    @staticmethod
+    def _normal(distribution: TorchDistribution, name: str) -> dist.Normal:
+        """The Normals of the single elements of z."""
+        base = getattr(distribution, "base_dist", None)
+        if not isinstance(base, dist.Normal) or getattr(distribution, "reinterpreted_batch_ndims", 0) != 1:
+            raise ValueError(
+                f"VampPrior: expected a posterior of independent Normals; got {name}. Use conditionals.DiagonalNormal, "
+                "or another prior."
+            )
+        return base
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Pseudo-inputs go through the posterior, so that both have one precision and one device.
+        for posterior in self._posterior:
+            posterior._apply(fn, recurse)
+        return super()._apply(fn, recurse)
