@@ -21,7 +21,8 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.elbo import ELBO
+from pyro_vae.compilation import Compile, Compiler
+from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.tracing import PyroProgram
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -40,6 +41,8 @@ class SVI:
             ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser.
         loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
+        compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
+            at once, ``"auto"`` after some thousands of steps, False never.
 
     Raises:
         TypeError: ``optimizer`` or ``loss`` is something else; an optimiser that already holds parameters, say.
@@ -71,6 +74,7 @@ class SVI:
         loss: pyro.infer.ELBO,
         *,
         max_grad_norm: float | None = None,
+        compile: Compile = "auto",
     ) -> None:
         if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
             raise TypeError(
@@ -101,6 +105,7 @@ class SVI:
         self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
         self._forwards: tuple[PyroProgram, PyroProgram] | None = None
+        self.compiler = Compiler(loss, compile)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -142,7 +147,12 @@ class SVI:
         with self.scope():
             try:
                 with self._validation(args, kwargs):
-                    loss = _number(self.loss.loss_and_grads(*self._programs(), *args, **kwargs))
+                    # The first step is eager: it finds the parameters, and Pyro validates it.
+                    graph_loss = self.compiler.run(*self._compilable(), args, kwargs) if self.num_steps else None
+                    if graph_loss is None:
+                        loss = _number(self.loss.loss_and_grads(*self._programs(), *args, **kwargs))
+                    else:
+                        loss = float(graph_loss)
                 self._adopt_new_parameters()
                 if not math.isfinite(loss):
                     self._refuse(loss, args, kwargs)
@@ -159,6 +169,10 @@ class SVI:
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
         return _number(loss)
 
+    def _compilable(self) -> tuple[tuple[PyroProgram, PyroProgram], list[Tensor]]:
+        trained = dict.fromkeys(p for p in self._parameters.values() if p.requires_grad)
+        return self._programs(), list(trained)
+
     def _programs(self) -> tuple[PyroProgram, PyroProgram]:
         """Model and guide; without their parameter statements where these would tell us nothing new.
 
@@ -166,7 +180,7 @@ class SVI:
         the optimiser holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
         to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
         """
-        if not isinstance(self.loss, ELBO):
+        if not isinstance(self.loss, Estimator):
             return self.model, self.guide
         own = {id(p) for module in (self.model, self.guide) if _is_plain(module) for p in module.parameters()}
         if not own or own != {id(p) for p in self._parameters.values()}:

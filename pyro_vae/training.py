@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from pyro_vae.compilation import AUTO_STEPS, Compile
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
 from pyro_vae.elbo.tracing import UndrawnLatentError, inspect, trace_programs
@@ -93,6 +94,7 @@ def fit(
     beta_warmup: float = 0.0,
     patience: int | None = None,
     max_grad_norm: float | None = None,
+    compile: Compile = "auto",
     seed: int | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
@@ -114,6 +116,8 @@ def fit(
         patience: stop after this many epochs without a better validation ELBO, and restore the best weights; epochs of
             the warm-up do not count. None trains to the end and keeps the last weights.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm.
+        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so from the start where the run is long
+            enough to pay for it.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
             from the global generator.
         progress: show a bar with the figures of the last epoch.
@@ -143,7 +147,9 @@ def fit(
     for name, dataset in (("training", train), ("validation", validation)):
         if dataset is not None:
             _check_data(program, name, dataset)
-    svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm)
+    svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm, compile=compile)
+    if epochs * (len(train) // batch_size) >= 2 * AUTO_STEPS:
+        svi.compiler.auto_steps = 0
     history = History(
         {
             "data": train.name,

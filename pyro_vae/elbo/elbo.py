@@ -10,8 +10,6 @@ model observes, whatever they are.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from pyro_vae.elbo.gradients import Gradient, GradientName, Pathwise, check_repa
 from pyro_vae.elbo.log_weights import LogDensities, log_densities
 from pyro_vae.elbo.terms import analytic_kl as closed_form_kl
 from pyro_vae.elbo.terms import check_order
-from pyro_vae.elbo.tracing import PyroProgram, Structure, per_datum
+from pyro_vae.elbo.tracing import Structure, per_datum
 
 
 class ELBO(Estimator):
@@ -104,13 +102,12 @@ class ELBO(Estimator):
         return log_weights / self.num_particles  # a draw adds to the average on its own
 
     def weigh(self, densities: LogDensities) -> Tensor:
-        latents = densities.prior - densities.guide
-        return densities.likelihood + (latents if self.beta == 1 else self.beta * latents)
+        if densities.tied and self.beta == 1:  # else beta may be an input of a compiled step, which is not compared
+            return densities.log_weights
+        return densities.likelihood + self.beta * (densities.prior - densities.guide)
 
-    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
-        if not self.analytic_kl:
-            return super().differentiable_loss(model, guide, *args, **kwargs)
-        return self._closed_form(self._call(model, guide, args, kwargs))
+    def loss_of(self, call: Call) -> Tensor:
+        return self._closed_form(call) if self.analytic_kl else super().loss_of(call)
 
     def _closed_form(self, call: Call) -> Tensor:
         """The loss with each latent's KL in closed form."""
