@@ -138,10 +138,9 @@ def check_density(d: TorchDistribution, *, num_samples: int = 100_000, tolerance
 
     The integral is taken in the unconstrained coordinates of the support, centred on samples: over each element, where
     the density is a product over them, by a trapezoid rule that reaches far into heavy tails; jointly by a quasi-random
-    rule, whose error in three dims is near 1e-5. A sum runs over all outcomes, or far beyond the largest sample. Samples
-    are compared with the density through
-    :math:`E \cos(w x)` and :math:`E \sin(w x)` at several frequencies w, which exist for every distribution, for each
-    element and for the whole event.
+    rule, whose error in three dims is near 1e-5. A sum runs over all outcomes, or far beyond the largest sample.
+    Samples are compared with the density through :math:`E \cos(w x)` and :math:`E \sin(w x)` at several frequencies w,
+    which exist for every distribution, for each element and for the whole event.
 
     Args:
         d: of ``batch_shape`` (), in double precision.
