@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class Call:
         """
         draws = Draws(self)
         sizes = [self.num_particles] if self.vectorize else [1] * self.num_particles
+        subsamples = None
         for size in sizes:
             hook = partial(draws.scaled, len(draws.runs)) if scale_paths else None
             draws.runs.append(
@@ -56,10 +57,13 @@ class Call:
                     self.kwargs,
                     num_particles=size,
                     structure=self.structure,
+                    subsamples=subsamples,
                     detach=detach,
                     hook=hook,
                 )
             )
+            if self.plate is not None:  # what is computed per datum takes all of its draws for the same datum
+                subsamples = draws.runs[0].subsamples()
         return draws
 
 
@@ -101,11 +105,12 @@ class Draws:
 
 
 def _joined(parts: list[LogDensities]) -> LogDensities:
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    return LogDensities(
-        torch.cat([part.likelihood for part in parts]),
-        torch.cat([part.prior for part in parts]),
-        torch.cat([part.guide for part in parts]),
-        parts[0].scale,
+        return first
+    return replace(
+        first,
+        likelihood=torch.cat([part.likelihood for part in parts]),
+        priors={name: torch.cat([part.priors[name] for part in parts]) for name in first.priors},
+        guides={name: torch.cat([part.guides[name] for part in parts]) for name in first.guides},
     )

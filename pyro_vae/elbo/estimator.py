@@ -14,7 +14,8 @@ surrogate, so that any optimiser that calls ``backward`` gets the estimator, and
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyro.infer
 import torch
@@ -28,6 +29,7 @@ from pyro_vae.elbo.terms import Terms, terms_of
 from pyro_vae.elbo.tracing import PyroProgram, Structure, UndrawnLatentError, inspect, outside_plate
 
 _MAX_STRUCTURES = 16
+_Result = TypeVar("_Result")
 
 
 class Estimator(pyro.infer.ELBO):
@@ -91,13 +93,11 @@ class Estimator(pyro.infer.ELBO):
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
         """The loss -F, summed over the data, as a scalar tensor whose gradient is the estimator's."""
-        try:
-            return self.gradient.loss(self, self._call(model, guide, args, kwargs))
-        except UndrawnLatentError:
-            if (model, guide) in self._structures:
-                raise
-            self._inspect(model, guide, args, kwargs)
-            return self.gradient.loss(self, self._call(model, guide, args, kwargs))
+        return self._compute(self.loss_of, model, guide, args, kwargs)
+
+    def loss_of(self, call: Call) -> Tensor:
+        """The loss of a call of model and guide; for estimators that are more than a bound and a gradient."""
+        return self.gradient.loss(self, call)
 
     def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
@@ -114,21 +114,43 @@ class Estimator(pyro.infer.ELBO):
     @torch.no_grad()
     def terms(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Terms:
         """Per-datum terms of the ELBO, by site, in nats, averaged over as many draws as the estimator makes."""
-        return terms_of(self._call(model, guide, args, kwargs).draw().runs, self.plate)
+        return self._compute(lambda call: terms_of(call.draw().runs, self.plate), model, guide, args, kwargs)
 
-    def _call(self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        structure = self._structures.get((model, guide))
+    def _compute(
+        self,
+        what: Callable[[Call], _Result],
+        model: PyroProgram,
+        guide: PyroProgram,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Result:
+        """What is to be computed from a call of model and guide, whose structure is learnt where it must be known."""
+        # Arguments that are left out may turn what is observed into a latent, so they count as another program.
+        absent = tuple(a is None for a in args), frozenset(name for name, a in kwargs.items() if a is None)
+        key = model, guide, absent
+        structure = self._structures.get(key)
         if structure is None and self._needs_structure():
-            structure = self._inspect(model, guide, args, kwargs)
+            structure = self._inspect(key, args, kwargs)
+        try:
+            return what(self._call(model, guide, args, kwargs, structure))
+        except UndrawnLatentError:
+            return what(self._call(model, guide, args, kwargs, self._inspect(key, args, kwargs)))
+
+    def _call(
+        self,
+        model: PyroProgram,
+        guide: PyroProgram,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        structure: Structure | None,
+    ) -> Call:
         plate = None if structure is None else self._plate(structure)
         return Call(model, guide, args, kwargs, self.num_particles, structure, plate, self.vectorize_particles)
 
-    def _inspect(
-        self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Structure:
+    def _inspect(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
         if len(self._structures) >= _MAX_STRUCTURES:
             self._structures.clear()
-        structure = self._structures[model, guide] = inspect(model, guide, args, kwargs)
+        structure = self._structures[key] = inspect(key[0], key[1], args, kwargs)
         return structure
 
     def _needs_structure(self) -> bool:
@@ -139,7 +161,7 @@ class Estimator(pyro.infer.ELBO):
         self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """Pyro's hook: the model's and the guide's trace of one run."""
-        run = self._call(model, guide, args, kwargs).draw().runs[0]
+        run = self._compute(lambda call: call.draw().runs[0], model, guide, args, kwargs)
         return run.model, run.guide
 
     def _plate(self, structure: Structure) -> str | None:

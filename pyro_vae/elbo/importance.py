@@ -21,7 +21,6 @@ from torch import Tensor
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.gradients import Gradient, GradientName, Pathwise, check_reparameterised, gradient_only
-from pyro_vae.elbo.tracing import PyroProgram
 
 
 class IWELBO(Estimator):
@@ -104,10 +103,7 @@ class PIWELBO(MIWELBO):
     def __init__(self, num_bounds: int, num_particles: int, **options: Any) -> None:
         super().__init__(num_bounds, num_particles, Pathwise(), **options)
 
-    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
-        return self._two_bounds(self._call(model, guide, args, kwargs))
-
-    def _two_bounds(self, call: Call) -> Tensor:
+    def loss_of(self, call: Call) -> Tensor:
         draws = call.draw()
         check_reparameterised(draws, self, self.gradient)
         densities = draws.densities()

@@ -27,20 +27,54 @@ class LogDensities:
 
     Attributes:
         likelihood: log p(x|z), of everything observed; with discrete latents of the model summed out.
-        prior: log p(z), of the latents that the guide draws.
-        guide: log q(z|x).
+        priors: log p(z) of each latent that the guide draws; but of those in ``tied``.
+        guides: log q(z|x) of each latent.
         scale: what the data plate's subsampling multiplies a sum over the N data by.
+        tied: latents that depend on a summed-out latent of the model together with others, or with something observed,
+            so that their prior is a part of ``likelihood``.
     """
 
     likelihood: Tensor
-    prior: Tensor
-    guide: Tensor
+    priors: dict[str, Tensor]
+    guides: dict[str, Tensor]
     scale: float
+    tied: tuple[str, ...] = ()
+
+    @property
+    def prior(self) -> Tensor:
+        """Log p(z), of the latents that the guide draws.
+
+        Raises:
+            ValueError: there is none apart from the likelihood.
+        """
+        return _sum([*self._untied().values()], self.likelihood)
+
+    def differences(self) -> dict[str, Tensor]:
+        """Log q(z|x) - log p(z) of each latent, whose mean is the KL.
+
+        Raises:
+            ValueError: as :attr:`prior` does.
+        """
+        priors = self._untied()
+        return {name: guide - priors[name] if name in priors else guide for name, guide in self.guides.items()}
+
+    def _untied(self) -> dict[str, Tensor]:
+        if self.tied:
+            raise ValueError(
+                f"Latents {list(self.tied)}: expected priors that stand apart; got ones tied to other sites by an "
+                "enumerated latent of the model. Use beta=1, and no terms by site."
+            )
+        return self.priors
+
+    @property
+    def guide(self) -> Tensor:
+        """Log q(z|x)."""
+        return _sum([*self.guides.values()], self.likelihood)
 
     @property
     def joint(self) -> Tensor:
         """Log p(x, z)."""
-        return self.likelihood + self.prior
+        return sum(self.priors.values(), self.likelihood)
 
     @property
     def log_weights(self) -> Tensor:
@@ -67,11 +101,19 @@ def log_densities(traces: Traces, plate: str | None) -> LogDensities:
 
     latents = list(traces.latents())
     likelihood = [rows(name, site) for name, site in traces.observed() if name not in summed]
-    prior = [rows(name, site) for name, site, _ in latents if site is not None and name not in summed]
-    guide = [rows(name, site) for name, _, site in latents]
+    priors = {name: rows(name, site) for name, site, _ in latents if site is not None and name not in summed}
+    guides = {name: rows(name, site) for name, _, site in latents}
+    tied: tuple[str, ...] = ()
     if summed:
-        likelihood.append(_sum_out(traces, summed, plate))
-    return LogDensities(_sum(likelihood), _sum(prior), _sum(guide), scale)
+        together = _sum_out(traces, summed, plate)
+        drawn = tuple(name for name in summed if name in guides)
+        if len(drawn) == 1 and not any(site["is_observed"] for site in summed.values()):
+            priors[drawn[0]] = together
+        else:
+            likelihood.append(together)
+            tied = drawn
+    like = next(iter((*guides.values(), *priors.values())), torch.zeros(1, 1))
+    return LogDensities(_sum(likelihood, like), priors, guides, scale, tied)
 
 
 def log_weights(
@@ -109,17 +151,16 @@ def log_weights(
             raise ValueError(f"log_weights: expected {name} at least 1; got {value}. Give a positive number.")
     structure = inspect(model, guide, args, kwargs)
     sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
-    rows = [
-        log_densities(
-            trace_programs(model, guide, args, kwargs, num_particles=size, structure=structure), plate
-        ).log_weights
-        for size in sizes
-    ]
+    rows, subsamples = [], None
+    for size in sizes:
+        run = trace_programs(model, guide, args, kwargs, num_particles=size, structure=structure, subsamples=subsamples)
+        subsamples = run.subsamples()
+        rows.append(log_densities(run, plate).log_weights)
     return torch.cat(rows)
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
-    return sum(terms[1:], terms[0]) if terms else torch.zeros(1, 1)
+def _sum(terms: list[Tensor], like: Tensor) -> Tensor:
+    return sum(terms[1:], terms[0]) if terms else torch.zeros_like(like)
 
 
 def _common_scale(traces: Traces, plate: str) -> float:

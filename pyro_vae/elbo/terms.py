@@ -54,13 +54,14 @@ def terms_of(runs: Sequence[Traces], plate: str, *, analytic: bool = False) -> T
     densities = [log_densities(run, plate) for run in runs]
     log_likelihood = torch.cat([part.likelihood for part in densities]).mean(0)
     by_site: dict[str, list[Tensor]] = {}
-    for run in runs:
-        for name, model_site, site in run.latents():
-            if analytic:
-                kl = analytic_kl(name, model_site, site)
-            else:
-                kl = site["log_prob"] - (0.0 if model_site is None else model_site["log_prob"])
-            by_site.setdefault(name, []).append(per_datum(name, site, kl / densities[0].scale, run, plate))
+    for run, part in zip(runs, densities, strict=True):
+        if analytic:
+            for name, model_site, site in run.latents():
+                kl = analytic_kl(name, model_site, site) / part.scale
+                by_site.setdefault(name, []).append(per_datum(name, site, kl, run, plate))
+        else:
+            for name, difference in part.differences().items():
+                by_site.setdefault(name, []).append(difference)
     kl_by_site = {name: torch.cat(rows).mean(0) for name, rows in by_site.items()}
     kl = sum(kl_by_site.values(), torch.zeros_like(log_likelihood))
     num_particles = sum(run.num_particles for run in runs)
@@ -73,12 +74,15 @@ def analytic_kl(name: str, model_site: Site | None, guide_site: Site) -> Tensor:
     Raises:
         ValueError: there is no closed form for the two distributions.
     """
+    mixed = model_site is not None and len(model_site["fn"].batch_shape) > len(guide_site["fn"].batch_shape)
     try:
-        if model_site is None:
+        if model_site is None or mixed:
             raise NotImplementedError
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError as error:
         prior = "no distribution" if model_site is None else describe(model_site["fn"])
+        if mixed:
+            prior = f"a sum of {prior} over an enumerated latent"
         raise ValueError(
             f"Analytic KL: expected a closed form at site {name!r}; got {describe(guide_site['fn'])} against {prior}. "
             "Use analytic_kl=False."

@@ -86,7 +86,7 @@ class Traces:
         guide: the guide's, likewise.
         num_particles: K, the number of draws held in parallel.
         particle_dim: the (negative) dim of the K draws in every ``log_prob``, or None for a single draw without one.
-        enumerated: latents that only the model has, enumerated in parallel.
+        enumerated: latents that only the model has, enumerated in parallel in this run.
         replay: runs model and guide again, on the values of another trace of the guide.
     """
 
@@ -105,6 +105,14 @@ class Traces:
         """Name, model site and guide site of every latent; no model site for one auxiliary to the guide."""
         return ((name, self.model.nodes.get(name), site) for name, site in _sites(self.guide))
 
+    def subsamples(self) -> Trace:
+        """The subsamples of data that the guide's plates have drawn, to be passed to a further run."""
+        drawn = self.guide.copy()
+        for name, site in self.guide.nodes.items():
+            if not (site["type"] == "sample" and site_is_subsample(site)):
+                del drawn.nodes[name]
+        return drawn
+
     def with_model_at_constants(self) -> Traces:
         """The same draws as constants, in the model's densities: gradients reach its parameters alone."""
         return replace(self, model=self.replay("model", with_values(self.guide, Tensor.detach)))
@@ -122,6 +130,7 @@ def trace_programs(
     *,
     num_particles: int = 1,
     structure: Structure | None = None,
+    subsamples: Trace | None = None,
     detach: bool = False,
     hook: Callable[[Site, Tensor], Tensor] | None = None,
 ) -> Traces:
@@ -134,9 +143,13 @@ def trace_programs(
         kwargs: keyword arguments of both.
         num_particles: K. A plate of this size encloses the program when K > 1, left of all of its own plates.
         structure: of :func:`inspect`; needed when K > 1 or where the model has latents that the guide has not.
+        subsamples: of an earlier run, whose draws are of the same data then.
         detach: make every draw a constant, so that no gradient reaches the parameters that made it.
         hook: maps a guide site and the gradient of its draw to the gradient that is passed on to the guide. It sees
             what comes through the log-densities, not what comes through draws made from this draw.
+
+    Raises:
+        UndrawnLatentError: the model has a latent that is neither in the guide nor in ``structure``.
     """
     particle_dim = None
     nesting = float("inf") if structure is None else structure.nesting
@@ -146,9 +159,10 @@ def trace_programs(
         nesting = structure.nesting + 1
         particles = pyro.plate(PARTICLES, num_particles, dim=particle_dim)
         model, guide = particles(model), particles(guide)
-    enumerated = frozenset[str]() if structure is None else structure.enumerated
-    if enumerated:
+    if structure is not None and structure.enumerated:
         model = EnumMessenger(first_available_dim=-1 - int(nesting))(model)
+    if subsamples is not None:
+        guide = poutine.replay(guide, trace=subsamples)
 
     def replay(which: Literal["model", "guide"], trace: Trace) -> Trace:
         program = poutine.replay(model if which == "model" else guide, trace=trace)
@@ -165,14 +179,15 @@ def trace_programs(
                 site["value"].register_hook(partial(hook, site))
         guide_trace = _guide_at(guide_trace, aliases, replay)
     model_trace = replay("model", guide_trace)
-    if structure is None and (undrawn := _undrawn(model_trace, guide_trace)):
-        raise UndrawnLatentError(undrawn)
+    undrawn = frozenset(_undrawn(model_trace, guide_trace))
+    if unexpected := undrawn - (frozenset() if structure is None else structure.enumerated):
+        raise UndrawnLatentError(sorted(unexpected))
     if is_validation_enabled():
         check_model_guide_match(model_trace, guide_trace, nesting)
         for trace in (guide_trace, model_trace):
             for _, site in _sites(trace):
                 check_site_shape(site, nesting)  # type: ignore[arg-type]
-    return Traces(model_trace, guide_trace, num_particles, particle_dim, enumerated, replay)
+    return Traces(model_trace, guide_trace, num_particles, particle_dim, undrawn, replay)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from torch import Tensor
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.gradients import gradient_only
 from pyro_vae.elbo.importance import IWELBO
-from pyro_vae.elbo.tracing import PyroProgram
 
 
 class ReweightedWakeSleep(IWELBO):
@@ -45,8 +44,7 @@ class ReweightedWakeSleep(IWELBO):
         self.insomnia = insomnia
         super().__init__(num_particles, "score", **options)
 
-    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
-        call = self._call(model, guide, args, kwargs)
+    def loss_of(self, call: Call) -> Tensor:
         densities = call.draw(detach=True).densities()
         bound = self.bound(densities.joint - densities.guide.detach()).sum()
         weights = densities.log_weights.detach().softmax(0)
