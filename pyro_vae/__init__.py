@@ -1,6 +1,7 @@
 """Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
 
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, likelihoods, nets, priors
+from pyro_vae.conditional import ConditionalVAE
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SVI",
     "VAE",
+    "ConditionalVAE",
     "HierarchicalVAE",
     "History",
     "checkpoint",
