@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from pyro.nn import PyroModule
@@ -77,6 +78,42 @@ def check_same(subject: str, what: str, first: Size, second: Size) -> None:
         raise ValueError(
             f"{subject}: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree."
         )
+
+
+_SUPPORTS = {
+    "Real()": "real vectors",
+    "Sphere": "the unit sphere",
+    "Simplex()": "the simplex",
+    "Interval(lower_bound=0.0, upper_bound=1.0)": "the unit interval",
+    "OneHot()": "one-hot vectors",
+    "Boolean()": "binary vectors",
+}
+
+
+def check_support(subject: str, prior: Any, posterior: Any, priors: ModuleType, conditionals: ModuleType) -> None:
+    """Refuses a prior and a posterior of different supports; the message names what fits either.
+
+    Args:
+        subject: what is being built.
+        prior: with a ``support``, see :class:`~pyro_vae.priors.Prior`.
+        posterior: likewise.
+        priors: the module of priors.
+        conditionals: the module of conditionals.
+    """
+    if repr(prior.support) == repr(posterior.support):
+        return
+
+    def fitting(module: ModuleType, part: Any) -> str:
+        names = [name for name in module.__all__ if name not in ("Prior", "Conditional")]
+        package = module.__name__.rpartition(".")[2]
+        return ", ".join(f"{package}.{n}" for n in names if repr(getattr(module, n).support) == repr(part.support))
+
+    here, there = (_SUPPORTS.get(repr(part.support), repr(part.support)) for part in (prior, posterior))
+    raise ValueError(
+        f"{subject}: expected a posterior on the support of the prior {type(prior).__name__}, {here}; got "
+        f"{type(posterior).__name__} on {there}. Use one of {fitting(conditionals, prior) or 'your own'} with this "
+        f"prior, or one of {fitting(priors, posterior) or 'your own'} with this posterior."
+    )
 
 
 def check_inputs(subject: str, role: str, actual: Sequence[Size], expected: Sequence[Size]) -> None:

@@ -16,10 +16,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
+from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_part, check_same, data_size
+from pyro_vae.program import RootModule, check_part, check_same, check_support, data_size
 
 
 class Model(RootModule):
@@ -85,7 +86,7 @@ class VAE(nn.Module):
 
     Raises:
         TypeError: a part is not what its place asks for.
-        ValueError: the parts disagree about the shape of z or of x.
+        ValueError: the parts disagree about the shape or the support of z, or about the shape of x.
 
     Example:
         >>> from pyro_vae import conditionals, likelihoods, nets, priors
@@ -109,6 +110,8 @@ class VAE(nn.Module):
             ("posterior", posterior, Conditional),
         ):
             check_part("VAE", role, part, kind, f"{kind.__name__.lower()}s")
+        check_support("VAE", prior, posterior, priors, conditionals)
+        prior.bind(posterior)
         check_same("VAE", "the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
         check_same(
             "VAE", "the latent shape of prior and likelihood body", prior.event_shape, likelihood.body.input_shapes[0]

@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
+from pyro_vae.family import Family
 from pyro_vae.nets import Shape, as_size
 
 
@@ -30,3 +31,7 @@ class Prior(nn.Module):
     def forward(self) -> TorchDistribution:
         """The distribution over z."""
         raise NotImplementedError
+
+    def bind(self, posterior: Family) -> Prior:
+        """Called by ``VAE`` with its posterior, for a prior that is made of it; returns the prior itself."""
+        return self

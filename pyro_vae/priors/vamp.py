@@ -65,8 +65,14 @@ class VampPrior(Prior):
         """Takes the posterior q(z|x) whose average this is; returns itself.
 
         Raises:
-            ValueError: the posterior's distributions are not diagonal Normals.
+            ValueError: the posterior is none of such data alone, or its distributions are not diagonal Normals.
         """
+        shapes = [tuple(shape) for shape in posterior.body.input_shapes]
+        if shapes != [tuple(self.pseudo_inputs.shape[1:])]:
+            raise ValueError(
+                f"VampPrior: expected a posterior of data of shape {tuple(self.pseudo_inputs.shape[1:])}; got a body "
+                f"with inputs of shapes {shapes}. Give pseudo-inputs of the data's shape; a context has none."
+            )
         weight = next(posterior.head.parameters())
         with torch.no_grad():
             features = weight.new_zeros(posterior.body.feature_shape)
