@@ -49,27 +49,34 @@ class ReweightedWakeSleep(IWELBO):
         bound = self.bound(densities.joint - densities.guide.detach()).sum()
         weights = densities.log_weights.detach().softmax(0)
         wake_phi = (weights * densities.guide).sum() if self.insomnia else bound.new_zeros(())
-        sleep_phi = self._sleep(call) if self.insomnia < 1 else bound.new_zeros(())
+        sleep_phi = self._sleep(call) / densities.scale if self.insomnia < 1 else bound.new_zeros(())
         phi = self.insomnia * wake_phi + (1 - self.insomnia) * sleep_phi
         return -densities.scale * (bound + gradient_only(phi))
 
     def _sleep(self, call: Call) -> Tensor:
-        """Log q(z|x) of the model's own draws of z and x, averaged over the particles and summed over the data."""
+        """Log q(z|x) of the model's own draws of z and x, averaged over the particles; scaled as the data plate is."""
+        with torch.no_grad():
+            awake = poutine.trace(call.model).get_trace(*call.args, **call.kwargs)
+        slots: dict[int | str, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+        places = {name: _place(name, awake.nodes[name]["value"], slots) for name in awake.observation_nodes}
         total: Tensor | float = 0.0
         for _ in range(self.num_particles):
             with torch.no_grad():
-                awake = poutine.trace(call.model).get_trace(*call.args, **call.kwargs)
                 dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
-            observed = [name for name in awake.observation_nodes if name in dream.nodes]
-            args = list(call.args)
-            for name in observed:
-                position = next((i for i, a in enumerate(call.args) if a is awake.nodes[name]["value"]), None)
-                if position is None:
-                    raise ValueError(
-                        f"ReweightedWakeSleep: expected the observed value of site {name!r} to be an argument of the "
-                        "guide, so that its dream can take its place; got another. Pass it as it is, or use insomnia=1."
-                    )
-                args[position] = dream.nodes[name]["value"]
-            trace = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **call.kwargs)
-            total = total + trace.log_prob_sum()
+            dreamt = slots | {place: dream.nodes[name]["value"] for name, place in places.items()}
+            args = [dreamt[i] for i in range(len(call.args))]
+            kwargs = {name: dreamt[name] for name in call.kwargs}
+            asleep = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **kwargs)
+            total = total + asleep.log_prob_sum()
         return torch.as_tensor(total) / self.num_particles
+
+
+def _place(name: str, value: Any, slots: dict[int | str, Any]) -> int | str:
+    """Position or name of the argument that is a site's observed value."""
+    place = next((place for place, argument in slots.items() if argument is value), None)
+    if place is None:
+        raise ValueError(
+            f"ReweightedWakeSleep: expected the observed value of site {name!r} to be an argument of the guide, so "
+            "that its dream can take its place; got another. Pass it as it is, or use insomnia=1."
+        )
+    return place
