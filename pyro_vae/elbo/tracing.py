@@ -284,7 +284,14 @@ def _undrawn(model_trace: Trace, guide_trace: Trace) -> list[str]:
 
 
 def _with_log_probs(trace: Trace) -> Trace:
-    trace.compute_log_prob(lambda name, site: not site_is_subsample(site))
+    try:
+        trace.compute_log_prob(lambda name, site: not site_is_subsample(site))
+    except (KeyError, NotImplementedError) as error:  # what flows of Pyro and of torch raise
+        failed = next(name for name, site in _sites(trace) if "log_prob" not in site)
+        raise ValueError(
+            f"Site {failed!r}: expected a density at any value; got a flow without an inverse ({error}). In the guide, "
+            "use gradient='pathwise'; in the model, a flow with an inverse."
+        ) from error
     return trace
 
 
