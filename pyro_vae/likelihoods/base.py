@@ -74,7 +74,8 @@ class Likelihood(Family):
         if not x.is_floating_point():
             raise TypeError(f"{name}: expected floating point data; got {x.dtype}. Convert it with .float().")
         self.check_shape(x)
-        if not bool(self.support.check(x).all()):
+        # Constraints such as torch's real let infinity pass.
+        if not bool(self.support.check(x).all() & x.isfinite().all()):
             finite = x[torch.isfinite(x)]
             span = f"[{finite.min():.4g}, {finite.max():.4g}]" if finite.numel() else "no finite value"
             lost = x.numel() - finite.numel()

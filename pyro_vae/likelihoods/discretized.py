@@ -59,7 +59,8 @@ class MixtureOfDiscretizedLogistics(Likelihood):
     Accepts the levels k / (levels - 1) in [0, 1]. For every pixel the network makes M ``logits``, M C ``loc``, M C
     ``log_scale`` and M C (C - 1) / 2 ``coefficients``: 100 numbers for M = 10 and RGB, from a 1x1 convolution where the
     body is one of feature maps. As in PixelCNN++ they count in pixels scaled to [-1, 1]: in units of x in [0, 1] the
-    location is (1 + loc) / 2, the scale exp(max(log_scale, -7)) / 2, and the coefficients are tanh of the network's.
+    location is (1 + loc) / 2, the scale exp(log_scale) / 2 with log_scale kept within -7 and 7, and the coefficients
+    are tanh of the network's.
 
     Args:
         body: network from z to features.
@@ -112,7 +113,7 @@ class MixtureOfDiscretizedLogistics(Likelihood):
         return distributions.MixtureOfDiscretizedLogistics(
             logits,
             (1 + loc) / 2,
-            log_scale.clamp_min(-7).exp().unflatten(-3, (self.num_components, -1)) / 2,
+            log_scale.clamp(-7, 7).exp().unflatten(-3, (self.num_components, -1)) / 2,
             loc[..., :0, :, :]
             if coefficients is None
             else coefficients.tanh().unflatten(-3, (self.num_components, -1)),

@@ -102,7 +102,7 @@ class MissingAtRandom(_Wrapper):
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
         self.check_shape(x)
-        self.likelihood.check_data(torch.where(x.isnan(), self.placeholder, x), *context)
+        self.likelihood.check_data(torch.where(x.isnan(), self.placeholder.to(x.dtype), x), *context)
 
     def calibrate(self, x: Tensor, mean: Tensor) -> None:
         self.likelihood.calibrate(x, mean)

@@ -1,0 +1,89 @@
+from collections.abc import Callable
+
+import members
+import pytest
+import torch
+from torch import Size, Tensor
+
+from pyro_vae import likelihoods, nets
+
+LATENT = members.LATENT
+
+
+def body(**options: object) -> nets.MLP:
+    return nets.MLP(LATENT, [5], **options)  # type: ignore[arg-type]
+
+
+def parents(likelihood: likelihoods.Likelihood, lead: Size) -> list[Tensor]:
+    inputs = [torch.randn(lead + shape) for shape in likelihood.body.input_shapes]
+    return inputs + [torch.randint(1, 6, lead).float() for _ in likelihood.contexts]
+
+
+@pytest.mark.parametrize("name", [name for name in members.LIKELIHOODS if "MissingAtRandom" not in name])
+def test_missing_values_are_left_out_of_every_product_over_elements(name: str) -> None:
+    likelihood = members.LIKELIHOODS[name]()
+    if likelihood.support.event_dim > 0:
+        with pytest.raises(ValueError, match="MissingAtRandom likelihood: expected a product over elements; got"):
+            likelihoods.MissingAtRandom(likelihood)
+        return
+    wrapped = likelihoods.MissingAtRandom(likelihood)
+    given = parents(likelihood, Size([6]))
+    x = likelihood(*given).sample()
+    missing = torch.rand_like(x) < 0.5
+    missing[0], missing[1] = True, False
+    holed = x.masked_fill(missing, torch.nan)
+    wrapped.check_data(holed, *given[1:])
+    log_prob = wrapped(*given).log_prob(holed)
+    log_prob.sum().backward()
+    for parameter in wrapped.parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all())
+    assert log_prob[0].item() == 0
+    if name != "Dequantized":  # whose log_prob is random
+        torch.testing.assert_close(log_prob[1], likelihood(*given).log_prob(x)[1])
+        other = torch.where(missing, likelihood(*given).sample(), x).masked_fill(missing, torch.nan)
+        torch.testing.assert_close(wrapped(*given).log_prob(other), log_prob)
+    assert bool(wrapped(*given).sample().isfinite().all())
+
+
+def test_missing_values_are_refused_unless_they_are_declared() -> None:
+    x = torch.tensor([[0.0, torch.nan]])
+    likelihood = likelihoods.Normal(body(), 2)
+    with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
+        likelihood.check_data(x)
+    likelihoods.MissingAtRandom(likelihood).check_data(x)
+    with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
+        likelihoods.MissingAtRandom(likelihood).check_data(torch.tensor([[torch.inf, torch.nan]]))
+    with pytest.raises(
+        TypeError, match=r"MissingAtRandom likelihood: expected a pyro_vae.likelihoods.Likelihood; got type"
+    ):
+        likelihoods.MissingAtRandom(likelihoods.Normal)  # type: ignore[arg-type]
+
+
+def test_a_wrapped_likelihood_has_one_network_and_one_state() -> None:
+    inner = likelihoods.Normal(body(), 4)
+    wrapped = likelihoods.MissingAtRandom(inner)
+    assert wrapped.body is inner.body
+    assert set(wrapped.state_dict()) == {f"likelihood.{name}" for name in inner.state_dict()}
+    torch.testing.assert_close(wrapped(torch.zeros(LATENT)).mean, inner(torch.zeros(LATENT)).mean)
+
+
+# Dequantisation
+
+
+def test_only_continuous_likelihoods_of_complete_data_are_dequantized() -> None:
+    message = "Dequantized likelihood: expected a continuous likelihood of complete data; got "
+    with pytest.raises(ValueError, match=f"{message}Poisson. Use the likelihood as it is"):
+        likelihoods.Dequantized(likelihoods.Poisson(body(), 4))
+    with pytest.raises(ValueError, match=f"{message}MissingAtRandom. Wrap them the other way round"):
+        likelihoods.Dequantized(likelihoods.MissingAtRandom(likelihoods.Normal(body(), 4)))
+    with pytest.raises(ValueError, match="Dequantized likelihood: expected levels at least 2; got 1"):
+        likelihoods.Dequantized(likelihoods.Normal(body(), 4), levels=1)
+
+
+@pytest.mark.parametrize("kind", [likelihoods.Beta, likelihoods.LogitNormal, likelihoods.ContinuousBernoulli])
+def test_levels_at_the_ends_are_dequantized_into_the_open_interval(kind: Callable[..., likelihoods.Likelihood]) -> None:
+    likelihood = likelihoods.Dequantized(kind(body(), 1000))
+    x = torch.cat([torch.zeros(50, 1000), torch.ones(50, 1000)])
+    likelihood.check_data(x)
+    assert bool(likelihood(torch.zeros(100, LATENT)).log_prob(x).isfinite().all())
