@@ -181,7 +181,7 @@ def test_vectorised_particles_agree_with_looped_ones() -> None:
     vae, x = conv_vae(), torch.rand(3, 1, 5, 7).round()
     means, squared_errors = [], []
     for vectorize in (True, False):
-        loss = pyro.infer.Trace_ELBO(vectorize_particles=vectorize, num_particles=50)
+        loss = pyro.infer.Trace_ELBO(vectorize_particles=vectorize, num_particles=8)
         values = torch.tensor([loss.loss(vae.model, vae.guide, x) for _ in range(10)])
         means.append(values.mean())
         squared_errors.append(values.var() / len(values))

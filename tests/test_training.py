@@ -292,6 +292,7 @@ def test_beta_rises_step_by_step_to_the_beta_of_the_loss() -> None:
     assert loss.betas == pytest.approx([4 * min(1, step / 7.5) for step in range(12)])
     assert history["beta"] == pytest.approx([4 * 2 / 7.5, 4 * 5 / 7.5, 4.0, 4.0])
     assert history.settings["beta_warmup"] == 2.5
+    fit(small_vae(), bits(10), loss=loss, epochs=1, beta_warmup=5.0, progress=False)
     assert loss.beta == 4.0  # a copy was annealed
 
 

@@ -224,17 +224,17 @@ def test_predictive_draws_from_the_model(parallel: bool) -> None:
 def test_predictive_draws_from_the_posterior_predictive(parallel: bool) -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(), oracle.draw(3)
-    predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=400, parallel=parallel)
+    predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=200, parallel=parallel)
     draws = predictive(x)
-    assert draws["x"].shape == (400, 3, 5)
+    assert draws["x"].shape == (200, 3, 5)
     loc, covariance = oracle.posterior(x)
     mean = loc @ oracle.weight.T + oracle.bias
     variance = (oracle.weight @ covariance @ oracle.weight.T).diagonal() + oracle.scale**2
-    assert ((draws["x"].mean(0) - mean).abs() < 5 * (variance / 400).sqrt()).all()
+    assert ((draws["x"].mean(0) - mean).abs() < 5 * (variance / 200).sqrt()).all()
     # The variance of a normal sample's variance is 2 variance^2 / (n - 1).
-    assert ((draws["x"].var(0) - variance).abs() < 5 * variance * (2 / 399) ** 0.5).all()
+    assert ((draws["x"].var(0) - variance).abs() < 5 * variance * (2 / 199) ** 0.5).all()
     again = Predictive(vae.model, {"z": draws["z"]}, parallel=parallel)(size=3)
-    assert again["x"].shape == (400, 3, 5)
+    assert again["x"].shape == (200, 3, 5)
 
 
 @pytest.mark.usefixtures("global_store")
