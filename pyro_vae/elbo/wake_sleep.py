@@ -57,7 +57,7 @@ class ReweightedWakeSleep(IWELBO):
         """Log q(z|x) of the model's own draws of z and x, averaged over the particles; scaled as the data plate is."""
         with torch.no_grad():
             awake = poutine.trace(call.model).get_trace(*call.args, **call.kwargs)
-        slots: dict[int | str, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+        slots: dict[int | str, Any] = dict(enumerate(call.args)) | call.kwargs
         places = {name: _place(name, awake.nodes[name]["value"], slots) for name in awake.observation_nodes}
         total: Tensor | float = 0.0
         for _ in range(self.num_particles):
