@@ -37,7 +37,6 @@ def test_inverse(kind: str) -> None:
     x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     y = t(x)
     log_det = t.log_abs_det_jacobian(x, y)
-    assert t.inv(y) is x  # kept
     anew = y.detach().requires_grad_()
     inverse = t.inv(anew)
     torch.testing.assert_close(inverse, x)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Size, Tensor
 from torch.distributions import Transform
 
 from pyro_vae.conditionals.base import Conditional
-from pyro_vae.distributions import PlanarTransform, SylvesterTransform
+from pyro_vae.distributions import HouseholderTransform, NormalizingFlow, PlanarTransform, SylvesterTransform
+from pyro_vae.distributions.zuko import transforms
 from pyro_vae.nets import Body
 
 
@@ -53,8 +53,8 @@ class TransformedNormal(Conditional):
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor, **layers: Tensor) -> TorchDistribution:  # type: ignore[override]
         each = zip(*(value.unbind(loc.dim() - 1) for value in layers.values()), strict=True)
-        transforms = [self.layer(**dict(zip(layers, parameters, strict=True))) for parameters in each]
-        return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()).to_event(1), transforms)
+        flow = transforms.ComposedTransform(*(self.layer(**dict(zip(layers, values, strict=True))) for values in each))
+        return NormalizingFlow(dist.Normal(loc, log_scale.exp()).to_event(1), flow)
 
 
 class Householder(TransformedNormal):
@@ -77,7 +77,7 @@ class Householder(TransformedNormal):
         return {"normal": self.event_shape}
 
     def layer(self, *, normal: Tensor) -> Transform:  # type: ignore[override]
-        return ConditionedHouseholder(normal.unsqueeze(-2))
+        return HouseholderTransform(normal.unsqueeze(-2))
 
 
 class Planar(TransformedNormal):

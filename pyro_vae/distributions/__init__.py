@@ -15,7 +15,7 @@ from pyro_vae.distributions.mixture_of_diagonal_normals import MixtureOfDiagonal
 from pyro_vae.distributions.multinomial import Multinomial, counts_of
 from pyro_vae.distributions.normalizing_flow import NormalizingFlow
 from pyro_vae.distributions.relaxed_one_hot_categorical import RelaxedOneHotCategorical
-from pyro_vae.distributions.sylvester import PlanarTransform, SylvesterTransform
+from pyro_vae.distributions.sylvester import HouseholderTransform, PlanarTransform, SylvesterTransform
 from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
 from pyro_vae.distributions.zero_inflated import ZeroInflated
 
@@ -23,6 +23,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",
+    "HouseholderTransform",
     "HypersphericalUniform",
     "Joint",
     "Lattice",

@@ -19,9 +19,9 @@ class NormalizingFlow(TorchDistribution):
     r"""z = f(u), u ~ base, with :math:`\log p(z) = \log p_u(u) - \log |\det df / du|`.
 
     For the transforms of zuko, which compute a value and its log-determinant in one pass. Beside
-    ``pyro.contrib.zuko.ZukoToPyro`` it has a support, validates, and draws by ``sample`` too. The last differentiable
-    draw keeps its log-density, so that scoring it inverts nothing; scoring another value inverts f. It has no mean in
-    closed form.
+    ``pyro.contrib.zuko.ZukoToPyro`` it has a support, validates, and draws by ``sample`` too. The last draw keeps its
+    log-density, so that scoring it inverts nothing, unless it was made without gradients and they are wanted now;
+    scoring another value inverts f. It has no mean in closed form.
 
     Args:
         base: distribution of u, a reparameterised vector.
@@ -49,7 +49,7 @@ class NormalizingFlow(TorchDistribution):
     ) -> None:
         self.base = base
         self.transform = transform
-        self._draw: tuple[Tensor, Tensor] | None = None
+        self._draw: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: object = None) -> NormalizingFlow:
@@ -58,16 +58,17 @@ class NormalizingFlow(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        if self._draw is not None and value is self._draw[0]:
-            return self._draw[1]
+        if self._draw is not None:
+            draw, log_prob, differentiable = self._draw
+            if value is draw and (differentiable or not torch.is_grad_enabled()):
+                return log_prob
         u, log_det = self.transform.inv.call_and_ladj(value)
         return self.base.log_prob(u) + log_det
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         u = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(u)
-        if torch.is_grad_enabled():
-            self._draw = z, self.base.log_prob(u) - log_det
+        self._draw = z, self.base.log_prob(u) - log_det, torch.is_grad_enabled()
         return z
 
 

@@ -1,4 +1,8 @@
-"""Planar and Sylvester transforms: a residual tanh layer with a cheap determinant, and its inverse by root-finding."""
+"""Householder, planar and Sylvester transforms, whose parameters may differ from row to row.
+
+They keep nothing between calls, unlike Pyro's: a draw made without gradients would leave its own preimage behind, and
+the density at that draw would have a wrong gradient. Planar and Sylvester layers are inverted by root-finding.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,22 @@ from pyro.distributions.transforms.householder import ConditionedHouseholder
 from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor
 from torch.distributions import Transform, constraints
+
+
+class HouseholderTransform(ConditionedHouseholder):
+    r"""Reflections :math:`z - 2 n n^T z / n^T n`, one after the other.
+
+    Args:
+        reflections: their normals n, of any length but 0, (\*batch_shape, num_reflections, dim).
+
+    References:
+        Tomczak, Welling, "Improving Variational Auto-Encoders using Householder Flow", 2016,
+        https://arxiv.org/abs/1611.09630
+    """
+
+    def __init__(self, reflections: Tensor) -> None:
+        super().__init__(reflections)
+        self._cache_size = 0
 
 
 class PlanarTransform(ConditionedPlanar):
@@ -23,14 +43,19 @@ class PlanarTransform(ConditionedPlanar):
 
     def __init__(self, params: tuple[Tensor, Tensor, Tensor]) -> None:
         super().__init__(params)
+        self._cache_size = 0
 
     def _inverse(self, y: Tensor) -> Tensor:
         bias, u, w = self._params
         u = self.u_hat(u, w)
         projection = solve_residual_tanh((w * u).sum(-1, True), torch.ones_like(bias), bias, (w * y).sum(-1, True))
-        x = y - u * torch.tanh(projection + bias)
-        self._call(x)  # keeps the log-determinant that log_abs_det_jacobian reads
-        return x
+        return y - u * torch.tanh(projection + bias)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        self._call(x)
+        log_det = self._cached_logDetJ
+        assert log_det is not None
+        return log_det
 
 
 class SylvesterTransform(Transform):
@@ -61,11 +86,11 @@ class SylvesterTransform(Transform):
     bijective = True
 
     def __init__(self, r: Tensor, s: Tensor, bias: Tensor, reflections: Tensor) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.r = r.triu()
         self.s = s.triu()
         self.bias = bias
-        self.rotation = ConditionedHouseholder(reflections)
+        self.rotation = HouseholderTransform(reflections)
 
     def _call(self, x: Tensor) -> Tensor:
         return x + self.rotation((self.r @ self._activation(x).unsqueeze(-1)).squeeze(-1))
