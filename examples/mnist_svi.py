@@ -110,11 +110,11 @@ def load(arguments: argparse.Namespace, device: str) -> data.Splits:
 
 def build(arguments: argparse.Namespace, train: data.Dataset) -> VAE:
     """A prior, a likelihood and a posterior: each is swapped by its own line."""
-    shape, latent = train.event_shape, arguments.latent_size
+    shape, latent, mean = train.event_shape, arguments.latent_size, train.mean().cpu()
     decoder = nets.MLP(latent, [200, 200])
     likelihood: dict[str, Callable[[], likelihoods.Likelihood]] = {
-        "bernoulli": partial(likelihoods.Bernoulli, decoder, shape, data_mean=train.mean().cpu()),
-        "continuous-bernoulli": partial(likelihoods.ContinuousBernoulli, decoder, shape),
+        "bernoulli": partial(likelihoods.Bernoulli, decoder, shape, data_mean=mean),
+        "continuous-bernoulli": partial(likelihoods.ContinuousBernoulli, decoder, shape, data_mean=mean),
         "normal": partial(likelihoods.Normal, decoder, shape, scale="learned", min_scale=0.05),
     }
     prior: dict[str, Callable[[], priors.Prior]] = {
