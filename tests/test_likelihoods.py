@@ -2,10 +2,12 @@ import math
 from collections.abc import Callable
 
 import members
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Size, Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from pyro_vae import likelihoods, nets
@@ -88,6 +90,18 @@ def test_extreme_outputs_of_the_network_leave_density_and_gradient_finite(name: 
     for parameter in likelihood.parameters():
         assert parameter.grad is not None
         assert bool(parameter.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", [name for name in members.LIKELIHOODS if "Dequantized" not in name])
+def test_a_log_density_can_be_recorded(name: str) -> None:
+    """As the compiled step does: one graph, without a look at the data's values."""
+    likelihood = members.LIKELIHOODS[name]()
+    given, other = parents(likelihood, Size([6])), parents(likelihood, Size([6]))
+    with torch.no_grad():
+        x, y = likelihood(*given).sample(), likelihood(*other).sample()
+        with pyro.validation_enabled(False):
+            graph = make_fx(lambda x, *given: likelihood(*given).log_prob(x))(x, *given)
+        torch.testing.assert_close(graph(y, *other), likelihood(*other).log_prob(y))
 
 
 # One value the likelihood cannot have produced, and what its message says.
