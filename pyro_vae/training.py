@@ -225,9 +225,9 @@ class _Best:
 
 def _figures(prefix: str, svi: SVI, dataset: Dataset) -> Row:
     """ELBO, E_q[log p(x|z)] and KL in nats per datum, at beta = 1 and one draw per datum, whatever the loss is."""
-    generator = torch.Generator(dataset.device).manual_seed(0)  # the same binarisation at every epoch
     log_likelihood, kl = 0.0, 0.0
-    with torch.no_grad(), svi.scope(), pyro.validation_enabled(False):
+    # The same random numbers at every epoch, and none of training's: figures do not change what is learned.
+    with _seeded(0, dataset.device) as generator, torch.no_grad(), svi.scope(), pyro.validation_enabled(False):
         for batch in dataset.batches(_EVALUATION_BATCH, generator=generator):
             try:
                 traces = trace_programs(svi.model, svi.guide, batch, {})
@@ -278,6 +278,11 @@ def _check_data(program: Program, name: str, dataset: Dataset) -> None:
         raise ValueError(
             f"fit: expected {name} data and parameters on one device; got {dataset.device} and {parameter.device}. "
             f'Move one: program.to("{dataset.device}"), or data.load(..., device="{parameter.device}").'
+        )
+    if parameter is not None and parameter.dtype != torch.float32:
+        raise ValueError(
+            f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), or "
+            "SVI with data of that type."
         )
     check = getattr(program, "check_data", None)
     if check is None:

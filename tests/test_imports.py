@@ -33,8 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "semi_supervised": PARTS,
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
     "elbo": set(),
-    "svi": {"elbo"},
-    "training": {"program", "elbo", "svi", "data", "evaluation"},
+    "compilation": {"elbo"},
+    "svi": {"elbo", "compilation"},
+    "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
     "evaluation": PROGRAMS | {"elbo"},
     "lab": PROGRAMS | {"elbo"},
     "data": set(),

@@ -748,6 +748,18 @@ def test_data_and_parameters_on_different_devices_are_refused() -> None:
         fit(small_vae().to("meta"), bits(), progress=False)
 
 
+def test_parameters_of_another_type_than_the_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fit: expected parameters of torch\.float32, as batches are; got torch\.float64"):
+        fit(small_vae().double(), bits(), progress=False)
+
+
+def test_the_figures_of_an_epoch_do_not_change_what_is_learned() -> None:
+    with_figures, without = small_vae(), small_vae()
+    fit(with_figures, bits(), bits(6), epochs=3, batch_size=4, seed=5, progress=False)
+    fit(without, bits(), epochs=3, batch_size=4, seed=5, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(with_figures.parameters(), without.parameters(), strict=True))
+
+
 def test_what_is_no_program_is_refused() -> None:
     message = "fit: expected a program with model, guide, latents and observed; got Linear. Pass a VAE, or an object"
     with pytest.raises(TypeError, match=re.escape(message)):
