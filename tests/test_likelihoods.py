@@ -104,6 +104,18 @@ def test_a_log_density_can_be_recorded(name: str) -> None:
         torch.testing.assert_close(graph(y, *other), likelihood(*other).log_prob(y))
 
 
+@pytest.mark.parametrize("name", members.LIKELIHOODS)
+def test_density_and_mean_stay_on_the_device_of_the_parameters(name: str) -> None:
+    """On the meta device, which refuses tensors of another one as a GPU does, and needs none."""
+    likelihood = members.LIKELIHOODS[name]().to("meta")
+    given = [value.to("meta") for value in parents(likelihood, Size([6]))]
+    x = torch.zeros(6, *likelihood.event_shape, device="meta")
+    with pyro.validation_enabled(False):
+        p = likelihood(*given)
+        assert p.log_prob(x).device.type == "meta"
+        assert p.mean.device.type == "meta"
+
+
 # One value the likelihood cannot have produced, and what its message says.
 REFUSED = {
     "Bernoulli": (0.5, r"expected binary values, 0 or 1; got values in \[0\.5, 0\.5\]\. Binarise"),
