@@ -31,7 +31,7 @@ def bernoulli(train: data.Dataset) -> likelihoods.Likelihood:
 
 def build(
     train: data.Dataset,
-    prior: Callable[[], priors.Prior] = partial(priors.StandardNormal, LATENT),
+    prior: Callable[[], priors.Prior] = lambda: priors.StandardNormal(LATENT),
     posterior: Callable[..., conditionals.Conditional] = conditionals.DiagonalNormal,
     likelihood: Callable[[data.Dataset], likelihoods.Likelihood] = bernoulli,
 ) -> VAE:
@@ -78,7 +78,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         terms = [evaluation.elbo_terms(vae, *batch) for batch in test.batches(1000)]
         bound = torch.cat([t.elbo for t in terms])
-        likelihood, kl = (torch.cat(values).mean() for values in zip(*[(t.expected_log_likelihood, t.kl) for t in terms]))
+        likelihood = torch.cat([t.expected_log_likelihood for t in terms]).mean()
+        kl = torch.cat([t.kl for t in terms]).mean()
         print(
             f"{row:12} {-bound.mean():11.2f} {bound.std() / len(bound) ** 0.5:8.2f} {-likelihood:15.2f} {kl:7.2f} "
             f"{seconds:8.0f}",

@@ -148,8 +148,8 @@ def fit(
         if dataset is not None:
             _check_data(program, name, dataset)
     svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm, compile=compile)
-    if epochs * (len(train) // batch_size) >= 2 * AUTO_STEPS:
-        svi.compiler.auto_steps = 0
+    full_steps = epochs * (len(train) // batch_size)
+    svi.compiler.auto_steps = 0 if full_steps >= 2 * AUTO_STEPS else full_steps  # from the start, or never
     history = History(
         {
             "data": train.name,

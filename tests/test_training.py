@@ -749,7 +749,8 @@ def test_data_and_parameters_on_different_devices_are_refused() -> None:
 
 
 def test_parameters_of_another_type_than_the_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"fit: expected parameters of torch\.float32, as batches are; got torch\.float64"):
+    message = r"fit: expected parameters of torch\.float32, as batches are; got torch\.float64"
+    with pytest.raises(ValueError, match=message):
         fit(small_vae().double(), bits(), progress=False)
 
 
