@@ -116,8 +116,8 @@ def fit(
         patience: stop after this many epochs without a better validation ELBO, and restore the best weights; epochs of
             the warm-up do not count. None trains to the end and keeps the last weights.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm.
-        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so from the start where the run is long
-            enough to pay for it.
+        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so from the start where the run is
+            long enough to pay for it.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
             from the global generator.
         progress: show a bar with the figures of the last epoch.
@@ -281,8 +281,8 @@ def _check_data(program: Program, name: str, dataset: Dataset) -> None:
         )
     if parameter is not None and parameter.dtype != torch.float32:
         raise ValueError(
-            f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), or "
-            "SVI with data of that type."
+            f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), "
+            "or SVI with data of that type."
         )
     check = getattr(program, "check_data", None)
     if check is None:
