@@ -1,16 +1,18 @@
 import math
 from collections.abc import Callable
+from functools import partial
 
 import members
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from torch import Size, Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from pyro_vae import likelihoods, nets
+from pyro_vae import SVI, VAE, conditionals, elbo, likelihoods, nets, priors
 
 LATENT = members.LATENT
 
@@ -114,6 +116,22 @@ def test_density_and_mean_stay_on_the_device_of_the_parameters(name: str) -> Non
         p = likelihood(*given)
         assert p.log_prob(x).device.type == "meta"
         assert p.mean.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", members.LIKELIHOODS)
+def test_a_vae_with_it_trains_and_samples(name: str) -> None:
+    likelihood = members.LIKELIHOODS[name]()
+    vae = VAE(
+        prior=priors.StandardNormal(LATENT),
+        likelihood=likelihood,
+        posterior=conditionals.DiagonalNormal(nets.MLP(likelihood.event_shape, [5]), LATENT),
+    )
+    _, *context = parents(likelihood, Size([6]))
+    x = vae.sample(6, *context)
+    for loss in (elbo.ELBO(num_particles=3), pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True)):
+        svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), loss, compile=False)
+        assert math.isfinite(svi.step(x, *context))
+    assert vae.reconstruct(x, *context).shape == x.shape
 
 
 # One value the likelihood cannot have produced, and what its message says.
