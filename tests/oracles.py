@@ -171,7 +171,7 @@ class TwoStates:
     @staticmethod
     def log_weights(z: Tensor, logit: Tensor) -> Tensor:
         """log p(x=1, z) - log q(z), elementwise."""
-        log_joint = torch.where(z > 0, math.log(0.3 * 0.9), math.log(0.7 * 0.2))
+        log_joint = torch.where(z > 0, z.new_tensor(0.3 * 0.9), z.new_tensor(0.7 * 0.2)).log()
         return log_joint - TwoStates.log_q(z, logit)
 
     @staticmethod
@@ -204,7 +204,7 @@ class TwoStates:
 def _two_states(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Bernoulli(x.new_tensor(0.3)))
-        pyro.sample("x", dist.Bernoulli(torch.where(z > 0, 0.9, 0.2).to(x)), obs=x)
+        pyro.sample("x", dist.Bernoulli(torch.where(z > 0, x.new_tensor(0.9), x.new_tensor(0.2))), obs=x)
 
 
 class _TwoStatesGuide(PyroModule):
@@ -219,19 +219,19 @@ class _TwoStatesGuide(PyroModule):
                 "z",
                 dist.Bernoulli(logits=self.logit)
                 if self.draws is None
-                else _GivenBernoulli(*torch.broadcast_tensors(self.logit, self.draws)),
+                else GivenBernoulli(*torch.broadcast_tensors(self.logit, self.draws)),
             )
 
 
-class _GivenBernoulli(dist.Bernoulli):  # type: ignore[misc]
+class GivenBernoulli(dist.Bernoulli):  # type: ignore[misc]
     """A Bernoulli whose draws are given."""
 
     def __init__(self, logits: Tensor, draws: Tensor) -> None:
         super().__init__(logits=logits)
         self.draws = draws
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> _GivenBernoulli:
-        return _GivenBernoulli(self.logits.expand(batch_shape), self.draws.expand(batch_shape))
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> GivenBernoulli:
+        return GivenBernoulli(self.logits.expand(batch_shape), self.draws.expand(batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.draws.expand(*sample_shape, *self.batch_shape)
