@@ -1,8 +1,11 @@
 """Every member of the tables keeps to the contract of its kind."""
 
+from types import ModuleType
+
 import members
 import pytest
 
+from pyro_vae import conditionals, likelihoods, priors
 from pyro_vae.testing import check_conditional, check_likelihood, check_prior
 
 
@@ -20,3 +23,15 @@ def test_prior(name: str) -> None:
 @pytest.mark.parametrize("name", members.CONDITIONALS)
 def test_conditional(name: str) -> None:
     check_conditional(members.CONDITIONALS[name]())
+
+
+@pytest.mark.parametrize(
+    ("module", "table", "base"),
+    [
+        (likelihoods, members.LIKELIHOODS, "Likelihood"),
+        (priors, members.PRIORS, "Prior"),
+        (conditionals, members.CONDITIONALS, "Conditional"),
+    ],
+)
+def test_every_class_is_in_its_table(module: ModuleType, table: dict[str, type], base: str) -> None:
+    assert {type(make()).__name__ for make in table.values()} == set(module.__all__) - {base}
