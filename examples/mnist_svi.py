@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -55,13 +56,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     torch.manual_seed(arguments.seed)
     vae = build(arguments, train).to(train.device)
-    loss = elbo.ELBO(analytic_kl=arguments.elbo == "mean-field")
     print("nats per image   train -ELBO  -E[log p(x|z)]      KL   valid -ELBO  -E[log p(x|z)]      KL   seconds")
     history = fit(
         vae,
         train,
         validation=valid,
-        loss=loss,
+        loss=elbo.ELBO(analytic_kl=arguments.elbo == "mean-field"),
         optimizer=partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True),
         scheduler=partial(CosineAnnealingLR, T_max=arguments.epochs),
         epochs=arguments.epochs,
@@ -77,9 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     metrics["seconds"] = time.perf_counter() - start
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     out: Path = arguments.out
-    (out / "metrics.json").write_text(
-        json.dumps(metrics | {"settings": settings, "history": json.loads(history.to_json())})
-    )
+    (out / "metrics.json").write_text(json.dumps({**metrics, "settings": settings, "history": asdict(history)}))
     checkpoint.save(out / "vae.safetensors", vae, settings)
     originals = next(test.batches(32))[0]
     pictures: dict[str, Figure] = {

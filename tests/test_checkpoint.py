@@ -1,0 +1,71 @@
+"""Checkpoints: what is saved is what is loaded, whole or not at all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from pyro_vae import VAE, checkpoint, conditionals, likelihoods, nets, priors
+
+
+def small_vae(hidden: int = 4) -> VAE:
+    return VAE(
+        prior=priors.MixtureOfNormals(2, num_components=3),
+        likelihood=likelihoods.Bernoulli(nets.MLP(2, [hidden]), 6),
+        posterior=conditionals.DiagonalNormal(nets.MLP(6, [hidden]), 2),
+    )
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    saved, loaded = small_vae(), small_vae()
+    checkpoint.save(tmp_path / "vae.safetensors", saved, {"epochs": 3, "name": "digits"})
+    assert checkpoint.load(tmp_path / "vae.safetensors", loaded) == {"epochs": 3, "name": "digits"}
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name])
+    x = torch.rand(5, 6)
+    assert torch.equal(saved.encode(x).mean, loaded.encode(x).mean)
+
+
+def test_an_existing_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    for epochs in (1, 2):
+        checkpoint.save(path, small_vae(), {"epochs": epochs})
+    assert checkpoint.load(path, small_vae()) == {"epochs": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    checkpoint.save(path, small_vae(), {"epochs": 1})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoint.save(path, small_vae(), {"epochs": object()})
+    assert checkpoint.load(path, small_vae()) == {"epochs": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_structure_is_refused_and_the_module_is_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    checkpoint.save(path, small_vae(hidden=5))
+    vae = small_vae()
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    with pytest.raises(ValueError, match=r"Checkpoint: expected the tensors of this VAE; got others: guide\.posterior"):
+        checkpoint.load(path, vae)
+    assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
+
+
+def test_a_file_that_is_missing_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"Checkpoint: expected a file at {str(path)!r}; got none.")):
+        checkpoint.load(path, small_vae())
+    checkpoint.save(path, small_vae())
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"Checkpoint: expected a file written by pyro_vae\.checkpoint\.save"):
+        checkpoint.load(path, small_vae())
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"Checkpoint: expected a file written by pyro_vae\.checkpoint\.save"):
+        checkpoint.load(path, nn.Linear(2, 1))

@@ -1,0 +1,65 @@
+"""The examples, run as a user runs them, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(example: str, *arguments: str, data: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if data is not None:
+        environment["PYRO_VAE_DATA"] = str(data)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_examples_are_short() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 150, path.name
+
+
+@pytest.mark.slow
+def test_mnist_svi_falls_back_loudly_on_digits_and_leaves_its_results(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("mnist_svi.py", "--epochs", "2", "--out", str(out), data=tmp_path / "nothing")
+    assert result.returncode == 0, result.stderr
+    assert "NO MNIST: training on scikit-learn's 1,797 digits" in result.stderr
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert -64 * 0.7 < metrics["test_elbo"] < 0
+    assert metrics["test_elbo"] == pytest.approx(metrics["test_expected_log_likelihood"] - metrics["test_kl"], abs=1e-3)
+    assert metrics["history"]["settings"]["binarization"] == "dynamic"
+    assert {path.name for path in out.glob("*.png")} == {"reconstructions.png", "samples.png", "curves.png"}
+    with safetensors.safe_open(out / "vae.safetensors", "pt") as checkpoint:
+        assert len(checkpoint.keys()) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "mnist"), "Dataset 'mnist': expected .* PYRO_VAE_DATA"),
+        (("--dataset", "digits", "--out", "/dev/null/out"), "--out: expected a folder one can write to"),
+        (("--dataset", "digits", "--epochs", "0"), "fit: expected epochs at least 1; got 0"),
+    ],
+)
+def test_mnist_svi_says_what_is_wrong(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = run("mnist_svi.py", "--out", str(tmp_path / "out"), *arguments, data=tmp_path / "nothing")
+    assert result.returncode == 1
+    error = next(line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert re.search(message, error), error
