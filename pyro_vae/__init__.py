@@ -3,6 +3,7 @@
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, likelihoods, nets, priors
 from pyro_vae.conditional import ConditionalVAE
 from pyro_vae.hierarchical import HierarchicalVAE
+from pyro_vae.semi_supervised import SemiSupervisedVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
@@ -15,6 +16,7 @@ __all__ = [
     "ConditionalVAE",
     "HierarchicalVAE",
     "History",
+    "SemiSupervisedVAE",
     "checkpoint",
     "conditionals",
     "data",

@@ -19,10 +19,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
+from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_inputs, check_part, check_same, data_size
+from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
 
 _NAME = "ConditionalVAE"
 
@@ -94,7 +95,7 @@ class ConditionalVAE(nn.Module):
 
     Raises:
         TypeError: a part is not what its place asks for.
-        ValueError: the parts disagree about the shape of z, x or c, or there is no c.
+        ValueError: the parts disagree about the shape of z, x or c or the support of z, or there is no c.
 
     References:
         See :mod:`pyro_vae.conditional`.
@@ -125,6 +126,9 @@ class ConditionalVAE(nn.Module):
                 f"{_NAME}: expected a likelihood whose body takes a context; got one that takes z alone. Build it "
                 "with context_shapes=[...], or use VAE."
             )
+        check_support(_NAME, prior, posterior, priors, conditionals)
+        if isinstance(prior, Prior):
+            prior.bind(posterior)
         check_same(_NAME, "the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
         check_same(_NAME, "the latent shape of prior and likelihood body", prior.event_shape, latent_shape)
         check_inputs(_NAME, "the posterior", posterior.body.input_shapes, [likelihood.event_shape, *context_shapes])

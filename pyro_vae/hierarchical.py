@@ -32,10 +32,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
+from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional, DiagonalNormal
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_inputs, check_part, check_same, data_size
+from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
 
 Inference = Literal["bottom-up", "top-down"]
 Draw = Callable[[str, TorchDistribution], Tensor]
@@ -171,7 +172,7 @@ class HierarchicalVAE(nn.Module):
 
     Raises:
         TypeError: a part is not what its place asks for.
-        ValueError: the lists' lengths or the parts' shapes do not fit; the message names the layer.
+        ValueError: the lists' lengths or the parts' shapes or supports do not fit; the message names the layer.
 
     References:
         See :mod:`pyro_vae.hierarchical`.
@@ -222,7 +223,7 @@ class HierarchicalVAE(nn.Module):
             check_part(_NAME, f"p(z{level}|z{level + 1})", conditional, kind, "conditionals")
         for level, posterior in enumerate(posteriors, 1):
             check_part(_NAME, f"the posterior of z{level}", posterior, kind, "conditionals")
-        _check_shapes(prior, conditionals, likelihood, posteriors, top_down=top_down)
+        _check_fit(prior, conditionals, likelihood, posteriors, top_down)
         self.model = HierarchicalModel(prior, conditionals, likelihood)
         self.guide = TopDownGuide(posteriors, conditionals) if top_down else BottomUpGuide(posteriors)
 
@@ -290,21 +291,24 @@ class HierarchicalVAE(nn.Module):
         self.likelihood.check_data(x, *context)
 
 
-def _check_shapes(
+def _check_fit(
     prior: Prior,
-    conditionals: Sequence[Conditional],
+    layers: Sequence[Conditional],
     likelihood: Likelihood,
     posteriors: Sequence[Conditional],
-    *,
     top_down: bool,
 ) -> None:
-    """Holds every part against the shapes of the layers, which are what the prior and the conditionals draw."""
-    shapes = [*(conditional.event_shape for conditional in conditionals), prior.event_shape]
+    """Holds every part against the layers, which are what the prior and the conditionals draw."""
+    for level, (layer, posterior) in enumerate(zip(layers, posteriors, strict=False), 1):
+        check_support(f"{_NAME}, z{level}", layer, posterior, conditionals, conditionals)
+    check_support(f"{_NAME}, z{len(posteriors)}", prior, posteriors[-1], priors, conditionals)
+    prior.bind(posteriors[-1])
+    shapes = [*(layer.event_shape for layer in layers), prior.event_shape]
     check_same(
         _NAME, "the shape of z1 and the input of the likelihood's body", shapes[0], likelihood.body.input_shapes[0]
     )
-    for level, (conditional, above) in enumerate(zip(conditionals, shapes[1:], strict=True), 1):
-        check_inputs(_NAME, f"p(z{level}|z{level + 1})", conditional.body.input_shapes, [above])
+    for level, (layer, above) in enumerate(zip(layers, shapes[1:], strict=True), 1):
+        check_inputs(_NAME, f"p(z{level}|z{level + 1})", layer.body.input_shapes, [above])
     below, source = likelihood.event_shape, "x"
     for level, (posterior, shape) in enumerate(zip(posteriors, shapes, strict=True), 1):
         name = f"the posterior of z{level}"

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from pyro.nn import PyroModule
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 
 @runtime_checkable
@@ -47,6 +47,15 @@ class RootModule(PyroModule):
 
     def __init__(self) -> None:
         super().__init__(f"{type(self).__name__}{next(_ids)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own takes the weak references off the parameters of submodules. Parts held by reference, in tuples,
+        # have them too, and no pickle can hold them.
+        for module in self.modules():
+            held = itertools.chain.from_iterable(value for value in vars(module).values() if isinstance(value, tuple))
+            for parameter in (p for part in held if isinstance(part, nn.Module) for p in part.parameters()):
+                vars(parameter).pop("unconstrained", None)
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,16 +1,29 @@
 """Every likelihood, prior, conditional and program, by name: the table that the contract tests run over.
 
-An entry is a function without arguments that builds a small member: latent size 2, data of a small event shape.
+An entry is a function without arguments that builds a small member: latent size 2, data of a small event shape. That of
+a program comes with the arguments of its model and guide: seven data, and their context.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from pyro_vae import conditionals, likelihoods, nets, priors
+from pyro_vae import (
+    VAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    SemiSupervisedVAE,
+    conditionals,
+    likelihoods,
+    nets,
+    priors,
+)
 
 LATENT = 2
 
@@ -113,4 +126,53 @@ CONDITIONALS: dict[str, Callable[[], conditionals.Conditional]] = {
     "OneHotCategorical": lambda: conditionals.OneHotCategorical(nets.MLP((1, 2, 2), [5]), LATENT),
     "RelaxedBernoulli": lambda: conditionals.RelaxedBernoulli(nets.MLP((1, 2, 2), [5]), LATENT),
     "RelaxedOneHotCategorical": lambda: conditionals.RelaxedOneHotCategorical(nets.MLP((1, 2, 2), [5]), LATENT),
+}
+
+
+def _hierarchy(inference: Literal["bottom-up", "top-down"]) -> HierarchicalVAE:
+    dims = (LATENT, 3, 4)
+    inputs: tuple[nets.Shape, ...] = ((1, 2, 2), LATENT, 3) if inference == "bottom-up" else ((1, 2, 2), 5, 5)
+    return HierarchicalVAE(
+        priors.StandardNormal(4),
+        [conditionals.DiagonalNormal(nets.MLP(above, [5]), dim) for dim, above in itertools.pairwise(dims)],
+        likelihoods.Bernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
+        [conditionals.DiagonalNormal(nets.MLP(shape, [5]), dim) for shape, dim in zip(inputs, dims, strict=True)],
+        inference=inference,
+    )
+
+
+def _bits() -> Tensor:
+    return (torch.arange(28) % 5 < 2).float().reshape(7, 1, 2, 2)
+
+
+Member = VAE | HierarchicalVAE | ConditionalVAE | SemiSupervisedVAE
+PROGRAMS: dict[str, Callable[[], tuple[Member, tuple[Tensor, ...]]]] = {
+    "VAE": lambda: (
+        VAE(
+            priors.StandardNormal(LATENT),
+            likelihoods.Bernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
+            conditionals.DiagonalNormal(nets.MLP((1, 2, 2), [5]), LATENT),
+        ),
+        (_bits(),),
+    ),
+    "HierarchicalVAE, bottom-up": lambda: (_hierarchy("bottom-up"), (_bits(),)),
+    "HierarchicalVAE, top-down": lambda: (_hierarchy("top-down"), (_bits(),)),
+    "ConditionalVAE": lambda: (
+        ConditionalVAE(
+            conditionals.DiagonalNormal(nets.MLP(3, [5]), LATENT),
+            likelihoods.Bernoulli(nets.MLP(LATENT, [5], context_shapes=[3]), (1, 2, 2)),
+            conditionals.DiagonalNormal(nets.MLP((1, 2, 2), [5], context_shapes=[3]), LATENT),
+        ),
+        (_bits(), torch.linspace(-1, 1, 21).reshape(7, 3)),
+    ),
+    "SemiSupervisedVAE": lambda: (
+        SemiSupervisedVAE(
+            priors.StandardNormal(LATENT),
+            likelihoods.Bernoulli(nets.MLP(LATENT, [5], context_shapes=[3]), (1, 2, 2)),
+            conditionals.DiagonalNormal(nets.MLP((1, 2, 2), [5], context_shapes=[3]), LATENT),
+            conditionals.OneHotCategorical(nets.MLP((1, 2, 2), [5]), 3),
+            classification_weight=1.0,
+        ),
+        (_bits(), torch.tensor([0, -1, 2, -1, -1, 1, -1])),
+    ),
 }

@@ -14,10 +14,10 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from pyro_vae import SVI, ConditionalVAE, data, elbo, fit
-from pyro_vae.conditionals import DiagonalNormal
+from pyro_vae.conditionals import DiagonalNormal, Dirichlet
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
 from pyro_vae.nets import MLP, ConvDecoder, ConvEncoder
-from pyro_vae.priors import StandardNormal
+from pyro_vae.priors import StandardNormal, VampPrior
 
 IMAGE = (1, 2, 3)
 
@@ -268,6 +268,18 @@ def parts() -> dict[str, Any]:
             {"prior": DiagonalNormal(MLP(3, []), 2)},
             ValueError,
             "ConditionalVAE: expected the body of the prior to take inputs of shapes [(4,)]; got [(3,)].",
+        ),
+        (
+            {"prior": Dirichlet(MLP(4, []), 2)},
+            ValueError,
+            "ConditionalVAE: expected a posterior on the support of the prior Dirichlet, the simplex; got "
+            "DiagonalNormal on real vectors.",
+        ),
+        (
+            {"prior": VampPrior(torch.zeros(3, *IMAGE))},
+            ValueError,
+            "VampPrior: expected a posterior of data of shape (1, 2, 3); got a body with inputs of shapes "
+            "[(1, 2, 3), (4,)].",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from pyro_vae import SVI, VAE, HierarchicalVAE, elbo, fit
-from pyro_vae.conditionals import Conditional, DiagonalNormal
+from pyro_vae.conditionals import Conditional, DiagonalNormal, Dirichlet
 from pyro_vae.hierarchical import Inference, TopDownGuide
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.nets import MLP
-from pyro_vae.priors import StandardNormal
+from pyro_vae.priors import HypersphericalUniform, StandardNormal, VampPrior
 
 INFERENCES: tuple[Inference, ...] = ("bottom-up", "top-down")
 IMAGE = (1, 2, 3)
@@ -308,6 +309,19 @@ def test_predictive(parallel: bool) -> None:
     assert again["x"].shape == (7, 5, *IMAGE)
 
 
+def test_a_vamp_prior_averages_the_posterior_of_the_top_layer() -> None:
+    plain, inputs = small("bottom-up"), torch.rand(7, 4)
+    vae = HierarchicalVAE(
+        VampPrior(inputs),
+        list(plain.model.conditionals),  # type: ignore[arg-type]
+        plain.likelihood,
+        plain.guide.parts,
+    )
+    z3 = torch.randn(5, 5)
+    expected = plain.guide.parts[-1](inputs).log_prob(z3.unsqueeze(1)).logsumexp(1) - math.log(7)
+    torch.testing.assert_close(vae.prior().log_prob(z3), expected)
+
+
 # Its own methods
 
 
@@ -453,6 +467,18 @@ class Other(Conditional):
             ValueError,
             "HierarchicalVAE: expected the body of the posterior of z2, given z1, to take inputs of shapes [(3,)]; got "
             "[(1, 2, 3)].",
+        ),
+        (
+            {"prior": HypersphericalUniform(4)},
+            ValueError,
+            "HierarchicalVAE, z2: expected a posterior on the support of the prior HypersphericalUniform, the unit "
+            "sphere; got DiagonalNormal on real vectors.",
+        ),
+        (
+            {"posteriors": [Dirichlet(MLP(IMAGE, []), 3), DiagonalNormal(MLP(3, []), 4)]},
+            ValueError,
+            "HierarchicalVAE, z1: expected a posterior on the support of the prior DiagonalNormal, real vectors; got "
+            "Dirichlet on the simplex.",
         ),
         (
             {"inference": "top-down"},

@@ -1,0 +1,312 @@
+r"""A variational autoencoder of data of which some are labelled: Kingma's model M2, as two Pyro programs.
+
+A datum has a class y, one-hot, and latents z for what the class leaves open:
+
+.. math:: p(x, y, z) = p(y)\, p(z)\, p(x|y, z), \qquad q(y, z|x) = q(y|x)\, q(z|x, y).
+
+One program serves both kinds of data. Labels come as a context, int64 (N,) with -1 for "none" (scikit-learn's
+convention). Where there is no label, y is a latent variable like z, and
+
+.. math:: \log p(x) \ge \sum_y q(y|x) \big\{\log p(y) - \log q(y|x)
+          + E_{q(z|x, y)}[\log p(x|y, z) + \log p(z) - \log q(z|x, y)]\big\}.
+
+``pyro.infer.TraceEnum_ELBO`` carries out the sum over classes, since the guide marks ``"y"`` for parallel enumeration,
+and so does ``pyro_vae.elbo.ELBO(gradient="enumerate")``.
+Where there is a label, it is an observation of y: the model observes it as site ``"label"``, of density p(y), and given
+it both model and guide have y with certainty. What remains of the bound is the paper's for labelled data,
+
+.. math:: \log p(x, y) \ge E_{q(z|x, y)}[\log p(x|y, z) + \log p(y) + \log p(z) - \log q(z|x, y)].
+
+In it q(y|x) does not occur, so that labels would teach the classifier nothing. The paper adds a second objective,
+:math:`\alpha \log q(y|x)`, which is part of no bound. Here it is the site ``"classification"``, of weight
+``classification_weight``.
+
+References:
+    Kingma, Rezende, Mohamed, Welling, "Semi-supervised Learning with Deep Generative Models", 2014,
+    https://arxiv.org/abs/1406.5298
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.util import is_validation_enabled
+from torch import Size, Tensor, nn
+
+from pyro_vae import conditionals, priors
+from pyro_vae.conditionals import Conditional, OneHotCategorical
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.priors import Prior
+from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
+
+_NAME = "SemiSupervisedVAE"
+
+
+class SemiSupervisedModel(RootModule):
+    """The model p(y) p(z) p(x|y, z) with sites ``"y"``, ``"z"`` and ``"x"`` in the plate ``"data"``; p(y) is uniform.
+
+    Where labels are given, site ``"label"`` observes them, and in training mode site ``"classification"`` adds the
+    weighted log q(label|x), where its weight is not 0.
+
+    Args:
+        prior: p(z).
+        likelihood: p(x|z, y).
+        classifier: q(y|x), the guide's.
+        classification_weight: weight of log q(label|x).
+    """
+
+    def __init__(
+        self, prior: Prior, likelihood: Likelihood, classifier: OneHotCategorical, classification_weight: float
+    ) -> None:
+        super().__init__()
+        self.prior = prior
+        self.likelihood = likelihood
+        self.classification_weight = classification_weight
+        self.class_prior = priors.OneHotCategorical(classifier.event_shape)
+        # A tuple, because a second registration would put the guide's parameters into the state_dict twice.
+        self._classifier = (classifier,)
+
+    def forward(
+        self, x: Tensor | None = None, labels: Tensor | None = None, *context: Tensor, size: int | None = None
+    ) -> Tensor:
+        """Runs the model.
+
+        Args:
+            x: observed data (N, \\*event_shape), or None to generate.
+            labels: classes, int64 (N,), -1 for none; None where no datum has one.
+            context: what the likelihood takes beside z and y, (N, ...) each.
+            size: number of data when there is neither x nor labels nor context; 1 when left out.
+
+        Returns:
+            x, observed or sampled.
+        """
+        prior, class_prior, likelihood = self.prior, self.class_prior, self.likelihood
+        if x is not None:
+            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
+        with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
+            if labels is not None:
+                labelled, observed = labels >= 0, _one_hot(labels, class_prior.logits)
+                pyro.sample("label", class_prior().mask(labelled), obs=observed)
+                if self.training and self.classification_weight and x is not None:
+                    (classifier,) = self._classifier
+                    log_q = torch.where(labelled, classifier(x).log_prob(observed), 0.0)
+                    pyro.factor("classification", self.classification_weight * log_q)
+            y = pyro.sample("y", _knowing(class_prior(), labels))
+            z = pyro.sample("z", prior())
+            return pyro.sample("x", likelihood(z, y, *context), obs=x)
+
+
+class SemiSupervisedGuide(RootModule):
+    """The guide q(y|x) q(z|x, y) with sites ``"y"``, marked for enumeration, and ``"z"`` in the plate ``"data"``.
+
+    Args:
+        classifier: q(y|x).
+        posterior: q(z|x, y).
+    """
+
+    def __init__(self, classifier: OneHotCategorical, posterior: Conditional) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.posterior = posterior
+
+    def forward(
+        self, x: Tensor | None = None, labels: Tensor | None = None, *context: Tensor, size: int | None = None
+    ) -> Tensor:
+        """Draws y and z for data x of shape (N, \\*event_shape); takes the model's arguments."""
+        if x is None:
+            raise ValueError(
+                "Guide: expected data x; got None. q(y, z|x) has no draw without x: run the model instead."
+            )
+        with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
+            y = pyro.sample("y", _knowing(self.classifier(x), labels), infer={"enumerate": "parallel"})
+            return pyro.sample("z", self.posterior(x, y))
+
+
+class SemiSupervisedVAE(nn.Module):
+    """A variational autoencoder with a class y beside z, for data of which some are labelled; see the module's text.
+
+    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does. They
+    take ``(x, labels)``, so training is::
+
+        fit(vae, train.conditioned_on(labels), loss=elbo.ELBO(gradient="enumerate"))
+
+    or, the same sum over classes, ``loss=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)``. Estimators that draw the
+    class need a score-function gradient, such as ``gradient="score"`` or ``"vimco"``.
+
+    Args:
+        prior: p(z), of :mod:`pyro_vae.priors`.
+        likelihood: p(x|z, y), of :mod:`pyro_vae.likelihoods`, with a body of ``context_shapes=[num_classes]``.
+        posterior: q(z|x, y), of :mod:`pyro_vae.conditionals`, likewise.
+        classifier: q(y|x), a ``conditionals.OneHotCategorical`` of ``num_classes``.
+        classification_weight: weight of log q(y|x) of each labelled datum, in training mode alone: ``eval()``, in which
+            ``fit`` computes its figures and leaves the program, has the bound as it is. The paper's alpha is a tenth of
+            the number of data N shared by the N_l labelled ones: 0.1 N / N_l.
+
+    Raises:
+        TypeError: a part is not what its place asks for.
+        ValueError: the parts disagree about a shape, there is no y, or the weight is negative.
+
+    References:
+        See :mod:`pyro_vae.semi_supervised`.
+
+    Example:
+        >>> from pyro.infer import TraceEnum_ELBO
+        >>> from pyro_vae import conditionals, likelihoods, nets, priors
+        >>> vae = SemiSupervisedVAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8], context_shapes=[10]), (1, 4, 4)),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP((1, 4, 4), [8], context_shapes=[10]), 2),
+        ...     classifier=conditionals.OneHotCategorical(nets.MLP((1, 4, 4), [8]), 10),
+        ...     classification_weight=5.0,
+        ... )
+        >>> x, labels = torch.zeros(3, 1, 4, 4), torch.tensor([7, -1, 0])  # the second is not labelled
+        >>> TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(vae.model, vae.guide, x, labels).shape
+        torch.Size([])
+        >>> vae.classify(x).shape
+        torch.Size([3])
+        >>> pyro.clear_param_store()
+    """
+
+    latents = ("y", "z")
+    observed = ("x", "label")
+
+    def __init__(
+        self,
+        prior: Prior,
+        likelihood: Likelihood,
+        posterior: Conditional,
+        classifier: OneHotCategorical,
+        *,
+        classification_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_part(_NAME, "prior", prior, Prior, "priors")
+        check_part(_NAME, "likelihood", likelihood, Likelihood, "likelihoods")
+        check_part(_NAME, "posterior", posterior, Conditional, "conditionals")
+        check_part(_NAME, "classifier", classifier, OneHotCategorical, "conditionals")
+        if not classification_weight >= 0:
+            raise ValueError(
+                f"{_NAME}: expected classification_weight at least 0; got {classification_weight}. "
+                "Give a non-negative number."
+            )
+        latent_shape, *classes = likelihood.body.input_shapes
+        if len(classes) != 1 or len(classes[0]) != 1:
+            raise ValueError(
+                f"{_NAME}: expected a likelihood whose body takes z and one-hot classes; got context shapes "
+                f"{[tuple(shape) for shape in classes]}. Build it with context_shapes=[num_classes]."
+            )
+        check_support(_NAME, prior, posterior, priors, conditionals)
+        prior.bind(posterior)
+        check_same(_NAME, "the latent shape of prior and posterior", prior.event_shape, posterior.event_shape)
+        check_same(_NAME, "the latent shape of prior and likelihood body", prior.event_shape, latent_shape)
+        x_shape = likelihood.event_shape
+        check_inputs(_NAME, "the posterior", posterior.body.input_shapes, [x_shape, *classes])
+        check_inputs(_NAME, "the classifier", classifier.body.input_shapes, [x_shape])
+        check_same(_NAME, "the classes of classifier and likelihood body", classifier.event_shape, classes[0])
+        self.model = SemiSupervisedModel(prior, likelihood, classifier, classification_weight)
+        self.guide = SemiSupervisedGuide(classifier, posterior)
+
+    @property
+    def prior(self) -> Prior:
+        """p(z)."""
+        return self.model.prior
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """p(x|z, y)."""
+        return self.model.likelihood
+
+    @property
+    def posterior(self) -> Conditional:
+        """q(z|x, y)."""
+        return self.guide.posterior
+
+    @property
+    def classifier(self) -> OneHotCategorical:
+        """q(y|x)."""
+        return self.guide.classifier
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """The most probable class of data of shape (\\*lead, \\*event_shape), int64 (\\*lead).
+
+        The probabilities are ``vae.classifier(x).probs``.
+        """
+        return self.classifier(x).logits.argmax(-1)
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> TorchDistribution:
+        """q(z|x, y) at the labels' classes, and at a draw y ~ q(y|x) where there is no label.
+
+        Args:
+            x: data of shape (\\*lead, \\*event_shape).
+            labels: classes, int64 (\\*lead), -1 for none.
+        """
+        return self.posterior(x, _knowing(self.classifier(x), labels).sample())
+
+    def decode(self, z: Tensor, y: Tensor, *context: Tensor) -> TorchDistribution:
+        """p(x|z, y) for latents of shape (\\*lead, \\*latent_shape) and one-hot classes (\\*lead, num_classes)."""
+        return self.likelihood(z, y, *context)
+
+    @torch.no_grad()
+    def sample(self, size: int, labels: Tensor | None = None, *context: Tensor, mean: bool = False) -> Tensor:
+        """Draws (size, \\*event_shape) data from p(y) p(z) p(x|z, y).
+
+        Args:
+            size: number of data.
+            labels: classes to draw from, int64 (size,), -1 for any.
+            context: what the likelihood takes beside z and y, (size, ...) each.
+            mean: return E[x|z, y] in place of the draw of x, as pictures in papers do.
+        """
+        shape = Size((size,))
+        y = _knowing(self.model.class_prior().expand(shape), labels).sample()
+        distribution = self.decode(self.prior().sample(shape), y, *context)
+        return distribution.mean if mean else distribution.sample()
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> Tensor:
+        """E[x'|z, y] at one draw of the guide, of the shape of x."""
+        y = _knowing(self.classifier(x), labels).sample()
+        return self.decode(self.posterior(x, y).sample(), y, *context).mean
+
+    def check_data(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> None:
+        """Refuses data the likelihood cannot have produced, and labels that are no classes.
+
+        Called by ``fit`` before the first step.
+
+        Raises:
+            TypeError, ValueError: with the remedy.
+        """
+        self.likelihood.check_data(x, *context)
+        if labels is None:
+            return
+        (classes,) = self.classifier.event_shape
+        if labels.dtype != torch.int64:
+            raise TypeError(
+                f"{_NAME}: expected labels of torch.int64, -1 for none; got {labels.dtype}. Use labels.long()."
+            )
+        if labels.shape != x.shape[:1] or not bool(((labels >= -1) & (labels < classes)).all()):
+            raise ValueError(
+                f"{_NAME}: expected labels (N,) from -1, for none, to {classes - 1}; got shape {tuple(labels.shape)}, "
+                f"{int(labels.min())} to {int(labels.max())}. Number the classes from 0."
+            )
+
+
+def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    return tuple(tensor for tensor in tensors if tensor is not None)
+
+
+def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """Rows of C, of the dtype of ``like`` (C,); class 0 for "none", which every use masks."""
+    return nn.functional.one_hot(labels.clamp(min=0), len(like)).to(like)
+
+
+def _knowing(classes: TorchDistribution, labels: Tensor | None) -> TorchDistribution:
+    """The distribution over classes (\\*lead, C) given labels (\\*lead), -1 for none: certainty where there is one."""
+    if labels is None:
+        return classes
+    logits = classes.logits
+    excluded = (labels >= 0).unsqueeze(-1) & (labels.unsqueeze(-1) != torch.arange(logits.shape[-1]).to(labels))
+    # Not -inf, so that probability times log-probability is 0 and not NaN, in values and in gradients.
+    return dist.OneHotCategorical(logits=torch.where(excluded, torch.finfo(logits.dtype).min / 4, logits))
