@@ -114,7 +114,9 @@ class Graph:
 
     def __init__(self, step: Step) -> None:
         self.checks = _CHECKS
-        step.rehearse(step)  # estimators learn the structure of programs at their first run, which is not to be recorded
+        step.rehearse(
+            step
+        )  # estimators learn the structure of programs at their first run, which is not to be recorded
 
         def recorded(*_: Tensor) -> list[Tensor]:
             loss, gradients = step()
@@ -239,11 +241,12 @@ def _differing(result: Result, expected: Result) -> str:
     names = ["the loss", *(f"gradient {i}" for i in range(len(result[1])))]
     for name, one, other in zip(names, [result[0], *result[1]], [expected[0], *expected[1]], strict=True):
         if one is None or other is None:
-            if one is not other:
-                return name
-        elif not float((one - other).abs().max()) <= _TOLERANCE.get(one.dtype, _DEFAULT_TOLERANCE) * (
-            float(other.abs().max()) + 1e-8
-        ):
+            same = one is other
+        else:  # what is not finite in both is the step's own to report
+            size = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
+            atol = size * _TOLERANCE.get(other.dtype, _DEFAULT_TOLERANCE)
+            same = torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
+        if not same:
             return name
     return ""
 

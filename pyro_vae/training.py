@@ -148,8 +148,8 @@ def fit(
         if dataset is not None:
             _check_data(program, name, dataset)
     svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm, compile=compile)
-    full_steps = epochs * (len(train) // batch_size)
-    svi.compiler.auto_steps = 0 if full_steps >= 2 * AUTO_STEPS else full_steps  # from the start, or never
+    steps = epochs * math.ceil(len(train) / batch_size)
+    svi.compiler.auto_steps = 0 if steps >= 2 * AUTO_STEPS else steps  # from the start, or never
     history = History(
         {
             "data": train.name,
@@ -168,6 +168,7 @@ def fit(
     with _seeded(seed, train.device) as generator, tqdm(range(epochs), disable=not progress, unit="epoch") as bar:
         svi.initialize(*train.batch(torch.arange(min(batch_size, len(train)), device=train.device), generator))
         _check_parameters(svi)
+        _calibrate(program, train, generator)
         schedule = None if scheduler is None else scheduler(_torch_optimizer(svi))
         try:
             for epoch in bar:
@@ -186,6 +187,7 @@ def fit(
                 if target_beta is not None:
                     row["beta"] = svi.loss.beta
                 _set_training(program, False)
+                _calibrate(program, train, generator)
                 row |= _figures("train", svi, train.take(min(len(train), _TRAIN_FIGURES)))
                 if validation is not None:
                     row |= _figures("valid", svi, validation)
@@ -221,6 +223,12 @@ class _Best:
     epoch: int
     elbo: float
     state: list[Tensor]
+
+
+def _calibrate(program: Any, train: Dataset, generator: torch.Generator) -> None:
+    """Lets a program set in closed form what no gradient learns."""
+    if getattr(program, "calibrated", False):
+        program.calibrate(*train.batch(torch.arange(min(len(train), _TRAIN_FIGURES), device=train.device), generator))
 
 
 def _figures(prefix: str, svi: SVI, dataset: Dataset) -> Row:

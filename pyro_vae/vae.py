@@ -49,7 +49,10 @@ class Model(RootModule):
         """
         likelihood = self.likelihood
         if x is not None:
-            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
+            if is_validation_enabled():
+                likelihood.check_data(x, *context)
+            else:
+                likelihood.check_shape(x)
         with pyro.plate("data", data_size("VAE", x, context, size)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", likelihood(z, *context), obs=x)
@@ -60,18 +63,24 @@ class Guide(RootModule):
 
     Args:
         posterior: q(z|x).
+        missing: whether NaN in x stands for a missing value, which the posterior's network is given as 0.
     """
 
-    def __init__(self, posterior: Conditional) -> None:
+    def __init__(self, posterior: Conditional, *, missing: bool = False) -> None:
         super().__init__()
         self.posterior = posterior
+        self.missing = missing
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """q(z|x) for data of shape (\\*lead, \\*event_shape)."""
+        return self.posterior(torch.where(x.isnan(), 0.0, x) if self.missing else x)
 
     def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> Tensor:
         """Draws z ~ q(z|x) for data x of shape (N, \\*event_shape); takes the model's arguments."""
         if x is None:
             raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
         with pyro.plate("data", data_size("VAE", x, context, size)):
-            return pyro.sample("z", self.posterior(x))
+            return pyro.sample("z", self.encode(x))
 
 
 class VAE(nn.Module):
@@ -123,7 +132,7 @@ class VAE(nn.Module):
             posterior.body.input_shapes[0],
         )
         self.model = Model(prior, likelihood)
-        self.guide = Guide(posterior)
+        self.guide = Guide(posterior, missing=likelihood.missing)
 
     @property
     def prior(self) -> Prior:
@@ -142,7 +151,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z|x) for data of shape (\\*lead, \\*event_shape)."""
-        return self.posterior(x)
+        return self.guide.encode(x)
 
     def decode(self, z: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z) for latents of shape (\\*lead, \\*latent_shape)."""
@@ -171,4 +180,14 @@ class VAE(nn.Module):
         Raises:
             TypeError, ValueError: with the remedy.
         """
-        self.likelihood.check_data(x)
+        self.likelihood.check_data(x, *context)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``fit`` is to call :meth:`calibrate` at every epoch."""
+        return self.likelihood.calibrated
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *context: Tensor) -> None:
+        """Sets in closed form what no gradient learns, such as SigmaNormal's scale."""
+        self.likelihood.calibrate(x, self.reconstruct(x, *context))

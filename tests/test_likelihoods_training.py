@@ -16,20 +16,13 @@ MakeLikelihood = Callable[[nets.Body], likelihoods.Likelihood]
 IMAGE = (1, 8, 8)
 
 
-class ZeroForMissing(nets.MLP):
-    """An encoder's body that reads 0 where a value is missing."""
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return super().forward(*(value.nan_to_num(0.0) for value in inputs))
-
-
 def losses(likelihood: MakeLikelihood, train: Dataset, body: nets.Body | None = None, epochs: int = 4) -> list[float]:
     """The loss of each epoch, per datum."""
     torch.manual_seed(0)
     vae = VAE(
         prior=priors.StandardNormal(4),
         likelihood=likelihood(nets.MLP(4, [64]) if body is None else body),
-        posterior=conditionals.DiagonalNormal(ZeroForMissing(train.event_shape, [64]), 4),
+        posterior=conditionals.DiagonalNormal(nets.MLP(train.event_shape, [64]), 4),
     )
     return fit(vae, train, epochs=epochs, seed=0, progress=False, compile=False)["loss"]
 
@@ -154,3 +147,15 @@ def test_breast_cancer_with_its_class_as_a_category(missing: bool) -> None:
         return likelihoods.MissingAtRandom(table) if missing else table
 
     assert_falls(losses(mixed, data.as_dataset(with_cells_missing(x) if missing else x)))
+
+
+def test_fit_sets_the_scale_of_a_sigma_vae_and_it_is_the_root_mean_squared_error() -> None:
+    torch.manual_seed(0)
+    train = data.load("digits").train
+    likelihood = likelihoods.SigmaNormal(nets.MLP(2, [16]), IMAGE)
+    vae = VAE(priors.StandardNormal(2), likelihood, conditionals.DiagonalNormal(nets.MLP(IMAGE, [16]), 2))
+    fit(vae, train, epochs=2, seed=0, progress=False)
+    x = train.tensor()
+    error = (vae.reconstruct(x) - x).square().mean().sqrt()
+    assert 0.1 < likelihood.scale < 0.5
+    assert likelihood.scale.item() == pytest.approx(error.item(), rel=0.05)  # another draw of z

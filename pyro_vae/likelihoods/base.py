@@ -27,6 +27,8 @@ class Likelihood(Family):
     """Parents that do not enter the body: the last arguments of ``forward``, by the name ``distribution`` gives them.
 
     Each is one number per datum, of shape (N,) or (N, 1)."""
+    missing: bool = False
+    """Whether NaN in x stands for a missing value; a guide is then given 0 in its place."""
     calibrated: bool = False
     """Whether something is to be set in closed form at every epoch, by :meth:`calibrate`."""
 

@@ -76,6 +76,7 @@ class MissingAtRandom(_Wrapper):
         tensor([0., 0., 0., 0.], grad_fn=<SumBackward1>)
     """
 
+    missing = True
     placeholder: Tensor
 
     def __init__(self, likelihood: Likelihood) -> None:
