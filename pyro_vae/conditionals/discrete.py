@@ -13,6 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
 from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import OneHotCategorical as OneHotCategoricalDistribution
 from pyro_vae.distributions import RelaxedOneHotCategorical as RelaxedOneHotCategoricalDistribution
 from pyro_vae.nets import Body, Shape
 
@@ -73,7 +74,7 @@ class OneHotCategorical(_Logits):
     support = constraints.one_hot
 
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return dist.OneHotCategorical(logits=logits).to_event(len(self.event_shape) - 1)
+        return OneHotCategoricalDistribution(logits=logits).to_event(len(self.event_shape) - 1)
 
 
 class RelaxedBernoulli(_Relaxed):

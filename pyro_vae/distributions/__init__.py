@@ -14,6 +14,7 @@ from pyro_vae.distributions.missing_at_random import MissingAtRandom, or_missing
 from pyro_vae.distributions.mixture_of_diagonal_normals import MixtureOfDiagonalNormals
 from pyro_vae.distributions.multinomial import Multinomial, counts_of
 from pyro_vae.distributions.normalizing_flow import NormalizingFlow
+from pyro_vae.distributions.one_hot_categorical import OneHotCategorical
 from pyro_vae.distributions.relaxed_one_hot_categorical import RelaxedOneHotCategorical
 from pyro_vae.distributions.sylvester import HouseholderTransform, PlanarTransform, SylvesterTransform
 from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
@@ -34,6 +35,7 @@ __all__ = [
     "MixtureOfDiscretizedLogistics",
     "Multinomial",
     "NormalizingFlow",
+    "OneHotCategorical",
     "PlanarTransform",
     "RelaxedOneHotCategorical",
     "SylvesterTransform",

@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.distributions import OneHotCategorical as OneHotCategoricalDistribution
 from pyro_vae.distributions import RelaxedOneHotCategorical as RelaxedOneHotCategoricalDistribution
 from pyro_vae.nets import Shape
 from pyro_vae.priors.base import Prior
@@ -75,7 +76,7 @@ class OneHotCategorical(_Uniform):
         super().__init__(latent_dim)
 
     def forward(self) -> TorchDistribution:
-        return dist.OneHotCategorical(logits=self.logits).to_event(len(self.event_shape) - 1)
+        return OneHotCategoricalDistribution(logits=self.logits).to_event(len(self.event_shape) - 1)
 
 
 class RelaxedBernoulli(_Relaxed):
