@@ -18,7 +18,7 @@ from pyro_vae.distributions.zuko import flows, transforms
 class NormalizingFlow(TorchDistribution):
     r"""z = f(u), u ~ base, with :math:`\log p(z) = \log p_u(u) - \log |\det df / du|`.
 
-    For the transforms of zuko, which compute a value and its log-determinant in one pass. Beside
+    For the transforms of zuko, which compute a value and its log-determinant in one pass, and any others. Beside
     ``pyro.contrib.zuko.ZukoToPyro`` it has a support, validates, and draws by ``sample`` too. The last draw keeps its
     log-density, so that scoring it inverts nothing, unless it was made without gradients and they are wanted now;
     scoring another value inverts f. It has no mean in closed form.
@@ -33,9 +33,8 @@ class NormalizingFlow(TorchDistribution):
 
     Example:
         >>> import pyro.distributions as dist
-        >>> from pyro_vae.distributions.zuko import transforms
         >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-        >>> shift = transforms.DependentTransform(transforms.AdditiveTransform(torch.ones(2)), 1)
+        >>> shift = dist.transforms.AffineTransform(torch.ones(2), 1.0, event_dim=1)
         >>> NormalizingFlow(base, shift).log_prob(torch.ones(2))  # the base's density at 0
         tensor(-1.8379)
     """
@@ -55,6 +54,11 @@ class NormalizingFlow(TorchDistribution):
     def expand(self, batch_shape: _size, _instance: object = None) -> NormalizingFlow:
         return NormalizingFlow(self.base.expand(batch_shape), self.transform, self._validate_args)
 
+    @property
+    def inverse_passes(self) -> int:
+        """Passes, one after the other, through a layer to score a value that is no draw: up to one per dimension."""
+        return _inverse_passes(self.transform)
+
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -70,6 +74,11 @@ class NormalizingFlow(TorchDistribution):
         z, log_det = self.transform.call_and_ladj(u)
         self._draw = z, self.base.log_prob(u) - log_det, torch.is_grad_enabled()
         return z
+
+
+def _inverse_passes(transform: transforms.Transform) -> int:
+    parts = getattr(transform, "transforms", ())
+    return max(map(_inverse_passes, parts), default=getattr(transform, "passes", 1))
 
 
 class FlowLayers(nn.Module):
