@@ -16,14 +16,23 @@ from __future__ import annotations
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.util import is_validation_enabled
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
+from pyro_vae.program import (
+    ProgramModule,
+    RootModule,
+    check_inputs,
+    check_observed,
+    check_part,
+    check_same,
+    check_support,
+    data_size,
+    for_network,
+)
 
 _NAME = "ConditionalVAE"
 
@@ -52,8 +61,7 @@ class ConditionalModel(RootModule):
             x, observed or sampled.
         """
         prior, likelihood = self.prior, self.likelihood
-        if x is not None:
-            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
+        check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, context, None)):
             z = pyro.sample("z", _of_context(prior, context))
             return pyro.sample("x", likelihood(z, *context), obs=x)
@@ -64,11 +72,17 @@ class ConditionalGuide(RootModule):
 
     Args:
         posterior: q(z|x, c).
+        missing: whether NaN in x stands for a missing value, which the networks are given as 0.
     """
 
-    def __init__(self, posterior: Conditional) -> None:
+    def __init__(self, posterior: Conditional, *, missing: bool = False) -> None:
         super().__init__()
         self.posterior = posterior
+        self.missing = missing
+
+    def encode(self, x: Tensor, *context: Tensor) -> TorchDistribution:
+        """q(z|x, c) for data of shape (\\*lead, \\*event_shape) and contexts (\\*lead, \\*context_shape)."""
+        return _of_context(self.posterior, context, for_network(x, missing=self.missing))
 
     def forward(self, x: Tensor | None = None, *context: Tensor) -> Tensor:
         """Draws z ~ q(z|x, c) for data x of shape (N, \\*event_shape); takes the model's arguments."""
@@ -77,10 +91,10 @@ class ConditionalGuide(RootModule):
                 "Guide: expected data x; got None. q(z|x, c) has no draw without x: run the model instead."
             )
         with pyro.plate("data", data_size(_NAME, x, context, None)):
-            return pyro.sample("z", _of_context(self.posterior, context, x))
+            return pyro.sample("z", self.encode(x, *context))
 
 
-class ConditionalVAE(nn.Module):
+class ConditionalVAE(ProgramModule):
     """A variational autoencoder whose parts know a context c: p(x|z, c), q(z|x, c) and, if wanted, p(z|c).
 
     A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does. The
@@ -135,7 +149,7 @@ class ConditionalVAE(nn.Module):
         if isinstance(prior, Conditional):
             check_inputs(_NAME, "the prior", prior.body.input_shapes, context_shapes)
         self.model = ConditionalModel(prior, likelihood)
-        self.guide = ConditionalGuide(posterior)
+        self.guide = ConditionalGuide(posterior, missing=likelihood.missing)
 
     @property
     def prior(self) -> Prior | Conditional:
@@ -154,7 +168,7 @@ class ConditionalVAE(nn.Module):
 
     def encode(self, x: Tensor, *context: Tensor) -> TorchDistribution:
         """q(z|x, c) for data of shape (\\*lead, \\*event_shape) and contexts (\\*lead, \\*context_shape)."""
-        return _of_context(self.posterior, context, x)
+        return self.guide.encode(x, *context)
 
     def decode(self, z: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z, c) for latents of shape (\\*lead, \\*latent_shape) and contexts (\\*lead, \\*context_shape)."""

@@ -29,14 +29,23 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional, DiagonalNormal
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
+from pyro_vae.program import (
+    ProgramModule,
+    RootModule,
+    check_inputs,
+    check_observed,
+    check_part,
+    check_same,
+    check_support,
+    data_size,
+    for_network,
+)
 
 Inference = Literal["bottom-up", "top-down"]
 Draw = Callable[[str, TorchDistribution], Tensor]
@@ -72,8 +81,7 @@ class HierarchicalModel(RootModule):
             x, observed or sampled.
         """
         likelihood, conditionals = self.likelihood, self.conditionals
-        if x is not None:
-            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
+        check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, context, size)):
             z = pyro.sample(f"z{len(conditionals) + 1}", self.prior())
             for level in range(len(conditionals), 0, -1):
@@ -86,14 +94,16 @@ class HierarchicalGuide(RootModule):
 
     Args:
         posteriors: the parts of the guide, the layer nearest to x first.
+        missing: whether NaN in x stands for a missing value, which the networks are given as 0.
     """
 
-    def __init__(self, posteriors: Sequence[Conditional]) -> None:
+    def __init__(self, posteriors: Sequence[Conditional], *, missing: bool = False) -> None:
         super().__init__()
+        self.missing = missing
         self.posteriors = nn.ModuleList(posteriors)
 
     def infer(self, x: Tensor, draw: Draw) -> dict[str, Tensor]:
-        """The draws by name, in the order in which they are made."""
+        """The draws by name, in the order in which they are made, for x without missing values."""
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> dict[str, Tensor]:
@@ -101,7 +111,7 @@ class HierarchicalGuide(RootModule):
         if x is None:
             raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
         with pyro.plate("data", data_size(_NAME, x, context, size)):
-            return self.infer(x, pyro.sample)
+            return self.infer(for_network(x, missing=self.missing), pyro.sample)
 
     @property
     def parts(self) -> list[Conditional]:
@@ -126,10 +136,13 @@ class TopDownGuide(HierarchicalGuide):
     Args:
         posteriors: the messages m_l. The body of each takes the features that the body before it makes; the first x.
         conditionals: p(z1|z2), p(z2|z3), ... of the model, whose parameters the guide shares.
+        missing: whether NaN in x stands for a missing value, which the networks are given as 0.
     """
 
-    def __init__(self, posteriors: Sequence[Conditional], conditionals: Sequence[Conditional]) -> None:
-        super().__init__(posteriors)
+    def __init__(
+        self, posteriors: Sequence[Conditional], conditionals: Sequence[Conditional], *, missing: bool = False
+    ) -> None:
+        super().__init__(posteriors, missing=missing)
         # A tuple, because a second registration would put the model's parameters into the state_dict twice.
         self._conditionals = tuple(conditionals)
 
@@ -147,7 +160,7 @@ class TopDownGuide(HierarchicalGuide):
         return draws
 
 
-class HierarchicalVAE(nn.Module):
+class HierarchicalVAE(ProgramModule):
     """A variational autoencoder with L stochastic layers z1, ..., zL; z1 is the nearest to x, and L is any number.
 
     A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does.
@@ -225,7 +238,12 @@ class HierarchicalVAE(nn.Module):
             check_part(_NAME, f"the posterior of z{level}", posterior, kind, "conditionals")
         _check_fit(prior, conditionals, likelihood, posteriors, top_down)
         self.model = HierarchicalModel(prior, conditionals, likelihood)
-        self.guide = TopDownGuide(posteriors, conditionals) if top_down else BottomUpGuide(posteriors)
+        missing = likelihood.missing
+        self.guide: HierarchicalGuide = (
+            TopDownGuide(posteriors, conditionals, missing=missing)
+            if top_down
+            else BottomUpGuide(posteriors, missing=missing)
+        )
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -254,7 +272,7 @@ class HierarchicalVAE(nn.Module):
             distributions[name] = distribution
             return distribution.rsample() if distribution.has_rsample else distribution.sample()
 
-        self.guide.infer(x, draw)
+        self.guide.infer(for_network(x, missing=self.guide.missing), draw)
         return distributions
 
     def decode(self, z1: Tensor, *context: Tensor) -> TorchDistribution:
@@ -279,6 +297,7 @@ class HierarchicalVAE(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
         """E[x'|z1] at one draw of the guide, of the shape of x."""
+        x = for_network(x, missing=self.guide.missing)
         z1 = self.guide.infer(x, lambda _, distribution: distribution.sample())["z1"]
         return self.decode(z1, *context).mean
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from pyro.nn import PyroModule
+from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 
@@ -60,6 +62,47 @@ class RootModule(PyroModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._pyro_name = f"{type(self).__name__}{next(_ids)}"
+
+
+class ProgramModule(nn.Module):
+    """The base of :class:`~pyro_vae.vae.VAE` and its relatives: a model with a likelihood, and a guide.
+
+    A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
+    """
+
+    @property
+    def likelihood(self) -> Any:
+        """The density of x."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The mean of the likelihood at one draw of the guide, of the shape of x."""
+        raise NotImplementedError
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``fit`` is to call :meth:`calibrate` at every epoch."""
+        return self.likelihood.calibrated
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, *context: Tensor) -> None:
+        """Sets in closed form what no gradient learns, such as SigmaNormal's scale."""
+        self.likelihood.calibrate(x, self.reconstruct(x, *context))
+
+
+def check_observed(likelihood: Any, x: Tensor | None, context: tuple[Tensor, ...]) -> None:
+    """Refuses data that the likelihood cannot have produced; their shape alone where Pyro's validation is off."""
+    if x is None:
+        return
+    if is_validation_enabled():
+        likelihood.check_data(x, *context)
+    else:
+        likelihood.check_shape(x)
+
+
+def for_network(x: Tensor, *, missing: bool) -> Tensor:
+    """What a guide's network is given for x: 0 in place of missing values, which are NaN, where there may be any."""
+    return torch.where(x.isnan(), 0.0, x) if missing else x
 
 
 def data_size(subject: str, x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:

@@ -32,14 +32,23 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional, OneHotCategorical
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_inputs, check_part, check_same, check_support, data_size
+from pyro_vae.program import (
+    ProgramModule,
+    RootModule,
+    check_inputs,
+    check_observed,
+    check_part,
+    check_same,
+    check_support,
+    data_size,
+    for_network,
+)
 
 _NAME = "SemiSupervisedVAE"
 
@@ -83,15 +92,16 @@ class SemiSupervisedModel(RootModule):
             x, observed or sampled.
         """
         prior, class_prior, likelihood = self.prior, self.class_prior, self.likelihood
-        if x is not None:
-            (likelihood.check_data if is_validation_enabled() else likelihood.check_shape)(x)
+        check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
             if labels is not None:
                 labelled, observed = labels >= 0, _one_hot(labels, class_prior.logits)
                 pyro.sample("label", class_prior().mask(labelled), obs=observed)
                 if self.training and self.classification_weight and x is not None:
                     (classifier,) = self._classifier
-                    log_q = torch.where(labelled, classifier(x).log_prob(observed), 0.0)
+                    log_q = torch.where(
+                        labelled, classifier(for_network(x, missing=likelihood.missing)).log_prob(observed), 0.0
+                    )
                     pyro.factor("classification", self.classification_weight * log_q)
             y = pyro.sample("y", _knowing(class_prior(), labels))
             z = pyro.sample("z", prior())
@@ -104,10 +114,12 @@ class SemiSupervisedGuide(RootModule):
     Args:
         classifier: q(y|x).
         posterior: q(z|x, y).
+        missing: whether NaN in x stands for a missing value, which the networks are given as 0.
     """
 
-    def __init__(self, classifier: OneHotCategorical, posterior: Conditional) -> None:
+    def __init__(self, classifier: OneHotCategorical, posterior: Conditional, *, missing: bool = False) -> None:
         super().__init__()
+        self.missing = missing
         self.classifier = classifier
         self.posterior = posterior
 
@@ -120,11 +132,12 @@ class SemiSupervisedGuide(RootModule):
                 "Guide: expected data x; got None. q(y, z|x) has no draw without x: run the model instead."
             )
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
+            x = for_network(x, missing=self.missing)
             y = pyro.sample("y", _knowing(self.classifier(x), labels), infer={"enumerate": "parallel"})
             return pyro.sample("z", self.posterior(x, y))
 
 
-class SemiSupervisedVAE(nn.Module):
+class SemiSupervisedVAE(ProgramModule):
     """A variational autoencoder with a class y beside z, for data of which some are labelled; see the module's text.
 
     A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does. They
@@ -206,7 +219,7 @@ class SemiSupervisedVAE(nn.Module):
         check_inputs(_NAME, "the classifier", classifier.body.input_shapes, [x_shape])
         check_same(_NAME, "the classes of classifier and likelihood body", classifier.event_shape, classes[0])
         self.model = SemiSupervisedModel(prior, likelihood, classifier, classification_weight)
-        self.guide = SemiSupervisedGuide(classifier, posterior)
+        self.guide = SemiSupervisedGuide(classifier, posterior, missing=likelihood.missing)
 
     @property
     def prior(self) -> Prior:
@@ -234,7 +247,7 @@ class SemiSupervisedVAE(nn.Module):
 
         The probabilities are ``vae.classifier(x).probs``.
         """
-        return self.classifier(x).logits.argmax(-1)
+        return self.classifier(for_network(x, missing=self.guide.missing)).logits.argmax(-1)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> TorchDistribution:
         """q(z|x, y) at the labels' classes, and at a draw y ~ q(y|x) where there is no label.
@@ -243,7 +256,7 @@ class SemiSupervisedVAE(nn.Module):
             x: data of shape (\\*lead, \\*event_shape).
             labels: classes, int64 (\\*lead), -1 for none.
         """
-        return self.posterior(x, _knowing(self.classifier(x), labels).sample())
+        return self._encode(x, labels)[1]
 
     def decode(self, z: Tensor, y: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z, y) for latents of shape (\\*lead, \\*latent_shape) and one-hot classes (\\*lead, num_classes)."""
@@ -267,8 +280,13 @@ class SemiSupervisedVAE(nn.Module):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> Tensor:
         """E[x'|z, y] at one draw of the guide, of the shape of x."""
+        y, posterior = self._encode(x, labels)
+        return self.decode(posterior.sample(), y, *context).mean
+
+    def _encode(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, TorchDistribution]:
+        x = for_network(x, missing=self.guide.missing)
         y = _knowing(self.classifier(x), labels).sample()
-        return self.decode(self.posterior(x, y).sample(), y, *context).mean
+        return y, self.posterior(x, y)
 
     def check_data(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> None:
         """Refuses data the likelihood cannot have produced, and labels that are no classes.

@@ -13,14 +13,22 @@ from __future__ import annotations
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.util import is_validation_enabled
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from pyro_vae import conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
-from pyro_vae.program import RootModule, check_part, check_same, check_support, data_size
+from pyro_vae.program import (
+    ProgramModule,
+    RootModule,
+    check_observed,
+    check_part,
+    check_same,
+    check_support,
+    data_size,
+    for_network,
+)
 
 
 class Model(RootModule):
@@ -48,11 +56,7 @@ class Model(RootModule):
             x, observed or sampled.
         """
         likelihood = self.likelihood
-        if x is not None:
-            if is_validation_enabled():
-                likelihood.check_data(x, *context)
-            else:
-                likelihood.check_shape(x)
+        check_observed(likelihood, x, context)
         with pyro.plate("data", data_size("VAE", x, context, size)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", likelihood(z, *context), obs=x)
@@ -73,7 +77,7 @@ class Guide(RootModule):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z|x) for data of shape (\\*lead, \\*event_shape)."""
-        return self.posterior(torch.where(x.isnan(), 0.0, x) if self.missing else x)
+        return self.posterior(for_network(x, missing=self.missing))
 
     def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> Tensor:
         """Draws z ~ q(z|x) for data x of shape (N, \\*event_shape); takes the model's arguments."""
@@ -83,7 +87,7 @@ class Guide(RootModule):
             return pyro.sample("z", self.encode(x))
 
 
-class VAE(nn.Module):
+class VAE(ProgramModule):
     """A prior, a likelihood and a posterior, joined into a model and a guide.
 
     A plain ``nn.Module``: it holds the two programs, and Pyro's tools are given ``vae.model`` and ``vae.guide``.
@@ -181,13 +185,3 @@ class VAE(nn.Module):
             TypeError, ValueError: with the remedy.
         """
         self.likelihood.check_data(x, *context)
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether ``fit`` is to call :meth:`calibrate` at every epoch."""
-        return self.likelihood.calibrated
-
-    @torch.no_grad()
-    def calibrate(self, x: Tensor, *context: Tensor) -> None:
-        """Sets in closed form what no gradient learns, such as SigmaNormal's scale."""
-        self.likelihood.calibrate(x, self.reconstruct(x, *context))

@@ -20,7 +20,21 @@ from pyro.infer import Predictive
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_vae import SVI, VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, priors
+from pyro_vae import (
+    SVI,
+    VAE,
+    HierarchicalVAE,
+    SemiSupervisedVAE,
+    conditionals,
+    data,
+    elbo,
+    evaluation,
+    fit,
+    likelihoods,
+    nets,
+    priors,
+)
+from pyro_vae.hierarchical import Inference, TopDownGuide
 from pyro_vae.program import Program, RootModule
 
 Step = Callable[..., object]
@@ -104,6 +118,65 @@ def test_a_part_held_by_reference_can_be_pickled_after_stock_training() -> None:
     stock_svi(vae, pyro.infer.Trace_ELBO()).step(torch.rand(3, 4).round())
     prior = pickle.loads(pickle.dumps(vae.model)).prior
     torch.testing.assert_close(prior().log_prob(torch.zeros(2)), vae.prior().log_prob(torch.zeros(2)))
+
+
+def with_likelihood(name: str, make: Callable[[nets.Body], likelihoods.Likelihood]) -> Member:
+    """The program of that name for vectors of four, with a likelihood made from its body."""
+    program, _ = PROGRAMS[name]()
+    prior: Any = program.model.prior
+    contexts = list(program.likelihood.body.input_shapes[1:])
+    likelihood = make(nets.MLP(2, [5], context_shapes=contexts))
+    posterior = conditionals.DiagonalNormal(nets.MLP(4, [5], context_shapes=contexts), 2)
+    if isinstance(program, HierarchicalVAE):
+        layers: Any = program.model.conditionals
+        parts = [conditionals.DiagonalNormal(nets.MLP(4, [5]), 2), *program.guide.parts[1:]]
+        inference: Inference = "top-down" if isinstance(program.guide, TopDownGuide) else "bottom-up"
+        return HierarchicalVAE(prior, list(layers), likelihood, parts, inference=inference)
+    if isinstance(program, SemiSupervisedVAE):
+        classifier = conditionals.OneHotCategorical(nets.MLP(4, [5]), 3)
+        return SemiSupervisedVAE(prior, likelihood, posterior, classifier, classification_weight=1.0)
+    return type(program)(prior, likelihood, posterior)
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_missing_values_are_left_out(name: str) -> None:
+    program = with_likelihood(name, lambda body: likelihoods.MissingAtRandom(likelihoods.Normal(body, 4, scale=0.5)))
+    complete = copy.deepcopy(program)
+    x, context = torch.randn(7, 4), PROGRAMS[name]()[1][1:]
+    x[2, 1] = x[5, 3] = torch.nan
+    dataset = data.as_dataset(x).conditioned_on(*context)
+    loss = elbo.ELBO(gradient="enumerate") if name == "SemiSupervisedVAE" else elbo.ELBO()
+    before = {key: value.clone() for key, value in program.state_dict().items()}
+    fit(program, dataset, dataset, loss=loss, epochs=1, seed=0, progress=False)
+    assert [key for key, value in program.state_dict().items() if torch.equal(value, before[key])] == []
+    assert all(value.isfinite().all() for value in program.state_dict().values())
+    assert program.reconstruct(x, *context).isfinite().all()
+    # Rows without missing values have the log-weights that they have without the others.
+    whole = x.isfinite().all(1)
+    weights = []
+    for rows in (x, x.nan_to_num(0.0)):
+        torch.manual_seed(1)
+        weights.append(elbo.log_weights(complete.model, complete.guide, rows, *context, num_particles=2))
+    assert torch.equal(weights[0][:, whole], weights[1][:, whole])
+    assert (weights[0][:, ~whole] > weights[1][:, ~whole]).all()  # of densities below one, two are left out
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_fit_calibrates(name: str) -> None:
+    program = with_likelihood(name, lambda body: likelihoods.SigmaNormal(body, 4))
+    context = PROGRAMS[name]()[1][1:]
+    loss = elbo.ELBO(gradient="enumerate") if name == "SemiSupervisedVAE" else elbo.ELBO()
+    x = 10 * torch.randn(7, 4)
+    fit(program, data.as_dataset(x).conditioned_on(*context), loss=loss, epochs=1, seed=0, progress=False)
+    scale = program.likelihood.distribution(loc=x).base_dist.scale
+    assert 5 < scale.mean().item() < 20
+    torch.manual_seed(1)
+    program.calibrate(x, *context)
+    torch.manual_seed(1)
+    error = (x - program.reconstruct(x, *context)).square().mean().sqrt()
+    torch.testing.assert_close(program.likelihood.distribution(loc=x).base_dist.scale.mean(), error)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
