@@ -29,12 +29,11 @@ References:
 from __future__ import annotations
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
-from pyro_vae import conditionals, priors
+from pyro_vae import conditionals, distributions, priors
 from pyro_vae.conditionals import Conditional, OneHotCategorical
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
@@ -95,7 +94,8 @@ class SemiSupervisedModel(RootModule):
         check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
             if labels is not None:
-                labelled, observed = labels >= 0, _one_hot(labels, class_prior.logits)
+                labelled, logits = labels >= 0, class_prior.logits
+                observed = _is(labels.clamp(min=0), len(logits)).to(logits)  # any class for -1: both sites mask it
                 pyro.sample("label", class_prior().mask(labelled), obs=observed)
                 if self.training and self.classification_weight and x is not None:
                     (classifier,) = self._classifier
@@ -315,9 +315,9 @@ def _given(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor in tensors if tensor is not None)
 
 
-def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """Rows of C, of the dtype of ``like`` (C,); class 0 for "none", which every use masks."""
-    return nn.functional.one_hot(labels.clamp(min=0), len(like)).to(like)
+def _is(labels: Tensor, num_classes: int) -> Tensor:
+    """Whether a class is that of the label, (\\*lead, num_classes); all False for -1."""
+    return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
 
 
 def _knowing(classes: TorchDistribution, labels: Tensor | None) -> TorchDistribution:
@@ -325,6 +325,7 @@ def _knowing(classes: TorchDistribution, labels: Tensor | None) -> TorchDistribu
     if labels is None:
         return classes
     logits = classes.logits
-    excluded = (labels >= 0).unsqueeze(-1) & (labels.unsqueeze(-1) != torch.arange(logits.shape[-1]).to(labels))
+    excluded = (labels >= 0).unsqueeze(-1) & ~_is(labels, logits.shape[-1])
     # Not -inf, so that probability times log-probability is 0 and not NaN, in values and in gradients.
-    return dist.OneHotCategorical(logits=torch.where(excluded, torch.finfo(logits.dtype).min / 4, logits))
+    logits = torch.where(excluded, torch.finfo(logits.dtype).min / 4, logits)
+    return distributions.OneHotCategorical(logits=logits)

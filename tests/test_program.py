@@ -229,6 +229,17 @@ def test_our_estimators_train_every_parameter_or_say_why_not(
         assert untrained_by(step, program, args) == []
 
 
+@pytest.mark.slow  # 30 s in all
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_step_compiles(name: str) -> None:
+    program, args = PROGRAMS[name]()
+    discrete = name == "SemiSupervisedVAE"
+    loss = elbo.IWELBO(num_particles=3, gradient="vimco") if discrete else elbo.ELBO()
+    # Compiled, a step is held against an eager one before it is used, and an error is raised where they differ.
+    svi = SVI(program.model, program.guide, partial(torch.optim.Adam, lr=0.01), loss, compile=True)
+    assert untrained_by(svi.step, program, args) == []
+
+
 def through_pickle(program: Member) -> Member:
     loaded = pickle.loads(pickle.dumps(program))
     assert isinstance(loaded, type(program))
