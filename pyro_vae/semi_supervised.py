@@ -10,10 +10,10 @@ convention). Where there is no label, y is a latent variable like z, and
 .. math:: \log p(x) \ge \sum_y q(y|x) \big\{\log p(y) - \log q(y|x)
           + E_{q(z|x, y)}[\log p(x|y, z) + \log p(z) - \log q(z|x, y)]\big\}.
 
-``pyro.infer.TraceEnum_ELBO`` carries out the sum over classes, since the guide marks ``"y"`` for parallel enumeration,
-and so does ``pyro_vae.elbo.ELBO(gradient="enumerate")``.
-Where there is a label, it is an observation of y: the model observes it as site ``"label"``, of density p(y), and given
-it both model and guide have y with certainty. What remains of the bound is the paper's for labelled data,
+``elbo.ELBO(gradient="enumerate")`` carries out the sum over classes, and so does ``pyro.infer.TraceEnum_ELBO``, since
+the guide marks ``"y"`` for parallel enumeration. Where there is a label, it is an observation of y: the model observes
+it as site ``"label"``, of density p(y), and given it both model and guide have y with certainty. What remains of the
+bound is the paper's for labelled data,
 
 .. math:: \log p(x, y) \ge E_{q(z|x, y)}[\log p(x|y, z) + \log p(y) + \log p(z) - \log q(z|x, y)].
 
