@@ -105,6 +105,7 @@ class SVI:
         self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
         self._forwards: tuple[PyroProgram, PyroProgram] | None = None
+        self._plain: list[PyroModule] = []
         self.compiler = Compiler(loss, compile)
 
     @contextlib.contextmanager
@@ -147,12 +148,7 @@ class SVI:
         with self.scope():
             try:
                 with self._validation(args, kwargs):
-                    # The first step is eager: it finds the parameters, and Pyro validates it.
-                    graph_loss = self.compiler.run(*self._compilable(), args, kwargs) if self.num_steps else None
-                    if graph_loss is None:
-                        loss = _number(self.loss.loss_and_grads(*self._programs(), *args, **kwargs))
-                    else:
-                        loss = float(graph_loss)
+                    loss = self._loss_and_grads(args, kwargs)
                 self._adopt_new_parameters()
                 if not math.isfinite(loss):
                     self._refuse(loss, args, kwargs)
@@ -169,9 +165,14 @@ class SVI:
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
         return _number(loss)
 
-    def _compilable(self) -> tuple[tuple[PyroProgram, PyroProgram], list[Tensor]]:
-        trained = dict.fromkeys(p for p in self._parameters.values() if p.requires_grad)
-        return self._programs(), list(trained)
+    def _loss_and_grads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        programs = self._programs()
+        if self.num_steps:  # the first step is eager: it finds the parameters, and Pyro validates it
+            trained = dict.fromkeys(p for p in self._parameters.values() if p.requires_grad)
+            loss = self.compiler.run(programs, list(trained), args, kwargs)
+            if loss is not None:
+                return float(loss)
+        return _number(self.loss.loss_and_grads(*programs, *args, **kwargs))
 
     def _programs(self) -> tuple[PyroProgram, PyroProgram]:
         """Model and guide; without their parameter statements where these would tell us nothing new.
@@ -182,12 +183,12 @@ class SVI:
         """
         if not isinstance(self.loss, Estimator):
             return self.model, self.guide
-        own = {id(p) for module in (self.model, self.guide) if _is_plain(module) for p in module.parameters()}
-        if not own or own != {id(p) for p in self._parameters.values()}:
-            return self.model, self.guide
-        if self._forwards is None:  # made once, because estimators remember what they know of a program by identity
+        if self._forwards is None:  # made once: estimators remember what they know of a program by its identity
             self._forwards = _forward(self.model), _forward(self.guide)
-        return self._forwards
+            self._plain = [module for module in (self.model, self.guide) if _is_plain(module)]
+        own = {id(parameter) for module in self._plain for parameter in module.parameters()}
+        declared = {id(parameter) for parameter in self._parameters.values()}
+        return self._forwards if own and own == declared else (self.model, self.guide)
 
     def _update(self) -> None:
         # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.
