@@ -257,6 +257,12 @@ def grid(num_draws: int, step: float = 0.125, reach: float = 8.0) -> tuple[Tenso
     return noise, (log_normal(noise, torch.zeros(()), torch.zeros(())).sum(0)).exp() * step**num_draws
 
 
+def quantiles(num_draws: int) -> Tensor:
+    """Noise (num_draws, 1) at the quantiles of a standard Normal: a mean over it is an expectation, nearly."""
+    level = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
+    return torch.special.ndtri(level).unsqueeze(-1)
+
+
 def row_gradients(estimator: Estimator, program: Any, x: Tensor) -> Tensor:
     """Gradients of the bound in (loc, log scale) of each datum of a :class:`oracles.NormalNormal`, (N, 2)."""
     loss = estimator.differentiable_loss(program.model, program.guide, x)
