@@ -106,6 +106,7 @@ def test_the_enumerated_loss_is_the_sum_over_classes(labels: Tensor | None, loss
     args = (x,) if labels is None else (x, labels)
     actual = loss().differentiable_loss(vae.model, vae.guide, *args)
     assert actual.item() == pytest.approx(-total.item(), abs=1e-10)
+    assert loss().loss(vae.model, vae.guide, *args) == pytest.approx(-total.item(), abs=1e-10)
     parameters = list(vae.classifier.parameters())
     nothing = 0 * log_q.sum()  # with all data labelled, the bound does not depend on the classifier
     expected = torch.autograd.grad(nothing - total, parameters)

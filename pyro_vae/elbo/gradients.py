@@ -263,6 +263,9 @@ class Enumerate(Gradient):
             vectorize_particles=several and call.vectorize,
         )
         guide = config_enumerate(call.guide, "parallel")
+        if not torch.is_grad_enabled():  # Pyro's differentiable loss insists on a gradient
+            value = enumeration.loss(call.model, guide, *call.args, **call.kwargs)
+            return torch.tensor(value, dtype=torch.float64)
         return enumeration.differentiable_loss(call.model, guide, *call.args, **call.kwargs)
 
 
