@@ -1,0 +1,49 @@
+"""The README's code runs as it is written, on a small stand-in for MNIST."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyro_vae import VAE, data, elbo
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+_, USE, SWAPS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the README's code leaves behind, after it ran on random images of MNIST's shape."""
+    images = torch.randint(256, (600, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    load = data.load
+
+    def small(name: str, **options: Any) -> data.Splits:
+        assert name == "mnist"
+        return load(images, **options)
+
+    monkeypatch.setattr(data, "load", small)
+    names: dict[str, Any] = {}
+    exec(USE.replace("epochs=20", "epochs=1"), names)
+    return names
+
+
+def test_the_code_of_use_it_runs(names: dict[str, Any]) -> None:
+    assert len(names["history"]) == 1
+    assert names["vae"].sample(2).shape == (2, 1, 28, 28)
+
+
+def test_every_swap_is_one_line(names: dict[str, Any]) -> None:
+    vae = names["vae"]
+    parts = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
+    for line in SWAPS.strip().splitlines():
+        part, _, expression = line.partition("=")
+        value = eval(expression, names)
+        if part == "loss":
+            assert isinstance(value, elbo.Estimator)
+        else:
+            assert part in parts
+            assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
