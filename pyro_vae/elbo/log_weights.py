@@ -189,7 +189,7 @@ def _summed_sites(traces: Traces) -> dict[str, Any]:
     return {
         name: site
         for name, site in nodes.items()
-        if "packed" in site and symbols & set(site["packed"]["log_prob"]._pyro_dims)
+        if "log_prob" in site and symbols & set(site["packed"]["log_prob"]._pyro_dims)
     }
 
 
