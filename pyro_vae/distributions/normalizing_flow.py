@@ -54,11 +54,6 @@ class NormalizingFlow(TorchDistribution):
     def expand(self, batch_shape: _size, _instance: object = None) -> NormalizingFlow:
         return NormalizingFlow(self.base.expand(batch_shape), self.transform, self._validate_args)
 
-    @property
-    def inverse_passes(self) -> int:
-        """Passes, one after the other, through a layer to score a value that is no draw: up to one per dimension."""
-        return _inverse_passes(self.transform)
-
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
@@ -74,11 +69,6 @@ class NormalizingFlow(TorchDistribution):
         z, log_det = self.transform.call_and_ladj(u)
         self._draw = z, self.base.log_prob(u) - log_det, torch.is_grad_enabled()
         return z
-
-
-def _inverse_passes(transform: transforms.Transform) -> int:
-    parts = getattr(transform, "transforms", ())
-    return max(map(_inverse_passes, parts), default=getattr(transform, "passes", 1))
 
 
 class FlowLayers(nn.Module):

@@ -91,7 +91,6 @@ class SylvesterTransform(Transform):
         self.s = s.triu()
         self.bias = bias
         self.rotation = HouseholderTransform(reflections)
-        self.passes = bias.shape[-1]  # to invert, as zuko's transforms say it
 
     def _call(self, x: Tensor) -> Tensor:
         return x + self.rotation((self.r @ self._activation(x).unsqueeze(-1)).squeeze(-1))

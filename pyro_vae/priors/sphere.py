@@ -22,8 +22,8 @@ class HypersphericalUniform(Prior):
         https://arxiv.org/abs/1804.00891
 
     Example:
-        >>> HypersphericalUniform(3)().sample().norm()
-        tensor(1.)
+        >>> round(HypersphericalUniform(3)().sample().norm().item(), 6)
+        1.0
     """
 
     support = constraints.sphere
