@@ -456,12 +456,8 @@ def test_a_flow_without_an_inverse_is_refused(gradient: str) -> None:
         BOUNDS["IWELBO"](2, gradient).loss_and_grads(model, guide, x)
 
 
-def autoregressive_conditional() -> tuple[Any, Any]:
-    vae = VAE(
-        priors.StandardNormal(4),
-        likelihoods.Normal(nets.MLP(4, []), 4),
-        conditionals.InverseAutoregressiveFlow(nets.MLP(4, []), 4, hidden=[4]),
-    )
+def conditional(posterior: conditionals.Conditional) -> tuple[Any, Any]:
+    vae = VAE(priors.StandardNormal(4), likelihoods.Normal(nets.MLP(4, []), 4), posterior)
     return vae.model, vae.guide
 
 
@@ -470,7 +466,8 @@ SLOW: dict[str, Callable[[], tuple[Any, Any]]] = {
     "composed": lambda: flow_programs(
         transforms.ComposeTransformModule([transforms.affine_autoregressive(4, [4]), transforms.permute(4)])
     ),
-    "zuko's": autoregressive_conditional,
+    "zuko's": lambda: conditional(conditionals.InverseAutoregressiveFlow(nets.MLP(4, []), 4, hidden=[4])),
+    "Sylvester": lambda: conditional(conditionals.Sylvester(nets.MLP(4, []), 4)),
 }
 
 
@@ -484,18 +481,9 @@ def test_slow_inverses_are_warned_of(name: str, gradient: str) -> None:
         BOUNDS["IWELBO"](2, gradient).loss_and_grads(model, guide, torch.zeros(3, 4))
 
 
-def coupling_conditional() -> tuple[Any, Any]:
-    vae = VAE(
-        priors.StandardNormal(4),
-        likelihoods.Normal(nets.MLP(4, []), 4),
-        conditionals.RealNVP(nets.MLP(4, []), 4, hidden=[4]),
-    )
-    return vae.model, vae.guide
-
-
 FAST: dict[str, Callable[[], tuple[Any, Any]]] = {
     "coupling": lambda: flow_programs(transforms.affine_coupling(4, [4])),
-    "coupling by zuko": coupling_conditional,
+    "coupling by zuko": lambda: conditional(conditionals.RealNVP(nets.MLP(4, []), 4, hidden=[4])),
     "Householder": lambda: flow_programs(transforms.Householder(4)),
 }
 

@@ -359,12 +359,13 @@ def check_reparameterised(draws: Draws, estimator: Estimator, gradient: Gradient
 def _warn_of_slow_inverses(draws: Draws) -> None:
     for name, _, site in draws.runs[0].latents():
         dims = site["fn"].event_shape.numel()
+        names = {type(part).__name__ for part in _parts(site["fn"]) if getattr(part, "passes", dims) > 2}
         # A coupling may be written as an autoregressive transform of two passes.
-        if any("Autoregressive" in type(t).__name__ and getattr(t, "passes", dims) > 2 for t in _parts(site["fn"])):
+        if any("Autoregressive" in name or "Sylvester" in name for name in names):
             warnings.warn(
                 f"Site {name!r}: stl and dreg evaluate log q at a value cut off from the flow's cache, so an "
-                f"autoregressive flow is inverted one dimension after another, {dims} here; for 50 it took 65 times as "
-                "long as a pathwise step. Use gradient='pathwise', or a coupling flow.",
+                f"autoregressive or Sylvester flow is inverted one dimension after another, {dims} here; for 50 it "
+                "took 65 times as long as a pathwise step. Use gradient='pathwise', or a coupling flow.",
                 stacklevel=2,
             )
 
