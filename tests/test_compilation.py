@@ -107,7 +107,8 @@ def test_functions_with_pyro_param_are_compiled_with_their_constraints() -> None
     x = X[:, 0]
     results = []
     for mode in (False, True):
-        svi = SVI(model, guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 0.05}), pyro.infer.Trace_ELBO(), compile=mode)
+        optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 0.05})
+        svi = SVI(model, guide, optimizer, pyro.infer.Trace_ELBO(), compile=mode)
         torch.manual_seed(0)
         results.append([svi.step(x) for _ in range(12)])
         assert svi.compiler.num_graphs == int(mode)
