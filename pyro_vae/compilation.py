@@ -32,8 +32,8 @@ Result = tuple[Tensor, list[Tensor | None]]
 Signature = tuple[Hashable, ...]
 
 AUTO_STEPS = 5_000
-"""Steps of one signature that ``compile="auto"`` runs eagerly before it compiles: compiling takes the ten seconds or so
-that as many small steps save."""
+"""Steps on data of one shape that ``compile="auto"`` runs eagerly first: compiling takes the ten seconds or so that as
+many small steps save."""
 
 MAX_GRAPHS = 8
 """Graphs kept; the one unused for longest goes first."""
@@ -114,9 +114,8 @@ class Graph:
 
     def __init__(self, step: Step) -> None:
         self.checks = _CHECKS
-        step.rehearse(
-            step
-        )  # estimators learn the structure of programs at their first run, which is not to be recorded
+        # Estimators learn the structure of programs at their first run, which is not to be recorded.
+        step.rehearse(step)
 
         def recorded(*_: Tensor) -> list[Tensor]:
             loss, gradients = step()
@@ -148,8 +147,8 @@ class Compiler:
     Args:
         loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
         mode: True to compile at the first step of every signature, and raise where that fails; ``"auto"`` to compile
-            after :attr:`auto_steps` steps of it, and to go on eagerly, with a warning, where that fails; False for
-            never.
+            after :attr:`auto_steps` steps on data of its shape, and to go on eagerly, with a warning, where that
+            fails; False for never.
     """
 
     def __init__(self, loss: pyro.infer.ELBO, mode: Compile) -> None:
@@ -159,7 +158,7 @@ class Compiler:
         self.auto_steps = AUTO_STEPS
         self._loss = loss
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
-        self._steps: Counter[Signature] = Counter()
+        self._steps: Counter[tuple[torch.Size, ...]] = Counter()
         self._estimator = _equal_estimator(loss) if mode else None
         if mode is True and self._estimator is None:
             self._give_up(f"{type(loss).__name__} keeps state in Python, or has no equal in pyro_vae.elbo", None)
@@ -182,11 +181,12 @@ class Compiler:
         """
         if self._estimator is None or not parameters:
             return None
+        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        self._steps[shapes] += 1
+        if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
+            return None
         step = Step(self._estimator, programs, parameters, args, kwargs)
         if step.signature not in self._graphs:
-            self._steps[step.signature] += 1
-            if self.mode == "auto" and self._steps[step.signature] <= self.auto_steps:
-                return None
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             self._graphs[step.signature] = self._graph(step)

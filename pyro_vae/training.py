@@ -116,8 +116,8 @@ def fit(
         patience: stop after this many epochs without a better validation ELBO, and restore the best weights; epochs of
             the warm-up do not count. None trains to the end and keeps the last weights.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm.
-        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so from the start where the run is
-            long enough to pay for it.
+        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so after the first epoch of a
+            run that is long enough to pay for it.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
             from the global generator.
         progress: show a bar with the figures of the last epoch.
@@ -148,8 +148,9 @@ def fit(
         if dataset is not None:
             _check_data(program, name, dataset)
     svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm, compile=compile)
-    steps = epochs * math.ceil(len(train) / batch_size)
-    svi.compiler.auto_steps = 0 if steps >= 2 * AUTO_STEPS else steps  # from the start, or never
+    # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
+    steps = math.ceil(len(train) / batch_size)
+    svi.compiler.auto_steps = min(steps, AUTO_STEPS) if epochs * steps >= 2 * AUTO_STEPS else epochs * steps
     history = History(
         {
             "data": train.name,
