@@ -47,6 +47,19 @@ def test_the_bias_falls_faster_than_that_of_importance_weighting() -> None:
     assert all(abs(gap) < 0.2 * abs(other) for gap, other in zip(gaps[JackknifeELBO], gaps[IWELBO], strict=True))
 
 
+def test_a_bad_guide_lifts_it_above_the_evidence() -> None:
+    """So that it has no maximum in the guide: its mean at q = Normal(1/2, s^2) rises with s."""
+    noise, probability = grid(2)
+    ones = torch.ones_like(probability)
+    means = []
+    for scale in (1.0, 4.0, 8.0):
+        program = GivenNormalNormal(ones, ones / 2, scale * ones, noise)
+        values = JackknifeELBO(2).bound(log_weights(program.model, program.guide, ones, num_particles=2))
+        means.append((probability @ values).item())
+    assert means == sorted(means)
+    assert means[-1] > NormalNormal.log_marginal_likelihood(ones[:1]).item() + 10
+
+
 def test_draws_without_the_largest_weight_are_not_lost_to_rounding() -> None:
     """Without the dominating draw the sum of weights is far below the rounding of the whole sum."""
     weights = torch.tensor([[0.0], [-200.0], [-201.0]], dtype=torch.float64)

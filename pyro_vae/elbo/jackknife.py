@@ -3,7 +3,8 @@ r"""The jackknife bound, which removes the leading bias of IWELBO.
 .. math::  K L_K - \frac{K-1}{K} \sum_j L_{K-1}^{(-j)}
 
 with :math:`L_{K-1}^{(-j)}` the bound without draw j. Its bias is O(1/K^2) where IWELBO's is O(1/K), but it is no lower
-bound: it may lie above log p(x).
+bound: it may lie above log p(x), and does so without limit for a guide that is bad enough, since its mean is
+:math:`K L_K - (K-1) L_{K-1}`. It is for evaluation, and for the model's parameters; train the guide on another bound.
 
 References:
     Nowozin, "Debiasing evidence approximations: on importance-weighted autoencoders and jackknife variational
