@@ -94,8 +94,11 @@ def log_densities(traces: Traces, plate: str | None) -> LogDensities:
     """
     scale = 1.0 if plate is None else _common_scale(traces, plate)
     summed = _summed_sites(traces)
+    single = plate is None and traces.particle_dim is None
 
     def rows(name: str, site: Any) -> Tensor:
+        if single:  # one draw, taken for one datum: the trace has summed it already
+            return site["log_prob_sum"].reshape(1, 1)
         log_prob = site["log_prob"] if scale == 1.0 else site["log_prob"] / scale
         return per_datum(name, site, log_prob, traces, plate)
 
