@@ -219,6 +219,7 @@ class Compiler:
         message = f"SVI: expected a step that can be compiled; got one that cannot: {reason}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
+        self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -195,6 +199,25 @@ def test_what_has_no_graph_is_refused_when_asked_for(loss: pyro.infer.ELBO) -> N
     with pytest.raises(RuntimeError, match=f"{type(loss).__name__} keeps state in Python, or has no equal"):
         SVI(vae.model, vae.guide, ADAM, loss, compile=True)
     assert SVI(vae.model, vae.guide, ADAM, loss).step(X)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_training_goes_on_with_one_warning(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_compilation import *
+vae = small_vae()
+svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+svi.compiler.auto_steps = 0
+losses = [svi.step(x) for x in (X, X, X[:5], X, X)]
+print(len(losses), svi.compiler.num_graphs)
+"""
+    environment = {**os.environ, "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment.pop("CXX", None)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert result.stdout.split() == ["5", "0"], result.stderr
+    assert result.stderr.count("Training goes on without compiling") == 1
 
 
 def test_an_unknown_mode_is_refused() -> None:
