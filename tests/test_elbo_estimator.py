@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -210,6 +211,19 @@ def test_a_learned_baseline_trains_with_the_rest(ours: bool) -> None:
     (our_svi if ours else stock_svi)(program, estimator)
     after = [*baseline.parameters(), program.guide.loc]
     assert all((new != old).any() for new, old in zip(after, before, strict=True))
+
+
+def test_a_copy_of_a_learned_baseline_trains_apart() -> None:
+    first = IWELBO(4, Score(baseline=Line()))
+    second = copy.deepcopy(first)
+    optimizer = pyro.optim.PyroOptim(torch.optim.SGD, {"lr": 0.01})
+    for estimator in (first, second):
+        assert isinstance(estimator.gradient, Score)
+        assert isinstance(estimator.gradient.baseline, Line)
+        before = estimator.gradient.baseline.layer.weight.detach().clone()
+        program = programs()
+        pyro.infer.SVI(program.model, program.guide, optimizer, estimator).step(X)
+        assert (estimator.gradient.baseline.layer.weight != before).all()
 
 
 def test_a_learned_baseline_lowers_the_variance() -> None:

@@ -140,6 +140,10 @@ class Score(Gradient):
         self._mean: Tensor | None = None
         self._name = f"baseline{next(_baselines)}"
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pyro's param store keys by name: a copy under the old one would silently stay untrained.
+        self.__dict__.update(state, _name=f"baseline{next(_baselines)}")
+
     def check(self, estimator: Estimator) -> None:
         if self.baseline == "leave_one_out":
             _check_several(estimator, "a leave-one-out baseline")
@@ -244,7 +248,8 @@ class OVIS(Gradient):
 class Enumerate(Gradient):
     """Sums over the guide's discrete latents in place of drawing them: exact, for ``ELBO``.
 
-    It is ``pyro.infer.TraceEnum_ELBO`` with every discrete site of the guide enumerated in parallel.
+    It is ``pyro.infer.TraceEnum_ELBO`` with every discrete site of the guide enumerated in parallel. As Pyro has it, it
+    looks at a tensor's values on the way, so that its steps cannot be recorded and compiled.
     """
 
     def check(self, estimator: Estimator) -> None:
