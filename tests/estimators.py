@@ -206,6 +206,49 @@ class TwoLayers:
         return dist.Normal(loc, scale) if self.noise is None else GivenNormal(loc, scale, self.noise[layer])
 
 
+class Nested:
+    """z ~ Normal(0, 1) per datum; in an inner plate of R, u ~ Normal(z, 1), x|u ~ Normal(u, 1). The guide is exact.
+
+    Args:
+        inner_dim: of the inner plate; the data plate takes the other one.
+        size: of the full data; None for a plate over the rows.
+        off: how far the guide's means are from the posterior's; one number, or (N, 1) for an inner dim of -1.
+    """
+
+    def __init__(self, inner_dim: int = -1, size: int | None = None, off: float | Tensor = 0.0) -> None:
+        self.inner_dim, self.size, self.off = inner_dim, size, off
+
+    def plates(self, x: Tensor) -> tuple[Any, Any]:
+        data = pyro.plate("data", self.size or len(x), subsample_size=len(x), dim=-3 - self.inner_dim)
+        return data, pyro.plate("repeats", x.shape[1], dim=self.inner_dim)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        return x if self.inner_dim == -1 else x.T
+
+    def model(self, x: Tensor) -> None:
+        data, repeats = self.plates(x)
+        with data:
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            with repeats:
+                u = pyro.sample("u", dist.Normal(z, 1.0))
+                pyro.sample("x", dist.Normal(u, 1.0), obs=self.laid_out(x))
+
+    def guide(self, x: Tensor) -> None:
+        data, repeats = self.plates(x)
+        precision = 1 + x.shape[1] / 2
+        with data:
+            mean = self.laid_out(x).sum(self.inner_dim, keepdim=True) / 2 / precision
+            z = pyro.sample("z", dist.Normal(mean + self.off, precision**-0.5))
+            with repeats:
+                pyro.sample("u", dist.Normal((z + self.laid_out(x)) / 2 + self.off, 0.5**0.5))
+
+    @staticmethod
+    def log_marginal_likelihood(x: Tensor) -> Tensor:
+        n = x.shape[1]
+        covariance = torch.ones(n, n, dtype=x.dtype) + 2 * torch.eye(n, dtype=x.dtype)
+        return torch.distributions.MultivariateNormal(torch.zeros(n, dtype=x.dtype), covariance).log_prob(x)
+
+
 class _Function(PyroModule):
     """A function as a module that holds the parameters it uses."""
 

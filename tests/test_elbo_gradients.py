@@ -17,7 +17,9 @@ from estimators import (
     DEFINITIONS,
     SMOOTH,
     GivenNormalNormal,
+    Nested,
     TwoLayers,
+    assert_mean,
     exact_gradient,
     moments,
     row_gradients,
@@ -348,6 +350,37 @@ def test_gradients_vanish_at_the_exact_posterior(name: str, gradient: str, num_p
 def test_pathwise_gradients_do_not_vanish_at_the_exact_posterior(name: str) -> None:
     program = NormalNormal.exact(X)
     assert row_gradients(BOUNDS[name](2, "pathwise"), program, X).abs().min() > 1e-3
+
+
+# Plates within the data plate
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize("inner_dim", [-1, -2])
+@pytest.mark.parametrize("gradient", ["stl", "dreg"])
+def test_gradients_of_nested_latents_vanish_at_the_exact_posterior(
+    gradient: Any, inner_dim: int, vectorize: bool
+) -> None:
+    off = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    program, x = Nested(inner_dim, size=1000, off=off), torch.randn(4, 3, dtype=torch.float64)
+    loss = IWELBO(3, gradient, vectorize=vectorize).differentiable_loss(program.model, program.guide, x)
+    assert loss.item() == pytest.approx(-250 * Nested.log_marginal_likelihood(x).sum().item())
+    assert torch.autograd.grad(loss, off)[0].abs() < 1e-10
+
+
+@pytest.mark.parametrize("gradient", ["dreg", "score", "vimco"])
+def test_gradients_of_nested_latents_agree_in_mean(gradient: Any) -> None:
+    """Away from the posterior, with a mean for each of many equal data, which tells a coefficient on the wrong dim."""
+    x = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64).expand(20_000, -1)
+    off = torch.full((len(x), 1), 0.4, dtype=torch.float64, requires_grad=True)
+    program, found = Nested(off=off), []
+    for kind in ("pathwise", gradient):
+        loss = IWELBO(3, kind).differentiable_loss(program.model, program.guide, x)
+        found.append(torch.autograd.grad(-loss, off)[0].squeeze(-1))
+    assert_mean(found[1] - found[0], 0.0)
+    assert abs(found[0].mean()) > 0.3
+    if gradient == "dreg":
+        assert found[1].var() < found[0].var() / 2
 
 
 # Combinations that are wrong
