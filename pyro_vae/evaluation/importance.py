@@ -1,0 +1,243 @@
+r"""The log marginal likelihood by importance sampling, with the guide as the proposal.
+
+.. math::
+    \log p(x) = \log E_{q(z|x)}[w] \approx \log \frac1K \sum_k w_k, \quad w_k = \frac{p(x, z_k)}{q(z_k|x)}
+
+The estimate is a lower bound on average, and exact for the exact posterior, whose weights are all p(x). How good it is
+depends on how the weights vary, which the standard error, the effective sample size and Pareto k-hat tell.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
+from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.runs import Batch, Pair, reduce_runs
+
+
+@dataclass(frozen=True)
+class LogMarginalLikelihood(Result):
+    r"""Estimates of log p(x), one for each datum; every tensor has shape (N,).
+
+    Attributes:
+        value: log of the average weight, in nats.
+        standard_error: of ``value`` through the noise of the draws, by the delta method: the standard error of the
+            average weight over the average weight.
+        effective_sample_size: :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K.
+        pareto_k: k-hat; above 0.7 value and standard error are not to be trusted.
+        num_particles: K.
+        unit: of ``value`` and ``standard_error``.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    effective_sample_size: Tensor
+    pareto_k: Tensor
+    num_particles: int
+    unit: str = field(default="nats", init=False)
+
+    @property
+    def mean(self) -> Estimate:
+        """The average over the data."""
+        return Estimate.of(self.value, self.num_particles)
+
+    @property
+    def unreliable(self) -> list[int]:
+        """The data whose k-hat is above 0.7."""
+        return torch.nonzero(self.pareto_k > RELIABLE).flatten().tolist()
+
+    def estimates(self) -> dict[str, Estimate]:
+        relative = self.effective_sample_size / self.num_particles
+        return {
+            "log_marginal_likelihood": self.mean,
+            "effective_sample_size": Estimate.of(relative, self.num_particles, "of K"),
+            "unreliable": Estimate.of((self.pareto_k > RELIABLE).to(relative), self.num_particles, "of N"),
+        }
+
+
+def log_marginal_likelihood(
+    program: Pair,
+    x: Tensor,
+    *context: Tensor,
+    num_particles: int = 5000,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    plate: str = "data",
+    progress: bool = True,
+) -> LogMarginalLikelihood:
+    """Estimates log p(x) for every datum, in nats, by importance sampling.
+
+    Args:
+        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        x: data (N, ...), the first argument of model and guide.
+        context: their further arguments, (N, ...) each.
+        num_particles: K, draws per datum.
+        memory: bytes that the draws in flight may take, whatever K; None for an amount that is fast.
+        batch_size: data to run at once; None chooses it. Pass N where the guide's parameters belong to the data.
+        plate: name of the plate over the data.
+        progress: show a bar.
+
+    Warns:
+        UserWarning: k-hat is above 0.7, naming the data.
+
+    Raises:
+        ValueError: a site outside the plate, a number below 1, a budget for not even one draw.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=4),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP(4, [8]), 2),
+        ... )
+        >>> result = log_marginal_likelihood(vae, torch.ones(3, 4), num_particles=1000, progress=False)
+        >>> result.value.shape
+        torch.Size([3])
+    """
+    tail = tail_size(num_particles) + 1
+    parts = reduce_runs(
+        "log_marginal_likelihood",
+        program,
+        (x, *context),
+        partial(_Sums, tail),
+        num_particles=num_particles,
+        memory=memory,
+        reserve=64 * tail,  # the largest weights, a copy and their indices
+        batch_size=batch_size,
+        plate=plate,
+        progress=progress,
+    )
+    value, error, ess, k_hat = (torch.cat(column) for column in zip(*parts, strict=True))
+    result = LogMarginalLikelihood(value, error, ess, k_hat, num_particles)
+    _warn(result)
+    return result
+
+
+def posterior_samples(
+    program: Pair,
+    x: Tensor,
+    *context: Tensor,
+    num_samples: int = 1,
+    num_particles: int = 5000,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    plate: str = "data",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Draws from the posterior p(z|x), by resampling K draws of the guide in proportion to their weights.
+
+    They are the posterior's as K grows, with replacement: where the effective sample size is small, many are equal.
+
+    Args:
+        program: see :func:`log_marginal_likelihood`, as are all other arguments.
+        x: data (N, ...).
+        context: further arguments of model and guide.
+        num_samples: S, per datum.
+        num_particles: K.
+        memory: bytes that the draws in flight may take.
+        batch_size: data to run at once.
+        plate: name of the plate over the data.
+        progress: show a bar.
+
+    Returns:
+        (S, N, ...) for each latent, by name.
+
+    Raises:
+        ValueError: as :func:`log_marginal_likelihood`.
+    """
+    if num_samples < 1:
+        raise ValueError(
+            f"posterior_samples: expected num_samples at least 1; got {num_samples}. Give a positive number."
+        )
+    parts = reduce_runs(
+        "posterior_samples",
+        program,
+        (x, *context),
+        partial(_Resampled, num_samples),
+        num_particles=num_particles,
+        memory=memory,
+        latents=True,
+        batch_size=batch_size,
+        plate=plate,
+        progress=progress,
+    )
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+class _Sums:
+    """Sums over log-weights that come in parts, and the largest of them."""
+
+    def __init__(self, num_largest: int) -> None:
+        self._num_largest = num_largest
+        self._count = 0
+        self._sum = torch.tensor(-math.inf)
+        self._sum_of_squares = torch.tensor(-math.inf)
+        self._largest = torch.empty(0)
+
+    def add(self, batch: Batch) -> None:
+        log_weights = batch.log_weights
+        if not self._count:
+            self._largest = log_weights[:0]
+        self._sum = torch.logaddexp(self._sum.to(log_weights), log_weights.logsumexp(0))
+        self._sum_of_squares = torch.logaddexp(self._sum_of_squares.to(log_weights), (2 * log_weights).logsumexp(0))
+        together = torch.cat([self._largest, log_weights])
+        self._largest = together.topk(min(self._num_largest, len(together)), dim=0).values
+        self._count += len(log_weights)
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Value, standard error, effective sample size and k-hat, (N,) each."""
+        k = self._count
+        ess = (2 * self._sum - self._sum_of_squares).exp()
+        # Var(mean w) / mean(w)^2 with the unbiased variance; rounding may take that of equal weights below 0.
+        relative_variance = (1 / ess - 1 / k).clamp(min=0) * k / (k - 1) if k > 1 else torch.full_like(ess, math.nan)
+        k_hat = torch.tensor([pareto_k(largest) for largest in self._largest.T]).to(ess)
+        return self._sum - math.log(k), relative_variance.sqrt(), ess, k_hat
+
+
+class _Resampled:
+    """S draws that were kept, each in proportion to its weight among all that were seen."""
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._sum = torch.tensor(-math.inf)
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        log_weights = batch.log_weights
+        share = log_weights.logsumexp(0)
+        self._sum = torch.logaddexp(self._sum.to(share), share)
+        chosen = torch.multinomial(log_weights.softmax(0).T, self._num_samples, replacement=True).T  # (S, N)
+        # A draw of this part takes an earlier one's place with the probability that is this part's share of all.
+        replaces = torch.rand(chosen.shape, device=share.device) < (share - self._sum).exp()
+        data = torch.arange(chosen.shape[1], device=chosen.device)
+        for name, draws in batch.latents.items():
+            new = draws[chosen, data]
+            if name in self._values:
+                mask = replaces.reshape(*replaces.shape, *[1] * (new.dim() - 2))
+                new = torch.where(mask, new, self._values[name])
+            self._values[name] = new
+
+    def finish(self) -> dict[str, Tensor]:
+        return self._values
+
+
+def _warn(result: LogMarginalLikelihood) -> None:
+    bad = result.unreliable
+    if bad:
+        listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        warnings.warn(
+            f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
+            f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "
+            "small. Draw more particles, widen the guide, or use ais.",
+            stacklevel=3,
+        )

@@ -1,0 +1,226 @@
+"""Runs of a program that together make K draws for N data, each small enough for a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import pyro
+import torch
+from pyro.poutine.util import is_validation_enabled
+from torch import Size, Tensor
+from tqdm.auto import tqdm
+
+from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.tracing import Site, Traces, frame_of, inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.memory import peak_memory
+from pyro_vae.evaluation.recording import Recorded, random_state, recorded
+
+_WORTH_RECORDING = 100
+"""Runs of one shape from which on it saves time to record one and check it."""
+
+
+class Pair(Protocol):
+    """A model and a guide that take the same arguments, ``(x, *context)``."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The generative model."""
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The approximate posterior."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run.
+
+    Attributes:
+        log_weights: (K, N), for some of the particles and data.
+        latents: draws of the guide, (K, N, ...), by name; none unless asked for.
+    """
+
+    log_weights: Tensor
+    latents: dict[str, Tensor]
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reducer(Protocol[T_co]):
+    """Takes in the runs of one batch of data, one after another."""
+
+    def add(self, batch: Batch) -> None:
+        """Takes in a run, which is then dropped."""
+
+    def finish(self) -> T_co:
+        """What is kept of all of them."""
+
+
+@torch.no_grad()
+def reduce_runs(
+    subject: str,
+    program: Pair,
+    args: tuple[Tensor, ...],
+    reducer: Callable[[], Reducer[T_co]],
+    *,
+    num_particles: int,
+    memory: int | None,
+    reserve: int = 0,
+    latents: bool = False,
+    batch_size: int | None,
+    plate: str,
+    progress: bool,
+) -> list[T_co]:
+    """Runs a program until there are K draws for each datum; all draws of one batch of data, then the next batch.
+
+    Args:
+        subject: who asks, for messages.
+        program: a model and a guide.
+        args: their arguments, of N rows each.
+        reducer: makes what takes in the runs of a batch of data.
+        num_particles: K.
+        memory: bytes that a run and its reduction may take; None for a default that is fast.
+        reserve: bytes per datum that a reducer comes to hold.
+        latents: also hand over the draws.
+        batch_size: data per run; None for as few as leave room for K particles, since the guide's share of a run
+            falls with its particles.
+        plate: name of the data plate.
+        progress: show a bar.
+
+    Returns:
+        What a reducer keeps of each batch of data, in order.
+
+    Raises:
+        ValueError: a number below 1; not even one particle fits the budget; a guide that takes other data than N.
+    """
+    for name, value in (("num_particles", num_particles), ("batch_size", batch_size), ("memory", memory)):
+        if value is not None and value < 1:
+            raise ValueError(f"{subject}: expected {name} at least 1; got {value}. Give a positive number.")
+    if not len(args[0]):
+        raise ValueError(f"{subject}: expected at least one datum; got none. Pass data.")
+    n = len(args[0])
+    trial = batch_size or min(2, n)
+    try:
+        with unchanged_param_store(), random_state(args):
+            runs = _Runs(program, tuple(a[:trial] for a in args), plate, latents)
+            per_datum, per_draw = runs.cost(reducer)
+    except ValueError as error:
+        if trial == n or "Shape mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"{subject}: expected a guide for any part of the data; got one for another number of data than the "
+            f"{trial} of a trial run ({error}). Pass batch_size={n} where its parameters belong to the data."
+        ) from error
+    memory = (2**23 if args[0].device.type == "cpu" else 2**30) if memory is None else memory
+    per_datum += reserve
+    least = (batch_size or 1) * (per_datum + per_draw)
+    if least > memory:
+        raise ValueError(
+            f"{subject}: expected memory for one draw at a time, {least:,} bytes; got {memory:,}. Allow more "
+            "memory, or pass fewer data at once."
+        )
+    if batch_size is None:
+        batch_size = max(1, min(n, memory // (per_datum + num_particles * per_draw)))
+    particles = max(1, (memory // batch_size - per_datum) // per_draw)
+    particles = min(particles, num_particles)
+    batches = list(zip(*(a.split(batch_size) for a in args), strict=True))
+    full = [batch for batch in batches if len(batch[0]) == batch_size]
+    if len(full) * (num_particles // particles) >= _WORTH_RECORDING:
+        runs.record(particles, full[:2], memory)
+    kept = []
+    with tqdm(total=n * num_particles, disable=not progress, unit="draw", unit_scale=True) as bar:
+        for batch in batches:
+            part, draw = reducer(), runs.of(batch)
+            for done in range(0, num_particles, particles):
+                count = min(particles, num_particles - done)
+                part.add(draw(count))
+                bar.update(count * len(batch[0]))
+            kept.append(part.finish())
+    return kept
+
+
+class _Runs:
+    """Runs of a program on parts of its data.
+
+    Args:
+        program: a model and a guide.
+        trial: arguments for trial runs.
+        plate: name of the data plate.
+        latents: keep the draws.
+    """
+
+    def __init__(self, program: Pair, trial: tuple[Tensor, ...], plate: str, latents: bool) -> None:
+        self._program, self._trial, self._plate, self._latents = program, trial, plate, latents
+        self._structure = inspect(program.model, program.guide, trial, {})
+        self._names: list[str] = []
+        self._fast: dict[tuple[int, int], Recorded] = {}
+        self._checked = False
+
+    def cost(self, reducer: Callable[[], Reducer[object]]) -> tuple[int, int]:
+        """Bytes per datum and per draw that a run takes; Pyro validates the program on the way.
+
+        A run takes memory in proportion to its data and to data times particles. Two small runs tell them apart.
+        """
+
+        def cost(particles: int) -> int:
+            return peak_memory(lambda: reducer().add(self.of(self._trial)(particles)))
+
+        few, more, n = cost(2), cost(4), len(self._trial[0])
+        self._checked = True
+        per_draw = max(1, -(-(more - few) // (2 * n)))
+        return max(0, -(-few // n) - 2 * per_draw), per_draw
+
+    def record(self, particles: int, batches: Sequence[tuple[Tensor, ...]], memory: int) -> None:
+        """Makes the runs of this many particles, on data of the shape of these, faster if that can be."""
+        with unchanged_param_store(), pyro.validation_enabled(False):
+            fast = recorded(partial(self._draw, particles), batches)
+            if fast is not None and peak_memory(lambda: fast.start(*batches[0])()) <= memory:
+                self._fast[particles, len(batches[0][0])] = fast
+
+    def of(self, args: tuple[Tensor, ...]) -> Callable[[int], Batch]:
+        """Runs on these data: from a number of particles to their draws."""
+        fast = {k: run.start(*args) for (k, n), run in self._fast.items() if n == len(args[0])}
+
+        def run(particles: int) -> Batch:
+            draw = fast.get(particles, partial(self._draw, particles, *args))
+            # Pyro's checks, made on the trial runs, cost as much as a small network.
+            validate = is_validation_enabled() and not self._checked
+            with unchanged_param_store(), pyro.validation_enabled(validate):
+                log_weights, *values = draw()
+            return Batch(log_weights, dict(zip(self._names, values, strict=True)))
+
+        return run
+
+    def _draw(self, particles: int, *args: Tensor) -> list[Tensor]:
+        """Log-weights and, where they are kept, the draws in the order of ``_names``."""
+        traces = trace_programs(
+            self._program.model, self._program.guide, args, {}, num_particles=particles, structure=self._structure
+        )
+        sites = {name: site for name, _, site in traces.latents()} if self._latents else {}
+        self._names = list(sites)
+        draws = [by_draw(site, traces, self._plate) for site in sites.values()]
+        return [log_densities(traces, self._plate).log_weights, *draws]
+
+
+def by_draw(site: Site, traces: Traces, plate: str) -> Tensor:
+    """The value of a latent as (K, N, ...), whatever plates it is in."""
+    fn, value = site["fn"], site["value"]
+    data = frame_of(site, plate).dim
+    kept = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized} | {data}
+    if traces.particle_dim is None:
+        value = value.unsqueeze(0)
+        particle = -len(fn.batch_shape) - 1
+    else:
+        particle = traces.particle_dim
+    rest = [
+        size
+        for dim, size in zip(range(-len(fn.batch_shape), 0), fn.batch_shape, strict=True)
+        if dim in kept and dim not in (particle, data)
+    ]
+    event = fn.event_dim
+    value = value.movedim((particle - event, data - event), (0, 1))
+    return value.reshape(Size([*value.shape[:2], *rest, *fn.event_shape]))
