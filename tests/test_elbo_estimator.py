@@ -14,7 +14,7 @@ import pyro.infer
 import pyro.optim
 import pytest
 import torch
-from estimators import BOUNDS
+from bounds import BOUNDS
 from oracles import NormalNormal
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from estimators import (
+from bounds import (
     BOUNDS,
     DEFINITIONS,
     SMOOTH,

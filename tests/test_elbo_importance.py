@@ -10,7 +10,7 @@ import pyro
 import pyro.infer
 import pytest
 import torch
-from estimators import (
+from bounds import (
     BOUNDS,
     GivenNormalNormal,
     TwoLayers,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from estimators import GivenNormalNormal, exact_expectation, grid, jackknife
+from bounds import GivenNormalNormal, exact_expectation, grid, jackknife
 from oracles import NormalNormal, TwoStates
 
 from pyro_vae.elbo import IWELBO, JackknifeELBO, log_weights

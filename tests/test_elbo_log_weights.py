@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from estimators import BOUNDS, Nested, TwoLayers, log_normal
+from bounds import BOUNDS, Nested, TwoLayers, log_normal
 from oracles import LinearVAE, NormalNormal
 from pyro import poutine
 from torch import Tensor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from estimators import GivenNormalNormal, exact_expectation, quantiles
+from bounds import GivenNormalNormal, exact_expectation, quantiles
 from oracles import NormalNormal, TwoStates
 from torch import Tensor
 

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from estimators import GivenNormalNormal, exact_expectation, grid, quantiles, row_gradients
+from bounds import GivenNormalNormal, exact_expectation, grid, quantiles, row_gradients
 from oracles import GivenBernoulli, NormalNormal, TwoStates
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from estimators import BOUNDS, DEFINITIONS, GivenNormalNormal, assert_mean, grid, log_normal, moments, row_gradients
+from bounds import BOUNDS, DEFINITIONS, GivenNormalNormal, assert_mean, grid, log_normal, moments, row_gradients
 from oracles import NormalNormal
 from torch import Tensor
 

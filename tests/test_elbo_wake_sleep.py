@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from estimators import assert_mean, moments, tuple_gradients
+from bounds import assert_mean, moments, tuple_gradients
 from oracles import NormalNormal, TwoStates
 from pyro.nn import PyroModule
 from torch import Tensor, nn
