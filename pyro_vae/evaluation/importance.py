@@ -95,6 +95,7 @@ def log_marginal_likelihood(
 
     Example:
         >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> _ = torch.manual_seed(0)
         >>> vae = VAE(
         ...     prior=priors.StandardNormal(2),
         ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=4),
