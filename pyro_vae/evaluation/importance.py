@@ -197,12 +197,8 @@ class _Sums:
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Value, standard error, effective sample size and k-hat, (N,) each."""
-        k = self._count
-        ess = (2 * self._sum - self._sum_of_squares).exp()
-        # Var(mean w) / mean(w)^2 with the unbiased variance; rounding may take that of equal weights below 0.
-        relative_variance = (1 / ess - 1 / k).clamp(min=0) * k / (k - 1) if k > 1 else torch.full_like(ess, math.nan)
-        k_hat = torch.tensor([pareto_k(largest) for largest in self._largest.T]).to(ess)
-        return self._sum - math.log(k), relative_variance.sqrt(), ess, k_hat
+        value, error, ess = log_mean(self._sum, self._sum_of_squares, self._count)
+        return value, error, ess, torch.tensor([pareto_k(largest) for largest in self._largest.T]).to(ess)
 
 
 class _Resampled:
@@ -230,6 +226,20 @@ class _Resampled:
 
     def finish(self) -> dict[str, Tensor]:
         return self._values
+
+
+def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the average of k weights, its standard error by the delta method, and the effective sample size.
+
+    Args:
+        log_sum: log of the weights' sum.
+        log_sum_of_squares: log of the sum of their squares.
+        k: their number.
+    """
+    ess = (2 * log_sum - log_sum_of_squares).exp()
+    # Var(mean w) / mean(w)^2 with the unbiased variance; rounding may take that of equal weights below 0.
+    relative_variance = (1 / ess - 1 / k).clamp(min=0) * k / (k - 1) if k > 1 else torch.full_like(ess, math.nan)
+    return log_sum - math.log(k), relative_variance.sqrt(), ess
 
 
 def _warn(result: LogMarginalLikelihood) -> None:

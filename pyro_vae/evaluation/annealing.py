@@ -1,0 +1,294 @@
+r"""Annealed importance sampling: log p(x) along a path from prior to posterior, without the guide.
+
+Chains start from the prior and pass through :math:`\pi_t(z) \propto p(z) p(x|z)^{\beta_t}`, :math:`0 = \beta_0 <
+\dots < \beta_T = 1`, by transitions that leave each as it is. The product of the ratios on the way is an unbiased
+estimate of p(x), so the logarithm of its average is a lower bound on average:
+
+.. math:: \log p(x) \ge E\Big[\log \frac1K \sum_k \prod_t p(x|z_{k,t-1})^{\beta_t - \beta_{t-1}}\Big]
+
+The same path walked backwards from an exact draw of the posterior gives an unbiased estimate of 1/p(x), and an upper
+bound. Exact draws are at hand for data that the model itself made: the latents they were made from.
+
+References:
+    Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008
+    Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015,
+    https://arxiv.org/abs/1511.02543
+    Wu, Burda, Salakhutdinov, Grosse, "On the quantitative analysis of decoder-based generative models", 2017,
+    https://arxiv.org/abs/1611.04273
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vae.evaluation.hmc import TemperedPosterior
+from pyro_vae.evaluation.importance import log_mean
+from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.runs import Pair
+from pyro_vae.evaluation.simulation import Simulation
+
+_ACCEPTANCE = 0.8
+"""What step sizes are adapted to: more than for a chain at rest, since one that is refused falls behind the path."""
+
+_FIRST_STEP_SIZE = 0.5  # of a prior of unit scale
+_RATE = 0.25  # of adaptation, in logarithms: fast enough to follow a posterior that narrows over some tens of steps
+_WARM_UP = 20
+
+
+@dataclass(frozen=True)
+class AnnealedImportanceSampling(Result):
+    """Estimates of log p(x), lower bounds on average; every tensor has shape (N,).
+
+    Attributes:
+        value: in nats.
+        standard_error: of ``value`` through the noise of the chains, by the delta method.
+        effective_sample_size: of the chains' weights, from 1 to K.
+        acceptance: share of transitions accepted.
+        num_particles: K, chains per datum.
+        num_temperatures: T.
+        num_leapfrog_steps: per transition.
+        unit: of ``value`` and ``standard_error``.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    effective_sample_size: Tensor
+    acceptance: Tensor
+    num_particles: int
+    num_temperatures: int
+    num_leapfrog_steps: int
+    unit: str = field(default="nats", init=False)
+
+    def estimates(self) -> dict[str, Estimate]:
+        k = self.num_particles
+        return {
+            "log_marginal_likelihood": Estimate.of(self.value, k),
+            "effective_sample_size": Estimate.of(self.effective_sample_size / k, k, "of K"),
+            "acceptance": Estimate.of(self.acceptance, k, "of transitions"),
+        }
+
+
+@dataclass(frozen=True)
+class BidirectionalMonteCarlo(Result):
+    """Bounds of log p(x) for simulated data; every tensor has shape (N,).
+
+    One datum's bounds hold on average over the chains' noise, so it is the means that enclose the mean log p(x).
+
+    Attributes:
+        lower: from annealing forwards, in nats.
+        upper: from annealing backwards, from the latents that the data were made from.
+        acceptance: share of transitions accepted, in both directions.
+        num_particles: K, chains per datum and direction.
+        num_temperatures: T.
+        num_leapfrog_steps: per transition.
+        unit: of the bounds.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    acceptance: Tensor
+    num_particles: int
+    num_temperatures: int
+    num_leapfrog_steps: int
+    unit: str = field(default="nats", init=False)
+
+    @property
+    def gap(self) -> Estimate:
+        """How far the bounds are apart."""
+        return Estimate.of(self.upper - self.lower, self.num_particles)
+
+    def estimates(self) -> dict[str, Estimate]:
+        k = self.num_particles
+        return {
+            "lower": Estimate.of(self.lower, k),
+            "upper": Estimate.of(self.upper, k),
+            "gap": self.gap,
+            "acceptance": Estimate.of(self.acceptance, k, "of transitions"),
+        }
+
+
+@torch.no_grad()
+def ais(
+    program: Pair,
+    x: Tensor,
+    *context: Tensor,
+    num_particles: int = 16,
+    num_temperatures: int = 500,
+    num_leapfrog_steps: int = 5,
+    plate: str = "data",
+    progress: bool = True,
+) -> AnnealedImportanceSampling:
+    """Estimates log p(x) for every datum by annealed importance sampling with HMC; a check that needs no guide.
+
+    Temperatures, and step sizes for each datum and temperature, are adapted in a first pass of the same length and
+    then held fixed, so that the transitions of the pass that counts leave their distributions as they are.
+
+    Args:
+        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model``; all of its latents are real vectors.
+        x: data (N, ...), the first argument of the model.
+        context: its further arguments.
+        num_particles: K, chains per datum, at least 2, all run at once.
+        num_temperatures: T.
+        num_leapfrog_steps: gradients per transition.
+        plate: name of the plate over the data.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a latent that is discrete or constrained; densities that are random; a number below 1.
+    """
+    _check_counts("ais", num_particles, num_temperatures, num_leapfrog_steps)
+    path = _Path("ais", program, (x, *context), num_particles, num_temperatures, num_leapfrog_steps, plate)
+    with tqdm(total=_WARM_UP + 2 * num_temperatures - 1, disable=not progress, unit="temperature") as bar:
+        path.adapt(bar)
+        log_weights, acceptance = path.forwards(bar)
+    value, error, ess = _averaged(log_weights)
+    return AnnealedImportanceSampling(
+        value, error, ess, acceptance, num_particles, num_temperatures, num_leapfrog_steps
+    )
+
+
+@torch.no_grad()
+def bdmc(
+    program: Pair,
+    simulation: Simulation,
+    *,
+    num_particles: int = 16,
+    num_temperatures: int = 500,
+    num_leapfrog_steps: int = 5,
+    plate: str = "data",
+    progress: bool = True,
+) -> BidirectionalMonteCarlo:
+    """Bounds log p(x) from both sides, on average, for data that the model made.
+
+    The gap tells how good :func:`ais` of these settings is, and so how far to trust it on real data.
+
+    Args:
+        program: see :func:`ais`.
+        simulation: of :func:`~pyro_vae.evaluation.simulate`.
+        num_particles: K, chains per datum; those that run backwards all start at the datum's own latents.
+        num_temperatures: T.
+        num_leapfrog_steps: gradients per transition.
+        plate: name of the plate over the data.
+        progress: show a bar.
+
+    Raises:
+        ValueError: as :func:`ais`.
+    """
+    _check_counts("bdmc", num_particles, num_temperatures, num_leapfrog_steps)
+    path = _Path("bdmc", program, simulation.args, num_particles, num_temperatures, num_leapfrog_steps, plate)
+    with tqdm(total=_WARM_UP + 3 * num_temperatures - 2, disable=not progress, unit="temperature") as bar:
+        path.adapt(bar)
+        forwards, acceptance = path.forwards(bar)
+        backwards, back_acceptance = path.backwards(simulation.latents, bar)
+    return BidirectionalMonteCarlo(
+        _averaged(forwards)[0],
+        -_averaged(-backwards)[0],
+        (acceptance + back_acceptance) / 2,
+        num_particles,
+        num_temperatures,
+        num_leapfrog_steps,
+    )
+
+
+class _Path:
+    """The temperatures, and the transitions at each."""
+
+    def __init__(
+        self,
+        subject: str,
+        program: Pair,
+        args: tuple[Tensor, ...],
+        num_chains: int,
+        num_temperatures: int,
+        num_leapfrog_steps: int,
+        plate: str,
+    ) -> None:
+        self._target = TemperedPosterior(subject, program.model, args, num_chains, plate)
+        self._num_leapfrog_steps = num_leapfrog_steps
+        self._num_temperatures = num_temperatures
+        self._betas: list[float] = []
+        self._step_sizes: list[Tensor] = []
+
+    def adapt(self, bar: tqdm) -> None:
+        """Finds temperatures and step sizes on a pass of its own.
+
+        The best temperatures are equally far apart in the standard deviation of log p(x|z) times the step in beta
+        (Gelman, Meng, "Simulating normalizing constants", 1998, https://doi.org/10.1214/ss/1028905934).
+        """
+        z = self._target.draw_prior()
+        _, likelihood, *_ = self._target(0.0, z)
+        lowest = 0.1 / likelihood.std(0).mean().clamp(min=1).item()  # nothing changes below it
+        pilot = torch.logspace(math.log10(lowest), 0, self._num_temperatures, dtype=torch.float64)
+        log_step = torch.full_like(likelihood[0], math.log(_FIRST_STEP_SIZE))
+        deviations, log_steps = [likelihood.std(0).mean()], []
+        for i in [0] * _WARM_UP + list(range(len(pilot))):
+            z, likelihood, accepted = self._target.transition(
+                pilot[i].item(), z, log_step.exp(), self._num_leapfrog_steps
+            )
+            log_step = log_step + _RATE * (accepted.mean(0) - _ACCEPTANCE)
+            deviations.append(likelihood.std(0).mean())
+            log_steps.append(log_step)
+            bar.update()
+        grid = torch.cat([pilot.new_zeros(1), pilot])
+        deviation = torch.stack([deviations[0], *deviations[1 + _WARM_UP :]]).to(grid)
+        length = torch.cat([grid.new_zeros(1), torch.cumulative_trapezoid(deviation, grid)])
+        betas = _interpolated(length, grid, torch.linspace(0, 1, self._num_temperatures + 1).to(length) * length[-1])
+        self._betas = [0.0, *betas[1:-1].tolist(), 1.0]
+        steps = torch.stack(log_steps[_WARM_UP:])
+        self._step_sizes = list(_interpolated(pilot.log(), steps, betas[1:-1].log()).exp())
+
+    def forwards(self, bar: tqdm) -> tuple[Tensor, Tensor]:
+        """Log-weights (K, N) of chains from the prior, and their acceptance (N,)."""
+        target = self._target
+        z = target.draw_prior()
+        _, likelihood, *_ = target(0.0, z)
+        log_weights = self._betas[1] * likelihood
+        acceptance = torch.zeros_like(likelihood[0])
+        for t, step_size in enumerate(self._step_sizes, 1):
+            z, likelihood, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
+            log_weights = log_weights + (self._betas[t + 1] - self._betas[t]) * likelihood
+            acceptance = acceptance + accepted.mean(0)
+            bar.update()
+        return log_weights, acceptance / len(self._step_sizes)
+
+    def backwards(self, latents: dict[str, Tensor], bar: tqdm) -> tuple[Tensor, Tensor]:
+        """The same for chains from the posterior, at these latents; their inverse weights average to 1 / p(x)."""
+        target = self._target
+        z = target.lay_out(latents)
+        _, likelihood, *_ = target(1.0, z)
+        log_weights = (1 - self._betas[-2]) * likelihood
+        acceptance = torch.zeros_like(likelihood[0])
+        for t in range(len(self._step_sizes), 0, -1):
+            step_size = self._step_sizes[t - 1]
+            z, likelihood, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
+            log_weights = log_weights + (self._betas[t] - self._betas[t - 1]) * likelihood
+            acceptance = acceptance + accepted.mean(0)
+            bar.update()
+        return log_weights, acceptance / len(self._step_sizes)
+
+
+def _interpolated(x: Tensor, y: Tensor, at: Tensor) -> Tensor:
+    """Values at new points of piecewise linear functions through (x, y[:, i]), with x ascending."""
+    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+    share = ((at - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1).to(y)
+    share = share.reshape(-1, *[1] * (y.dim() - 1))
+    return y[right - 1] * (1 - share) + y[right] * share
+
+
+def _averaged(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return log_mean(log_weights.logsumexp(0), (2 * log_weights).logsumexp(0), len(log_weights))
+
+
+def _check_counts(subject: str, num_particles: int, num_temperatures: int, num_leapfrog_steps: int) -> None:
+    for name, value, least in (
+        ("num_particles", num_particles, 2),
+        ("num_temperatures", num_temperatures, 2),
+        ("num_leapfrog_steps", num_leapfrog_steps, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{subject}: expected {name} at least {least}; got {value}. Give a larger number.")

@@ -1,0 +1,159 @@
+r"""Hamiltonian Monte Carlo on the latents of a program, for many chains and data at once.
+
+It leaves the tempered posteriors :math:`\pi_\beta(z) \propto p(z) p(x|z)^\beta` as they are: a momentum is drawn, the
+pair follows Hamilton's equations by leapfrog steps, and the end is accepted with probability min(1, exp(-error)).
+
+References:
+    Neal, "MCMC using Hamiltonian dynamics", 2011, https://arxiv.org/abs/1206.1901
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.recording import Function, record
+
+Latents = dict[str, Tensor]
+
+
+class TemperedPosterior:
+    """p(z) p(x|z)^beta of a model, with gradients, for K chains and N data.
+
+    Args:
+        subject: who asks, for messages.
+        model: a Pyro program.
+        args: its arguments.
+        num_chains: K.
+        plate: name of the plate over the data.
+
+    Raises:
+        ValueError: a latent that is not a real vector; densities that change from one evaluation to the next.
+    """
+
+    def __init__(
+        self, subject: str, model: Callable[..., Any], args: tuple[Tensor, ...], num_chains: int, plate: str
+    ) -> None:
+        self._plate = plate
+        # The model without its data draws from the prior. What it sums over is left to the model itself.
+        prior = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and _is_no_latent(site))
+        with unchanged_param_store():
+            structure = inspect(model, prior, args, {})
+        self._trace = partial(trace_programs, model, prior, args, {}, num_particles=num_chains, structure=structure)
+        with unchanged_param_store():
+            self._run = self._trace()
+        self.sites: dict[str, Site] = {name: site for name, _, site in self._run.latents()}
+        for name, site in self.sites.items():
+            if not _is_real(site["fn"].support):
+                raise ValueError(
+                    f"{subject}: expected latents that are real vectors, for Hamiltonian Monte Carlo; got support "
+                    f"{site['fn'].support} at site {name!r}. Use log_marginal_likelihood."
+                )
+        self._evaluate: Function = self._gradient
+        z = self.draw_prior()
+        evaluated = self(0.5, z)
+        if not _close(self(0.5, z), evaluated):
+            raise ValueError(
+                f"{subject}: expected densities that are functions of the latents; got other values at the same "
+                "latents. Switch dropout off with eval(), and pass data that are not dequantised at random."
+            )
+        # The same operations each time, without Pyro's handlers, which take most of the time of a small model.
+        half = next(iter(z.values())).new_tensor(0.5)
+        with unchanged_param_store(), pyro.validation_enabled(False):
+            recorded = record(self._gradient, half, *z.values())
+        if recorded is not None and _close(recorded(half, *z.values()), evaluated):
+            self._evaluate = recorded
+
+    def draw_prior(self) -> Latents:
+        """Draws from the prior, one for each chain and datum."""
+        with unchanged_param_store(), pyro.validation_enabled(False):
+            return {name: site["value"] for name, _, site in self._trace().latents()}
+
+    def lay_out(self, latents: Latents) -> Latents:
+        """Values with the shapes of the sites, (N, ...), for every chain."""
+        layout = {}
+        for name, site in self.sites.items():
+            value = latents[name]
+            shape = site["value"].shape
+            layout[name] = value.reshape((1,) * (len(shape) - value.dim()) + value.shape).expand(shape).clone()
+        return layout
+
+    def __call__(self, beta: float, z: Latents) -> list[Tensor]:
+        """Log p(z) and log p(x|z), (K, N) each, and the gradient of log p(z) + beta log p(x|z) in every latent."""
+        first = next(iter(z.values()))
+        with unchanged_param_store(), pyro.validation_enabled(False):
+            return self._evaluate(first.new_tensor(beta), *z.values())
+
+    def transition(self, beta: float, z: Latents, step_size: Tensor, num_steps: int) -> tuple[Latents, Tensor, Tensor]:
+        """One step of HMC.
+
+        Args:
+            beta: inverse temperature.
+            z: where the chains are.
+            step_size: (N,); each chain's is multiplied by a draw from (0.8, 1.2), against orbits that close.
+            num_steps: leapfrog steps.
+
+        Returns:
+            Where the chains are now, log p(x|z) there and the acceptance probability, (K, N) each.
+        """
+        prior, likelihood, *gradient = self(beta, z)
+        steps = step_size * (0.8 + 0.4 * torch.rand_like(likelihood))
+        scale = {n: across(site, steps, self._run.particle_dim, self._plate) for n, site in self.sites.items()}
+        momentum = {name: torch.randn_like(value) for name, value in z.items()}
+        before = prior + beta * likelihood - self._kinetic(momentum)
+        moved = z
+        for _ in range(num_steps):
+            half = {n: momentum[n] + scale[n] / 2 * g for n, g in zip(z, gradient, strict=True)}
+            moved = {n: moved[n] + scale[n] * half[n] for n in z}
+            prior, new_likelihood, *gradient = self(beta, moved)
+            momentum = {n: half[n] + scale[n] / 2 * g for n, g in zip(z, gradient, strict=True)}
+        error = prior + beta * new_likelihood - self._kinetic(momentum) - before
+        probability = error.nan_to_num(nan=-torch.inf).clamp(max=0).exp()  # a path that diverges is refused
+        accepted = torch.rand_like(probability) < probability
+        mask = {n: across(site, accepted, self._run.particle_dim, self._plate) for n, site in self.sites.items()}
+        z = {n: torch.where(mask[n], moved[n], z[n]) for n in z}
+        return z, torch.where(accepted, new_likelihood, likelihood), probability
+
+    def _kinetic(self, momentum: Latents) -> Tensor:
+        """Half the squared momentum, (K, N)."""
+        energy = torch.zeros(())
+        for name, site in self.sites.items():
+            square = momentum[name].square()
+            event = tuple(range(-site["fn"].event_dim, 0))
+            energy = energy + per_datum(name, site, square.sum(event) if event else square, self._run, self._plate) / 2
+        return energy
+
+    def _gradient(self, beta: Tensor, *values: Tensor) -> list[Tensor]:
+        leaves = [value.detach().requires_grad_() for value in values]
+        trace = self._run.guide.copy()
+        for (name, site), leaf in zip(self.sites.items(), leaves, strict=True):
+            trace.nodes[name] = site | {"value": leaf}
+        with torch.enable_grad():
+            densities = log_densities(replace(self._run, model=self._run.replay("model", trace)), self._plate)
+            prior, likelihood = densities.prior, densities.likelihood
+            gradients = torch.autograd.grad((prior + beta * likelihood).sum(), leaves)
+        return [prior.detach(), likelihood.detach(), *gradients]
+
+
+def _is_no_latent(site: Site) -> bool:
+    return site["is_observed"] or site["infer"].get("enumerate") == "parallel"
+
+
+def _close(values: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(values, others, strict=True))
+
+
+def _is_real(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support in (constraints.real, constraints.real_vector)
