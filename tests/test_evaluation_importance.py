@@ -231,6 +231,10 @@ def test_the_mean_and_its_table() -> None:
     x = oracle.draw(20)
     result = log_marginal_likelihood(oracle.vae(), x, num_particles=100, progress=False)
     assert result.mean.value == pytest.approx(oracle.log_marginal_likelihood(x).mean().item())
+    bits = result.bits_per_dim(20, spacing=0.5)
+    assert bits.value == pytest.approx(-result.mean.value / 20 / math.log(2) + 1)
+    assert bits.standard_error == pytest.approx(result.mean.standard_error / 20 / math.log(2))
+    assert bits.unit == "bits/dim"
     assert str(result).splitlines()[1].split()[:3] == ["log", "marginal", "likelihood"]
     assert '"unit": "nats"' in result.to_json()
 

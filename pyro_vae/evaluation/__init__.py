@@ -1,23 +1,47 @@
 """What was learned: figures of a trained program, per datum and in nats."""
 
+from pyro_vae.evaluation.amortization import AmortizationGap, amortization_gap
 from pyro_vae.evaluation.annealing import AnnealedImportanceSampling, BidirectionalMonteCarlo, ais, bdmc
 from pyro_vae.evaluation.bits import bits_per_dim
+from pyro_vae.evaluation.distortion import (
+    RateDistortion,
+    RateDistortionCurve,
+    rate_distortion,
+    rate_distortion_curve,
+    reconstruction_error,
+)
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
+from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.results import Estimate
 from pyro_vae.evaluation.simulation import Simulation, simulate
+from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
 from pyro_vae.evaluation.terms import elbo_terms
+from pyro_vae.evaluation.units import ActiveUnits, active_units
 
 __all__ = [
+    "ActiveUnits",
+    "AmortizationGap",
     "AnnealedImportanceSampling",
     "BidirectionalMonteCarlo",
+    "Calibration",
+    "ElboSurgery",
     "Estimate",
     "LogMarginalLikelihood",
+    "RateDistortion",
+    "RateDistortionCurve",
     "Simulation",
+    "active_units",
     "ais",
+    "amortization_gap",
     "bdmc",
     "bits_per_dim",
+    "calibration",
+    "elbo_surgery",
     "elbo_terms",
     "log_marginal_likelihood",
     "posterior_samples",
+    "rate_distortion",
+    "rate_distortion_curve",
+    "reconstruction_error",
     "simulate",
 ]

@@ -22,6 +22,7 @@ from torch.distributions import constraints
 
 from pyro_vae.elbo.log_weights import log_densities
 from pyro_vae.elbo.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.layout import for_each_draw
 from pyro_vae.evaluation.recording import Function, record
 
 Latents = dict[str, Tensor]
@@ -81,12 +82,7 @@ class TemperedPosterior:
 
     def lay_out(self, latents: Latents) -> Latents:
         """Values with the shapes of the sites, (N, ...), for every chain."""
-        layout = {}
-        for name, site in self.sites.items():
-            value = latents[name]
-            shape = site["value"].shape
-            layout[name] = value.reshape((1,) * (len(shape) - value.dim()) + value.shape).expand(shape).clone()
-        return layout
+        return {name: for_each_draw(site, latents[name]).clone() for name, site in self.sites.items()}
 
     def __call__(self, beta: float, z: Latents) -> list[Tensor]:
         """Log p(z) and log p(x|z), (K, N) each, and the gradient of log p(z) + beta log p(x|z) in every latent."""

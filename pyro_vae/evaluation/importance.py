@@ -17,9 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.evaluation.runs import Batch, Pair, reduce_runs
+from pyro_vae.nets import Shape
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class LogMarginalLikelihood(Result):
     def mean(self) -> Estimate:
         """The average over the data."""
         return Estimate.of(self.value, self.num_particles)
+
+    def bits_per_dim(self, event_shape: Shape, *, spacing: float = 1.0) -> Estimate:
+        """-log p(x) in bits per element, averaged over the data; see :func:`~pyro_vae.evaluation.bits_per_dim`."""
+        return Estimate.of(bits_per_dim(-self.value, event_shape, spacing=spacing), self.num_particles, "bits/dim")
 
     @property
     def unreliable(self) -> list[int]:

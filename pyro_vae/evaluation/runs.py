@@ -10,13 +10,17 @@ from typing import Any, Protocol, TypeVar
 import pyro
 import torch
 from pyro.poutine.util import is_validation_enabled
-from torch import Size, Tensor
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.elbo.log_weights import log_densities
-from pyro_vae.elbo.tracing import Site, Traces, frame_of, inspect, trace_programs, unchanged_param_store
+from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.layout import by_draw
 from pyro_vae.evaluation.memory import peak_memory
 from pyro_vae.evaluation.recording import Recorded, random_state, recorded
+
+DEFAULT_MEMORY = 2**23
+"""Bytes that a run takes on a CPU unless told: little enough for its caches, and for the system's allocator."""
 
 _WORTH_RECORDING = 100
 """Runs of one shape from which on it saves time to record one and check it."""
@@ -115,7 +119,7 @@ def reduce_runs(
             f"{subject}: expected a guide for any part of the data; got one for another number of data than the "
             f"{trial} of a trial run ({error}). Pass batch_size={n} where its parameters belong to the data."
         ) from error
-    memory = (2**23 if args[0].device.type == "cpu" else 2**30) if memory is None else memory
+    memory = (DEFAULT_MEMORY if args[0].device.type == "cpu" else 2**30) if memory is None else memory
     per_datum += reserve
     least = (batch_size or 1) * (per_datum + per_draw)
     if least > memory:
@@ -202,25 +206,5 @@ class _Runs:
         )
         sites = {name: site for name, _, site in traces.latents()} if self._latents else {}
         self._names = list(sites)
-        draws = [by_draw(site, traces, self._plate) for site in sites.values()]
+        draws = [by_draw(site, site["value"], traces, self._plate) for site in sites.values()]
         return [log_densities(traces, self._plate).log_weights, *draws]
-
-
-def by_draw(site: Site, traces: Traces, plate: str) -> Tensor:
-    """The value of a latent as (K, N, ...), whatever plates it is in."""
-    fn, value = site["fn"], site["value"]
-    data = frame_of(site, plate).dim
-    kept = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized} | {data}
-    if traces.particle_dim is None:
-        value = value.unsqueeze(0)
-        particle = -len(fn.batch_shape) - 1
-    else:
-        particle = traces.particle_dim
-    rest = [
-        size
-        for dim, size in zip(range(-len(fn.batch_shape), 0), fn.batch_shape, strict=True)
-        if dim in kept and dim not in (particle, data)
-    ]
-    event = fn.event_dim
-    value = value.movedim((particle - event, data - event), (0, 1))
-    return value.reshape(Size([*value.shape[:2], *rest, *fn.event_shape]))

@@ -1,0 +1,162 @@
+r"""Rate and distortion: what a code for x by way of z costs, and what it loses.
+
+The rate is KL(q(z|x) || p(z)), the distortion :math:`-E_q[\log p(x|z)]`, and -ELBO is their sum. Training with the
+weight beta on the rate trades one for the other, and programs trained at several beta trace the curve of what a family
+of models can do.
+
+References:
+    Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a broken ELBO", 2018, https://arxiv.org/abs/1711.00464
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae.elbo.terms import terms_of
+from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.results import Estimate, Result, rounded, table
+from pyro_vae.evaluation.runs import Pair
+
+
+@dataclass(frozen=True)
+class RateDistortion(Result):
+    """Rate and distortion of a program, averaged over data, in nats.
+
+    Attributes:
+        rate: KL(q(z|x) || p(z)).
+        distortion: -E_q[log p(x|z)].
+        elbo: minus their sum.
+        rate_by_site: the rate of each latent.
+        analytic_kl: whether rates are in closed form.
+    """
+
+    rate: Estimate
+    distortion: Estimate
+    elbo: Estimate
+    rate_by_site: dict[str, Estimate]
+    analytic_kl: bool
+
+
+@dataclass(frozen=True)
+class RateDistortionCurve(Result):
+    """Rate and distortion over beta.
+
+    Attributes:
+        points: by beta, ascending.
+    """
+
+    points: dict[float, RateDistortion]
+
+    def estimates(self) -> dict[str, Estimate]:
+        return {
+            f"{name}, beta={beta:g}": value
+            for beta, point in self.points.items()
+            for name, value in (("rate", point.rate), ("distortion", point.distortion), ("elbo", point.elbo))
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                f"{beta:g}",
+                *(part for e in (p.rate, p.distortion, p.elbo) for part in rounded(e.value, e.standard_error)),
+                f"{p.rate.num_data:,}",
+                f"{p.rate.num_particles:,}",
+            ]
+            for beta, p in self.points.items()
+        ]
+        header = ["beta", "rate", "± s.e.", "distortion", "± s.e.", "elbo", "± s.e.", "data", "particles"]
+        return table(header, rows) + "\nin nats per datum"
+
+
+@torch.no_grad()
+def rate_distortion(
+    program: Pair,
+    x: Tensor,
+    *context: Tensor,
+    num_particles: int = 1,
+    analytic_kl: bool = False,
+    plate: str = "data",
+) -> RateDistortion:
+    """Rate and distortion of a program on some data, run at once.
+
+    Args:
+        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        x: data (N, ...), the first argument of model and guide.
+        context: their further arguments.
+        num_particles: draws of the latents per datum.
+        analytic_kl: take each KL in closed form; an error where there is none.
+        plate: name of the plate over the data.
+
+    Raises:
+        ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for.
+    """
+    if num_particles < 1:
+        raise ValueError(
+            f"rate_distortion: expected num_particles at least 1; got {num_particles}. Give a positive number."
+        )
+    args = (x, *context)
+    with unchanged_param_store():
+        structure = inspect(program.model, program.guide, args, {})
+        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    terms = terms_of([run], plate, analytic=analytic_kl)
+    return RateDistortion(
+        rate=Estimate.of(terms.kl, num_particles),
+        distortion=Estimate.of(-terms.expected_log_likelihood, num_particles),
+        elbo=Estimate.of(terms.elbo, num_particles),
+        rate_by_site={name: Estimate.of(kl, num_particles) for name, kl in terms.kl_by_site.items()},
+        analytic_kl=analytic_kl,
+    )
+
+
+def rate_distortion_curve(
+    programs: Mapping[float, Pair],
+    x: Tensor,
+    *context: Tensor,
+    num_particles: int = 1,
+    analytic_kl: bool = False,
+    plate: str = "data",
+) -> RateDistortionCurve:
+    """Rate and distortion of programs that were trained with different weights of the rate.
+
+    Args:
+        programs: by their beta, as ``fit(..., loss=elbo.ELBO(beta=beta))`` trains them.
+        x: see :func:`rate_distortion`, as are all other arguments.
+        context: further arguments of model and guide.
+        num_particles: draws of the latents per datum.
+        analytic_kl: take each KL in closed form.
+        plate: name of the plate over the data.
+
+    Raises:
+        ValueError: as :func:`rate_distortion`.
+    """
+    points = {
+        beta: rate_distortion(
+            programs[beta], x, *context, num_particles=num_particles, analytic_kl=analytic_kl, plate=plate
+        )
+        for beta in sorted(programs)
+    }
+    return RateDistortionCurve(points)
+
+
+def reconstruction_error(
+    program: Pair, x: Tensor, *context: Tensor, num_particles: int = 1, plate: str = "data"
+) -> Estimate:
+    """-E_q[log p(x|z)] in nats: how far a reconstruction is off, in the likelihood's own measure.
+
+    Squared errors compare only under one and the same Normal likelihood, and mean nothing for counts or binary pixels.
+
+    Args:
+        program: see :func:`rate_distortion`, as are all other arguments.
+        x: data (N, ...).
+        context: further arguments of model and guide.
+        num_particles: draws of the latents per datum.
+        plate: name of the plate over the data.
+
+    Raises:
+        ValueError: as :func:`rate_distortion`.
+    """
+    return rate_distortion(program, x, *context, num_particles=num_particles, plate=plate).distortion

@@ -1,0 +1,133 @@
+r"""What the KL term of the ELBO is made of.
+
+With the aggregate posterior :math:`q(z) = \frac1N \sum_n q(z|x_n)`,
+
+.. math:: \frac1N \sum_n \mathrm{KL}(q(z|x_n) \| p(z)) = I_q(n; z) + \mathrm{KL}(q(z) \| p(z)).
+
+The mutual information is what the latents tell about which datum it was, at most log N. The marginal KL is what a
+better prior would save. A rate of 0 with a good likelihood is posterior collapse: the first term is 0 then.
+
+References:
+    Hoffman, Johnson, "ELBO surgery: yet another way to carve up the variational evidence lower bound", 2016,
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    Poole, Ozair, van den Oord, Alemi, Tucker, "On variational bounds of mutual information", 2019,
+    https://arxiv.org/abs/1905.06922
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.tracing import Structure, inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.layout import by_draw, to_site
+from pyro_vae.evaluation.memory import peak_memory
+from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.runs import DEFAULT_MEMORY, Pair
+
+
+@dataclass(frozen=True)
+class ElboSurgery(Result):
+    """The terms of the ELBO, averaged over the data: elbo = expected_log_likelihood - mutual_information - marginal_kl.
+
+    Standard errors are of the averages over the data and their draws, the aggregate posterior taken as given.
+
+    Attributes:
+        elbo: the evidence lower bound.
+        expected_log_likelihood: E_q[log p(x|z)].
+        rate: KL(q(z|x) || p(z)), the sum of the two below.
+        mutual_information: between a latent and which of the N data it was drawn for. For data that sample a
+            population, a lower bound of what the latent tells about a datum of it.
+        marginal_kl: KL(q(z) || p(z)) of the N data's aggregate posterior.
+        mutual_information_bound: the upper bound of the population's, with each datum left out of the mixture that
+            its own latent is compared with.
+    """
+
+    elbo: Estimate
+    expected_log_likelihood: Estimate
+    rate: Estimate
+    mutual_information: Estimate
+    marginal_kl: Estimate
+    mutual_information_bound: Estimate
+
+
+@torch.no_grad()
+def elbo_surgery(
+    program: Pair,
+    x: Tensor,
+    *context: Tensor,
+    num_particles: int = 1,
+    memory: int | None = None,
+    plate: str = "data",
+) -> ElboSurgery:
+    """Splits the KL term into mutual information and marginal KL, by comparing every draw with every datum.
+
+    Args:
+        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        x: data (N, ...), the first argument of model and guide, N at least 2.
+        context: their further arguments.
+        num_particles: K, draws per datum; time grows as K N^2.
+        memory: bytes that the comparison may take; None for an amount that is fast.
+        plate: name of the plate over the data.
+
+    Raises:
+        ValueError: fewer than 2 data, a number below 1, a site outside the plate.
+    """
+    if len(x) < 2 or num_particles < 1:
+        raise ValueError(
+            f"elbo_surgery: expected at least 2 data and 1 particle; got {len(x)} and {num_particles}. Pass more."
+        )
+    args = (x, *context)
+    with unchanged_param_store():
+        structure = inspect(program.model, program.guide, args, {})
+        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    densities = log_densities(run, plate)
+    draws = {name: by_draw(site, site["value"], run, plate).flatten(0, 1) for name, _, site in run.latents()}
+    with unchanged_param_store(), pyro.validation_enabled(False):
+        pairs = _log_density_of_pairs(program, args, draws, structure, memory or DEFAULT_MEMORY, plate)
+    n = len(x)
+    own = torch.arange(n, device=pairs.device).repeat(num_particles)
+    others = pairs.scatter(1, own[:, None], -math.inf).logsumexp(1) - math.log(n - 1)
+    aggregate = pairs.logsumexp(1) - math.log(n)
+
+    def estimate(values: Tensor) -> Estimate:
+        return Estimate.of(values.reshape(num_particles, n).mean(0), num_particles)
+
+    return ElboSurgery(
+        elbo=estimate(densities.log_weights),
+        expected_log_likelihood=estimate(densities.likelihood),
+        rate=estimate(densities.guide - densities.prior),
+        mutual_information=estimate(densities.guide.flatten() - aggregate),
+        marginal_kl=estimate(aggregate - densities.prior.flatten()),
+        mutual_information_bound=estimate(densities.guide.flatten() - others),
+    )
+
+
+def _log_density_of_pairs(
+    program: Pair,
+    args: tuple[Tensor, ...],
+    draws: dict[str, Tensor],
+    structure: Structure,
+    memory: int,
+    plate: str,
+) -> Tensor:
+    """Log q(z_s|x_n) for S draws, (S, ...) each, and N data: (S, N)."""
+
+    def of(rows: Tensor) -> Tensor:
+        run = trace_programs(program.model, program.guide, args, {}, num_particles=len(rows), structure=structure)
+        trace = run.guide.copy()
+        for name, _, site in run.latents():
+            trace.nodes[name] = site | {"value": to_site(site, draws[name][rows].unsqueeze(1), run, plate)}
+        return log_densities(replace(run, guide=run.replay("guide", trace)), plate).guide
+
+    total = len(next(iter(draws.values())))
+    index = torch.arange(total, device=args[0].device)
+    few, more = (peak_memory(partial(of, index[:1].repeat(k))) for k in (2, 4))
+    size = max(1, (memory - few) // max(1, (more - few) // 2))
+    return torch.cat([of(rows) for rows in index.split(size)])
