@@ -25,7 +25,7 @@ def record(function: Function, *args: Tensor) -> GraphModule | None:
     """
     with random_state(args):
         try:
-            recorded = make_fx(function)(*args)
+            recorded = make_fx(lambda *inputs: function(*inputs))(*args)  # it would count the self of a method
         except Exception:  # noqa: BLE001 - a function may refuse in any way; it is run as it is then
             return None
     recorded.graph.eliminate_dead_code()
