@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
 
-from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, likelihoods, nets, priors
+from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors
 from pyro_vae.conditional import ConditionalVAE
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.semi_supervised import SemiSupervisedVAE
@@ -23,6 +23,7 @@ __all__ = [
     "elbo",
     "evaluation",
     "fit",
+    "lab",
     "likelihoods",
     "nets",
     "priors",

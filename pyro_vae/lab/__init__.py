@@ -1,0 +1,10 @@
+"""A laboratory for estimators: what they bound, how their gradients err, what they cost, and how they train.
+
+:func:`compare` measures gradients at fixed weights; :func:`race` trains.
+"""
+
+from pyro_vae.lab.compare import compare
+from pyro_vae.lab.comparison import Comparison, Row
+from pyro_vae.lab.race import Race, RacePoint, race
+
+__all__ = ["Comparison", "Race", "RacePoint", "Row", "compare", "race"]

@@ -1,0 +1,161 @@
+"""The result of a comparison of estimators, as a table, as figures and as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from pyro_vae.evaluation import Estimate
+from pyro_vae.evaluation.results import Result, rounded, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SIGNIFICANT = 1e-3
+
+
+@dataclass(frozen=True)
+class Row:
+    """An estimator and a group of parameters. Gradients are of the bound summed over the data, as optimisers see them.
+
+    Attributes:
+        estimator: its name.
+        family: its bound and gradient without the number of particles, for plots against that number.
+        group: name of the group.
+        num_parameters: P.
+        num_particles: K.
+        draws: independent draws of bound and gradient.
+        bound: average, in nats per datum.
+        bound_error: its standard error.
+        gap: log p(x) less the bound, in nats per datum.
+        gap_error: its standard error.
+        bias: Euclidean distance of the mean gradient from the reference, without what noise adds to it.
+        bias_error: the distance that noise alone makes, of these draws and of the reference's.
+        bias_p_value: of no bias.
+        mean: norm of the mean gradient.
+        variance: of a gradient, summed over the parameters.
+        variance_error: its standard error.
+        snr: norm of the mean gradient over the root of the variance.
+        snr_error: its standard error.
+        cosine: of the angle between one gradient and the reference, averaged.
+        cosine_error: its standard error.
+        milliseconds: of a step, loss and gradients, median.
+        peak_bytes: of the tensors that a step makes, at the moment when they are most.
+    """
+
+    estimator: str
+    family: str
+    group: str
+    num_parameters: int
+    num_particles: int
+    draws: int
+    bound: float
+    bound_error: float
+    gap: float
+    gap_error: float
+    bias: float
+    bias_error: float
+    bias_p_value: float
+    mean: float
+    variance: float
+    variance_error: float
+    snr: float
+    snr_error: float
+    cosine: float
+    cosine_error: float
+    milliseconds: float
+    peak_bytes: int
+
+    @property
+    def biased(self) -> bool:
+        """Whether the bias is significant, at a thousandth."""
+        return self.bias_p_value < _SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """What :func:`~pyro_vae.lab.compare` found.
+
+    Attributes:
+        rows: one for each estimator and group.
+        log_marginal_likelihood: that gaps are to, averaged over the data.
+        exact: whether it was given, or else estimated by importance sampling.
+        references: what gradients were compared with, by estimator.
+        num_data: N.
+    """
+
+    rows: tuple[Row, ...]
+    log_marginal_likelihood: Estimate
+    exact: bool
+    references: dict[str, str]
+    num_data: int
+
+    def row(self, estimator: str, group: str = "guide") -> Row:
+        """The row of an estimator and a group.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return {(row.estimator, row.group): row for row in self.rows}[estimator, group]
+
+    def to_csv(self) -> str:
+        """The rows, with a header."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return text.getvalue()
+
+    def snr_figure(self, group: str = "guide") -> Figure:
+        """Signal-to-noise ratio against K."""
+        from pyro_vae.lab.figures import snr_figure  # matplotlib takes as long to import as all else
+
+        return snr_figure([row for row in self.rows if row.group == group])
+
+    def cost_figure(self, group: str = "guide") -> Figure:
+        """Variance of a gradient against the time of a step, with lines of equal variance at equal cost."""
+        from pyro_vae.lab.figures import cost_figure
+
+        return cost_figure([row for row in self.rows if row.group == group])
+
+    def __str__(self) -> str:
+        header = ["estimator", "group", "bound", "gap", "bias", "p", "variance", "SNR", "cosine", "ms", "MB", "draws"]
+        rows = [
+            [
+                row.estimator,
+                row.group,
+                _with_error(row.bound, row.bound_error),
+                _with_error(row.gap, row.gap_error),
+                _with_error(row.bias, row.bias_error) + ("*" if row.biased else " "),
+                f"{row.bias_p_value:.1g}",
+                _with_error(row.variance, row.variance_error),
+                _with_error(row.snr, row.snr_error),
+                _with_error(row.cosine, row.cosine_error),
+                f"{row.milliseconds:.2f}",
+                f"{row.peak_bytes / 2**20:.3g}",
+                f"{row.draws:,}",
+            ]
+            for row in self.rows
+        ]
+        value, error = rounded(self.log_marginal_likelihood.value, self.log_marginal_likelihood.standard_error)
+        how = "exact" if self.exact else f"±{error}, by importance sampling"
+        compared: dict[str, list[str]] = {}
+        for name, reference in self.references.items():
+            compared.setdefault(reference, []).append(name)
+        return "\n".join(
+            [
+                table(header, rows),
+                f"Bound and gap in nats per datum, N = {self.num_data}, log p(x) = {value} ({how}); gradients of the "
+                "sum over the data; ± standard errors.",
+                f"* The mean gradient differs from the reference's, p < {_SIGNIFICANT}. References:",
+                *(f"  {reference}, for {', '.join(names)}" for reference, names in compared.items()),
+            ]
+        )
+
+
+def _with_error(value: float, error: float) -> str:
+    if 0 < error < 1e-6 and abs(value) < 1e-3:
+        return f"{value:.1e}±{error:.0e}"
+    return "±".join(rounded(value, error))
