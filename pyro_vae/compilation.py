@@ -7,29 +7,40 @@ compiled. Gradients are recorded rather than left to autograd, so that the hooks
 estimators are in the graph.
 
 The tensors that a step reads (parameters, buffers, arguments, beta) are inputs of the graph, found by identity, so it
-does not matter whether a program reaches a parameter through a module or through ``pyro.param``.
+does not matter whether a program reaches a parameter through a module or through ``pyro.param``. A number that a module
+holds in Python is a constant of the graph, and another value of it needs another graph: what changes from step to step
+belongs in a buffer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import pyro
 import pyro.infer
 import torch
+import torch._inductor
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.elbo import ELBO, Enumerate, Estimator, RenyiELBO, Score
+from pyro_vae.elbo import ELBO, Enumerate, Estimator, RenyiELBO
 from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.onednn import use_onednn
 
 Compile = Literal["auto"] | bool
+Precision = Literal["float32", "tf32", "bfloat16"]
+Prepare = Callable[..., tuple[Any, ...]]
 Result = tuple[Tensor, list[Tensor | None]]
 Signature = tuple[Hashable, ...]
+Settings = list[tuple[object, str, Hashable]]
+_T = TypeVar("_T")
 
 AUTO_STEPS = 5_000
 """Steps on data of one shape that ``compile="auto"`` runs eagerly first: compiling takes the ten seconds or so that as
@@ -38,9 +49,37 @@ many small steps save."""
 MAX_GRAPHS = 8
 """Graphs kept; the one unused for longest goes first."""
 
+_MAX_UNUSED = 4  # graphs made one after the other that no second step could use
 _CHECKS = 2  # the first step, and one after an update: a parameter recorded as a constant passes the first
 _TOLERANCE = {torch.float64: 1e-9}  # of the largest entry; the operations are the same, their order of summation is not
 _DEFAULT_TOLERANCE = 1e-3
+_SETTINGS = (bool, int, float, str)
+
+
+@contextlib.contextmanager
+def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within it, matrix products have a precision, whatever torch's own setting is."""
+    if precision == "bfloat16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif precision == "tf32":
+        if device.type != "cuda":
+            raise ValueError(
+                f"SVI: expected parameters on a CUDA device for precision 'tf32'; got {device}. Use 'bfloat16' or "
+                "'float32' there."
+            )
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    elif precision == "float32":
+        yield
+    else:
+        raise ValueError(
+            f"SVI: expected precision 'float32', 'tf32' or 'bfloat16'; got {precision!r}. Use one of these."
+        )
 
 
 class Step:
@@ -49,52 +88,60 @@ class Step:
     Args:
         estimator: its ``beta``, if it has one, becomes a tensor here, so that a schedule may change it.
         programs: model and guide.
-        parameters: what to differentiate by.
-        args: positional arguments of both programs.
-        kwargs: keyword arguments of both.
+        modules: all modules of the programs.
+        parameters: what to differentiate by, by name.
+        args: positional arguments of the step.
+        kwargs: keyword arguments of both programs.
+        prepare: makes the positional arguments of both programs from the step's; None where they are the same.
+        precision: of matrix products.
     """
 
     def __init__(
         self,
         estimator: Estimator,
         programs: tuple[PyroProgram, PyroProgram],
-        parameters: list[Tensor],
+        modules: Sequence[nn.Module],
+        parameters: dict[str, Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.estimator: Any = copy.copy(estimator)
-        self.programs, self.parameters, self.args, self.kwargs = programs, parameters, args, kwargs
-        modules = [module for program in programs for module in _modules(program)]
+        self.programs, self.args, self.kwargs = programs, args, kwargs
+        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.prepare, self.precision = prepare, precision
         values = [*args, *kwargs.values()]
-        self.buffers = [buffer for module in modules for buffer in module.buffers()]
-        self.inputs = [*parameters, *self.buffers, *(value for value in values if isinstance(value, Tensor))]
-        settings = [
-            (name, value)
-            for part in (estimator, estimator.gradient)
-            for name, value in vars(part).items()
-            if name != "beta" and isinstance(value, (bool, int, float, str))
-        ]
+        self.buffers = [*estimator.gradient.buffers(), *(b for m in modules for b in m.buffers(recurse=False))]
+        self.inputs = [*self.parameters, *self.buffers, *(value for value in values if isinstance(value, Tensor))]
         if hasattr(self.estimator, "beta"):
-            beta = torch.tensor(float(self.estimator.beta), dtype=parameters[0].dtype, device=parameters[0].device)
+            beta = self.parameters[0].new_tensor(float(self.estimator.beta))
             self.estimator.beta = beta
             self.inputs.append(beta)
+        self.settings: Settings = [
+            (part, name, value)
+            for part in (self.estimator, estimator.gradient, *modules)
+            for name, value in vars(part).items()
+            if type(value) in _SETTINGS
+        ]
         self.signature: Signature = (
             tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in self.inputs),
-            tuple(map(id, parameters)),
+            tuple(map(id, self.parameters)),
             tuple(repr(value) for value in values if not isinstance(value, Tensor)),
             tuple(kwargs),
-            tuple(module.training for module in modules),
-            tuple(settings),
+            tuple(value for _, _, value in self.settings),
         )
 
     def __call__(self) -> Result:
         """Runs the programs: the loss and a gradient, or None, for each parameter."""
         with torch.enable_grad(), pyro.validation_enabled(False):
-            loss = self.estimator.differentiable_loss(*self.programs, *self.args, **self.kwargs)
+            with reduced(self.precision, self.parameters[0].device):
+                args = self.args if self.prepare is None else self.prepare(*self.args)
+                loss = self.estimator.differentiable_loss(*self.programs, *args, **self.kwargs)
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return loss.detach(), list(gradients)
 
-    def rehearse(self, run: Callable[[], Result]) -> Result:
+    def rehearse(self, run: Callable[[], _T]) -> _T:
         """Runs, and leaves random generators and buffers (running means, say) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
@@ -103,6 +150,23 @@ class Step:
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(value)
         return result
+
+    def changed_settings(self, former: Settings) -> str:
+        """What Python values of modules and loss differ from those of a former step."""
+        names = [
+            f"{type(part).__name__}.{name}: {before!r}, then {value!r}"
+            for (part, name, value), (_, _, before) in zip(self.settings, former, strict=False)
+            if value != before
+        ]
+        return "; ".join(names)
+
+
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Compiles a recorded graph for inputs of these shapes."""
+    use_onednn(graph)
+    with torch.no_grad():
+        # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
+        return torch._inductor.compile(graph, list(inputs), options={"fallback_random": True})
 
 
 class Graph:
@@ -114,54 +178,67 @@ class Graph:
 
     def __init__(self, step: Step) -> None:
         self.checks = _CHECKS
+        self.runs = 0
         # Estimators learn the structure of programs at their first run, which is not to be recorded.
         step.rehearse(step)
 
         def recorded(*_: Tensor) -> list[Tensor]:
             loss, gradients = step()
-            self.has_gradient = [gradient is not None for gradient in gradients]
+            self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        def first() -> Result:
-            graph = make_fx(recorded)(*step.inputs)
-            # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
-            self._run = torch.compile(graph, dynamic=False, fullgraph=True, options={"fallback_random": True})
-            return self(step)
-
-        step.rehearse(first)
+        graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
+        if constant := _written_constant(graph):
+            raise ValueError(
+                f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
+                "as a buffer of the model or the guide"
+            )
+        self._run = compile_graph(graph, step.inputs)
 
     def __call__(self, step: Step) -> Result:
         """The result of a step of the same signature."""
-        with torch.no_grad():
+        self.runs += 1
+        with torch.no_grad(), reduced("tf32" if step.precision == "tf32" else "float32", step.inputs[0].device):
             loss, *present = self._run(*step.inputs)
         remaining = iter(present)
-        return loss, [next(remaining) if has else None for has in self.has_gradient]
+        return loss, [next(remaining) if has else None for has in self._has_gradient]
 
 
 class Compiler:
     """Compiles the steps of one loss, and keeps a graph for each signature.
 
-    A signature is the shapes, types and devices of all tensors, the other arguments, training mode and the settings of
-    the loss. The values of tensors, and beta, are inputs.
+    A signature is the shapes, types and devices of all tensors, the other arguments, and the Python numbers and words
+    that the modules (training mode, say) and the loss hold. The values of tensors, and beta, are inputs.
 
     Args:
         loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
         mode: True to compile at the first step of every signature, and raise where that fails; ``"auto"`` to compile
             after :attr:`auto_steps` steps on data of its shape, and to go on eagerly, with a warning, where that
             fails; False for never.
+        prepare: makes the programs' arguments from a step's.
+        precision: of matrix products.
     """
 
-    def __init__(self, loss: pyro.infer.ELBO, mode: Compile) -> None:
+    def __init__(
+        self,
+        loss: pyro.infer.ELBO,
+        mode: Compile,
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         if mode not in (True, False, "auto"):
             raise ValueError(f"SVI: expected compile True, False or 'auto'; got {mode!r}. Use one of these.")
         self.mode = mode
         self.auto_steps = AUTO_STEPS
-        self._loss = loss
+        self._prepare, self._precision = prepare, precision
+        self._modules: list[nn.Module] | None = None
+        self._last: tuple[Settings, Graph] | None = None
+        self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
         self._steps: Counter[tuple[torch.Size, ...]] = Counter()
         self._estimator = _equal_estimator(loss) if mode else None
         if mode is True and self._estimator is None:
-            self._give_up(f"{type(loss).__name__} keeps state in Python, or has no equal in pyro_vae.elbo", None)
+            self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
 
     @property
     def num_graphs(self) -> int:
@@ -171,7 +248,7 @@ class Compiler:
     def run(
         self,
         programs: tuple[PyroProgram, PyroProgram],
-        parameters: list[Tensor],
+        parameters: dict[str, Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor | None:
@@ -185,7 +262,9 @@ class Compiler:
         self._steps[shapes] += 1
         if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
             return None
-        step = Step(self._estimator, programs, parameters, args, kwargs)
+        if self._modules is None:
+            self._modules = _modules([*programs, self._estimator.gradient])
+        step = Step(self._estimator, programs, self._modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
@@ -198,22 +277,31 @@ class Compiler:
             graph.checks -= 1
             expected = step.rehearse(step)
             loss, gradients = graph(step)
-            if differing := _differing((loss, gradients), expected):
+            if differing := _differing(step.names, (loss, gradients), expected):
                 self._graphs[step.signature] = None
                 self._give_up(f"{differing} differs from the eager step's on the same random numbers", None)
                 loss, gradients = expected
         else:
             loss, gradients = graph(step)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(step.parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss
 
     def _graph(self, step: Step) -> Graph | None:
+        if self._last is not None:
+            before, made = self._last
+            self._unused = self._unused + 1 if made.runs <= 1 else 0
+            if self._unused >= _MAX_UNUSED:
+                changed = step.changed_settings(before) or "shapes or parameters"
+                self._give_up(f"every step needs a graph of its own, because these change: {changed}", None)
+                return None
         try:
-            return Graph(step)
+            graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
             return None
+        self._last = step.settings, graph
+        return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
         message = f"SVI: expected a step that can be compiled; got one that cannot: {reason}."
@@ -226,8 +314,7 @@ class Compiler:
 def _equal_estimator(loss: Any) -> Estimator | None:
     """The estimator to record for a loss: itself, or the equal of one of Pyro's; None where there is none."""
     if isinstance(loss, Estimator):
-        in_python = isinstance(loss.gradient, Score) and loss.gradient.baseline == "running_mean"
-        return None if in_python or isinstance(loss.gradient, Enumerate) else loss
+        return None if isinstance(loss.gradient, Enumerate) else loss
     if type(loss) is pyro.infer.Trace_ELBO:
         return ELBO(loss.num_particles, vectorize=loss.vectorize_particles)
     if type(loss) is pyro.infer.TraceMeanField_ELBO:
@@ -237,9 +324,18 @@ def _equal_estimator(loss: Any) -> Estimator | None:
     return None
 
 
-def _differing(result: Result, expected: Result) -> str:
+def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
+    """The shape of a tensor that a recorded graph writes into though it is none of its inputs."""
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and node.args[0].op == "get_attr":
+            return tuple(node.args[0].meta["val"].shape)
+    return None
+
+
+def _differing(parameters: list[str], result: Result, expected: Result) -> str:
     """What differs between two results beyond rounding; empty where nothing does."""
-    names = ["the loss", *(f"gradient {i}" for i in range(len(result[1])))]
+    names = ["the loss", *(f"the gradient of {name}" for name in parameters)]
     for name, one, other in zip(names, [result[0], *result[1]], [expected[0], *expected[1]], strict=True):
         if one is None or other is None:
             same = one is other
@@ -252,7 +348,17 @@ def _differing(result: Result, expected: Result) -> str:
     return ""
 
 
-def _modules(program: PyroProgram) -> list[nn.Module]:
-    """The module that a program is, or is a method of."""
-    candidates = (program, getattr(program, "__self__", None), *getattr(program, "args", ()))
-    return [candidate for candidate in candidates if isinstance(candidate, nn.Module)]
+def _modules(programs: Sequence[Any]) -> list[nn.Module]:
+    """All modules of programs: those that they are, are methods of, close over or name."""
+    seen: dict[nn.Module, None] = {}
+    for program in programs:
+        owner = getattr(program, "__self__", None)
+        function = getattr(program, "__func__", program)
+        candidates = [program, owner, *getattr(program, "args", ()), *getattr(owner, "__dict__", {}).values()]
+        if inspect.isfunction(function):
+            variables = inspect.getclosurevars(function)
+            candidates += [*variables.nonlocals.values(), *variables.globals.values()]
+        for candidate in candidates:
+            if isinstance(candidate, nn.Module):
+                seen |= dict.fromkeys(candidate.modules())
+    return list(seen)

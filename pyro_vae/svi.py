@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -20,10 +21,12 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_vae.compilation import Compile, Compiler
+from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.optimizers import Joint
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -38,15 +41,23 @@ class SVI:
         model: a Pyro program, module or function.
         guide: likewise, taking the same arguments.
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
-            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser.
+            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
+            one fused torch optimiser where its settings are the same for all parameters.
         loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
         compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
             at once, ``"auto"`` after some thousands of steps, False never.
+        prepare: makes the arguments of model and guide from those of :meth:`step`, as part of the compiled step:
+            ``dataset.gather``, say, which gathers and binarises a batch.
+        precision: of matrix products in :meth:`step`: ``"bfloat16"`` runs the programs under ``torch.autocast``,
+            ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa.
+        ema_decay: keep an exponential moving average of all parameters with this decay, .999 say, see
+            :meth:`averaged`; None for none (Polyak and Juditsky, "Acceleration of stochastic approximation by
+            averaging", 1992, https://doi.org/10.1137/0330046).
 
     Raises:
         TypeError: ``optimizer`` or ``loss`` is something else; an optimiser that already holds parameters, say.
-        ValueError: ``max_grad_norm`` is not positive, or a parameter is not contiguous.
+        ValueError: ``max_grad_norm``, ``ema_decay`` or ``precision`` is out of range, or a parameter is not contiguous.
 
     Example:
         >>> from functools import partial
@@ -75,6 +86,9 @@ class SVI:
         *,
         max_grad_norm: float | None = None,
         compile: Compile = "auto",
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
+        ema_decay: float | None = None,
     ) -> None:
         if isinstance(optimizer, torch.optim.Optimizer) or not callable(optimizer):
             raise TypeError(
@@ -90,23 +104,29 @@ class SVI:
             raise ValueError(
                 f"SVI: expected max_grad_norm above 0; got {max_grad_norm}. Give a positive norm, or None."
             )
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"SVI: expected ema_decay between 0 and 1; got {ema_decay}. Use 0.999, say, or None.")
         for program in (model, guide):
             _check_contiguous(program)
         self.model = model
         self.guide = guide
         self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
         self.max_grad_norm = max_grad_norm
+        self.prepare = prepare
+        self.precision: Precision = precision
+        self.ema_decay = ema_decay
         self.num_steps = 0
+        self._make_optimizer = Joint.of(optimizer) or optimizer
         self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = (
-            optimizer if isinstance(optimizer, pyro.optim.PyroOptim) else None
+            self._make_optimizer if isinstance(self._make_optimizer, pyro.optim.PyroOptim) else None
         )
-        self._make_optimizer = optimizer
+        self._averages: dict[Tensor, Tensor] = {}
         self._parameters: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
         self._forwards: tuple[PyroProgram, PyroProgram] | None = None
         self._plain: list[PyroModule] = []
-        self.compiler = Compiler(loss, compile)
+        self.compiler = Compiler(loss, compile, prepare, precision)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -122,6 +142,30 @@ class SVI:
         """Unconstrained parameters by their name in Pyro's param store; empty before the first step."""
         return dict(self._parameters)
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, every parameter has its average over past steps, for evaluation.
+
+        Raises:
+            ValueError: without ``ema_decay``, or before the first step.
+        """
+        if not self._averages:
+            raise ValueError(
+                f"SVI.averaged: expected averages; got none, with ema_decay={self.ema_decay} after {self.num_steps} "
+                "steps. Give ema_decay=0.999, say, and take a step first."
+            )
+        present = {parameter: parameter.detach().clone() for parameter in self._averages}
+        try:
+            self._set(self._averages)
+            yield
+        finally:
+            self._set(present)
+
+    @torch.no_grad()
+    def _set(self, values: dict[Tensor, Tensor]) -> None:
+        for parameter, value in values.items():
+            parameter.copy_(value)
+
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Runs the programs once, so that parameters and optimiser exist before the first step.
 
@@ -130,6 +174,7 @@ class SVI:
         """
         with torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
             with torch.no_grad():
+                args = self._prepared(args)
                 trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
                 poutine.replay(self.model, trace=trace)(*args, **kwargs)
             self._adopt_new_parameters()
@@ -162,17 +207,27 @@ class SVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss, without a gradient step."""
         with self.scope(), torch.no_grad(), self._validation(args, kwargs):
-            loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
+            loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
         return _number(loss)
 
     def _loss_and_grads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         programs = self._programs()
         if self.num_steps:  # the first step is eager: it finds the parameters, and Pyro validates it
-            trained = dict.fromkeys(p for p in self._parameters.values() if p.requires_grad)
-            loss = self.compiler.run(programs, list(trained), args, kwargs)
+            by_identity = {p: name for name, p in self._parameters.items() if p.requires_grad}
+            trained = {name: p for p, name in by_identity.items()}
+            loss = self.compiler.run(programs, trained, args, kwargs)
             if loss is not None:
                 return float(loss)
-        return _number(self.loss.loss_and_grads(*programs, *args, **kwargs))
+        with self._reduced(args):
+            return _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
+
+    def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The programs' arguments of a step's."""
+        return args if self.prepare is None else self.prepare(*args)
+
+    def _reduced(self, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        return reduced(self.precision, device)
 
     def _programs(self) -> tuple[PyroProgram, PyroProgram]:
         """Model and guide; without their parameter statements where these would tell us nothing new.
@@ -199,6 +254,12 @@ class SVI:
             self.optimizer([p for p in parameters if p.grad is not None])
         elif self.optimizer is not None:
             self.optimizer.step()
+        if self.ema_decay is not None:
+            with torch.no_grad():
+                old = [p for p in parameters if p in self._averages]
+                if old:
+                    get_ema_multi_avg_fn(self.ema_decay)([self._averages[p] for p in old], old, 0)
+                self._averages |= {p: p.detach().clone() for p in parameters if p not in self._averages}
 
     def _adopt_new_parameters(self) -> None:
         """Gives the optimiser the parameters that the programs have registered since the last step."""
@@ -216,6 +277,8 @@ class SVI:
             self.optimizer = self._make_optimizer(new)
         else:
             self.optimizer.add_param_group({"params": new})
+            if isinstance(self._make_optimizer, Joint):
+                self._make_optimizer.share(self.optimizer, new)
 
     @contextlib.contextmanager
     def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
@@ -232,6 +295,7 @@ class SVI:
         """Raises the error for a loss that is not finite, after looking for where it comes from."""
         parameters = [name for name, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
         with torch.no_grad(), pyro.validation_enabled(False):
+            args = self._prepared(args)
             guide_trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args, **kwargs)
             sites = []

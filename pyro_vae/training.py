@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from pyro_vae.compilation import AUTO_STEPS, Compile
+from pyro_vae.compilation import AUTO_STEPS, Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
 from pyro_vae.elbo.tracing import UndrawnLatentError, inspect, trace_programs
@@ -94,6 +95,8 @@ def fit(
     beta_warmup: float = 0.0,
     patience: int | None = None,
     max_grad_norm: float | None = None,
+    ema_decay: float | None = None,
+    precision: Precision = "float32",
     compile: Compile = "auto",
     seed: int | None = None,
     progress: bool = True,
@@ -116,6 +119,9 @@ def fit(
         patience: stop after this many epochs without a better validation ELBO, and restore the best weights; epochs of
             the warm-up do not count. None trains to the end and keeps the last weights.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm.
+        ema_decay: decay of an exponential moving average of the parameters, see :class:`~pyro_vae.svi.SVI`; figures
+            are the average's, and so are the parameters that training leaves.
+        precision: of matrix products while training, see :class:`~pyro_vae.svi.SVI`.
         compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so after the first epoch of a
             run that is long enough to pay for it.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
@@ -147,7 +153,18 @@ def fit(
     for name, dataset in (("training", train), ("validation", validation)):
         if dataset is not None:
             _check_data(program, name, dataset)
-    svi = SVI(program.model, program.guide, optimizer, loss, max_grad_norm=max_grad_norm, compile=compile)
+    svi = SVI(
+        program.model,
+        program.guide,
+        optimizer,
+        loss,
+        max_grad_norm=max_grad_norm,
+        compile=compile,
+        prepare=train.gather,
+        precision=precision,
+        ema_decay=ema_decay,
+    )
+    data = train.images, *train.context
     # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
     steps = math.ceil(len(train) / batch_size)
     svi.compiler.auto_steps = min(steps, AUTO_STEPS) if epochs * steps >= 2 * AUTO_STEPS else epochs * steps
@@ -167,7 +184,7 @@ def fit(
     warmup_steps = beta_warmup * math.ceil(len(train) / batch_size)
     best = _Best(epoch=0, elbo=-math.inf, state=[])
     with _seeded(seed, train.device) as generator, tqdm(range(epochs), disable=not progress, unit="epoch") as bar:
-        svi.initialize(*train.batch(torch.arange(min(batch_size, len(train)), device=train.device), generator))
+        svi.initialize(torch.arange(min(batch_size, len(train)), device=train.device), *data)
         _check_parameters(svi)
         _calibrate(program, train, generator)
         schedule = None if scheduler is None else scheduler(_torch_optimizer(svi))
@@ -175,24 +192,27 @@ def fit(
             for epoch in bar:
                 total, start = 0.0, time.perf_counter()
                 _set_training(program, True)
-                for batch in train.batches(batch_size, shuffle=True, generator=generator):
+                for index in train.indices(batch_size, shuffle=True, generator=generator):
                     if warmup_steps and target_beta is not None:
                         svi.loss.beta = target_beta * min(1.0, svi.num_steps / warmup_steps)
-                    step_loss = svi.step(*batch)
+                    step_loss = svi.step(index, *data)
                     total += step_loss
                     if on_step is not None:
-                        on_step(svi.num_steps, step_loss / len(batch[0]))
+                        on_step(svi.num_steps, step_loss / len(index))
                 row = {"epoch": epoch + 1, "loss": total / len(train), "seconds": time.perf_counter() - start}
                 if isinstance(svi.optimizer, torch.optim.Optimizer):
                     row["lr"] = svi.optimizer.param_groups[0]["lr"]
                 if target_beta is not None:
                     row["beta"] = svi.loss.beta
                 _set_training(program, False)
-                _calibrate(program, train, generator)
-                row |= _figures("train", svi, train.take(min(len(train), _TRAIN_FIGURES)))
-                if validation is not None:
-                    row |= _figures("valid", svi, validation)
-                watched = row.get("valid_elbo", row["train_elbo"])
+                with _averaged(svi):
+                    _calibrate(program, train, generator)
+                    row |= _figures("train", svi, train.take(min(len(train), _TRAIN_FIGURES)))
+                    if validation is not None:
+                        row |= _figures("valid", svi, validation)
+                    watched = row.get("valid_elbo", row["train_elbo"])
+                    if patience is not None and epoch + 1 >= beta_warmup and watched > best.elbo:
+                        best = _Best(epoch + 1, watched, _state(svi, program))
                 history.epochs.append(row)
                 bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-watched:.2f}"})
                 if on_epoch is not None:
@@ -201,20 +221,25 @@ def fit(
                     schedule.step(-watched)
                 elif schedule is not None:
                     schedule.step()
-                if patience is not None and epoch + 1 >= beta_warmup:
-                    if watched > best.elbo:
-                        best = _Best(epoch + 1, watched, [t.clone() for t in _tensors(svi, program)])
-                    elif epoch + 1 - best.epoch >= patience:
-                        history.stopped = "early stopping"
-                        break
+                if patience is not None and epoch + 1 >= beta_warmup and epoch + 1 - best.epoch >= patience:
+                    history.stopped = "early stopping"
+                    break
         except KeyboardInterrupt:
             history.stopped = "interrupted"
             _set_training(program, False)
+        final = best.state
         if best.epoch:
-            for tensor, value in zip(_tensors(svi, program), best.state, strict=True):
-                tensor.copy_(value)
             history.best_epoch = best.epoch
+        elif ema_decay is not None and svi.num_steps:
+            with svi.averaged():
+                final = _state(svi, program)
+        for tensor, value in zip(_tensors(svi, program), final, strict=False):
+            tensor.copy_(value)
     return history
+
+
+def _averaged(svi: SVI) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if svi.ema_decay is None else svi.averaged()
 
 
 @dataclass(frozen=True)
@@ -339,6 +364,10 @@ def _tensors(svi: SVI, program: Program) -> list[Tensor]:
     """Every parameter and buffer that training changes."""
     buffers = [buffer for module in _modules(program) for buffer in module.buffers()]
     return [tensor.detach() for tensor in (*svi.named_parameters().values(), *buffers)]
+
+
+def _state(svi: SVI, program: Program) -> list[Tensor]:
+    return [tensor.clone() for tensor in _tensors(svi, program)]
 
 
 def _torch_optimizer(svi: SVI) -> torch.optim.Optimizer:

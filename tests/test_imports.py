@@ -33,8 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "semi_supervised": PARTS,
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
     "elbo": set(),
-    "compilation": {"elbo"},
-    "svi": {"elbo", "compilation"},
+    "onednn": set(),
+    "compilation": {"elbo", "onednn"},
+    "optimizers": set(),
+    "svi": {"elbo", "compilation", "optimizers"},
     "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
     "evaluation": PROGRAMS | {"elbo"},
     "lab": PROGRAMS | {"elbo", "evaluation", "svi", "data"},

@@ -719,7 +719,7 @@ def vae() -> Iterator[VAE]:
         ({"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, TypeError, "SVI: expected optimizer a callable"),
         ({"max_grad_norm": -1.0}, ValueError, "SVI: expected max_grad_norm above 0"),
         (
-            {"optimizer": pyro.optim.ClippedAdam({"lr": 0.1}), "scheduler": partial(StepLR, step_size=1)},
+            {"optimizer": pyro.optim.ClippedAdam(lambda parameter: {"lr": 0.1}), "scheduler": partial(StepLR, step_size=1)},
             ValueError,
             r"fit: expected a torch\.optim optimiser for a scheduler; got PyroOptim\. Pass functools\.partial",
         ),

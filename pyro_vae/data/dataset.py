@@ -144,11 +144,25 @@ class Dataset:
         Returns:
             x, float32 (B, *event_shape), and the rows (B, ...) of every context.
         """
-        index = index.to(self.device)
-        x = self._values(self.images.index_select(0, index))
+        x = self._values(self.images.index_select(0, index.to(self.device)))
         if self.binarization == "dynamic":
             x = _bits(x, _given(generator, "dynamic binarisation")).float()
-        return x, *(tensor.index_select(0, index) for tensor in self.context)
+        return x, *(tensor.index_select(0, index.to(self.device)) for tensor in self.context)
+
+    def gather(self, index: Tensor, images: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
+        """A batch as ``batch`` gives it, of tensors that are arguments, with bits drawn from torch's global generator.
+
+        For a step that is recorded as a graph: what it reads is an argument, and it draws like the rest of the step.
+
+        Args:
+            index: int64 (B,), on the set's device.
+            images: the set's own.
+            context: the set's own.
+        """
+        x = self._values(images.index_select(0, index))
+        if self.binarization == "dynamic":
+            x = (torch.rand_like(x) < x).float()
+        return x, *(tensor.index_select(0, index) for tensor in context)
 
     def batches(
         self,
@@ -166,6 +180,20 @@ class Dataset:
             generator: Draws the permutation and the bits of a dynamic set.
             drop_last: Leaves out a last batch that is not full.
         """
+        if self.binarization == "dynamic":
+            _given(generator, "dynamic binarisation")
+        indices = self.indices(batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
+        return (self.batch(index, generator) for index in indices)
+
+    def indices(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[Tensor]:
+        """One pass over the set as the indices of its batches, int64 (B,); arguments as those of ``batches``."""
         if batch_size < 1:
             raise ValueError(
                 f"Dataset.batches: expected batch_size of at least 1; got {batch_size}. Use len(dataset) for one batch."
@@ -176,9 +204,7 @@ class Dataset:
             order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.device)
         else:
             order = torch.arange(len(self), device=self.device)
-        if self.binarization == "dynamic":
-            _given(generator, "dynamic binarisation")
-        return (self.batch(order[start : start + batch_size], generator) for start in range(0, n, batch_size))
+        return iter(order[:n].split(batch_size))
 
     def mean(self) -> Tensor:
         """The mean of every element, float32 (*event_shape); of the greys of a dynamic set, of the values observed."""

@@ -61,6 +61,10 @@ class Gradient(ABC):
             ValueError: with a combination that works.
         """
 
+    def buffers(self) -> list[Tensor]:
+        """Tensors that a step reads and writes, beside parameters."""
+        return []
+
     @abstractmethod
     def loss(self, estimator: Estimator, call: Call) -> Tensor:
         """The estimator's loss, -F summed over the data, a scalar whose gradient is this estimator's."""
@@ -137,12 +141,15 @@ class Score(Gradient):
                 f"{baseline!r}. Use one of these."
             )
         self.baseline = baseline
-        self._mean: Tensor | None = None
+        self._running: Tensor | None = None  # the mean, and the number of steps in it
         self._name = f"baseline{next(_baselines)}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pyro's param store keys by name: a copy under the old one would silently stay untrained.
         self.__dict__.update(state, _name=f"baseline{next(_baselines)}")
+
+    def buffers(self) -> list[Tensor]:
+        return [] if self._running is None else [self._running]
 
     def check(self, estimator: Estimator) -> None:
         if self.baseline == "leave_one_out":
@@ -173,9 +180,12 @@ class Score(Gradient):
         if self.baseline == "leave_one_out":
             return signal - _left_out(estimator, log_weights, "geometric"), 0.0
         if self.baseline == "running_mean":
-            mean = torch.zeros_like(signal.mean()) if self._mean is None else self._mean
+            self._running = signal.new_zeros(2) if self._running is None else self._running.to(signal)
+            mean, steps = self._running.clone()
             if torch.is_grad_enabled():  # evaluation is no step
-                self._mean = signal.mean() if self._mean is None else 0.9 * mean + 0.1 * signal.mean()
+                average = signal.mean()
+                self._running[0] = torch.where(steps > 0, 0.9 * mean + 0.1 * average, average)
+                self._running[1] += 1
             return mean, 0.0
         return torch.zeros_like(signal), 0.0
 

@@ -1,0 +1,76 @@
+"""Matrix products of a recorded graph on the CPU, by oneDNN.
+
+PyTorch's own products of float32 matrices on x86 go to MKL, whose kernels use half the vector width on processors that
+are not Intel's: on an AMD EPYC with AVX-512, the products of a VAE's step took 3.2 ms with MKL and 1.7 ms with oneDNN,
+which PyTorch ships too. A recorded graph is free to choose.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+_SMALLEST = 1_000_000
+"""Multiplications below which calling oneDNN costs more than it gains."""
+
+
+def use_onednn(graph: GraphModule) -> None:
+    """Replaces the large float32 matrix products on the CPU, in place.
+
+    Args:
+        graph: a record of aten operations without gradients, as ``make_fx`` makes it.
+    """
+    linear = _linear()
+    if linear is None:
+        return
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.addmm.default and not node.kwargs:
+            bias, left, right = node.args
+            if bias.meta["val"].ndim != 1:
+                continue
+        elif node.target is torch.ops.aten.mm.default:
+            bias, (left, right) = None, node.args
+        else:
+            continue
+        if not _is_large(left, right):
+            continue
+        with graph.graph.inserting_before(node):
+            weight = graph.graph.call_function(torch.ops.aten.t.default, (right,))
+            product = graph.graph.call_function(linear, (left, weight, bias))
+        product.meta = node.meta
+        node.replace_all_uses_with(product)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _is_large(left: Node, right: Node) -> bool:
+    one, other = left.meta["val"], right.meta["val"]
+    return bool(
+        one.device.type == "cpu" and one.dtype == torch.float32 and one.shape.numel() * other.shape[1] >= _SMALLEST
+    )
+
+
+@functools.cache
+def _linear() -> Any:
+    """``x @ weight.T + bias`` by oneDNN; None where there is none.
+
+    It is an operation of our own because Inductor takes the weight of oneDNN's for a constant.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return None
+    by_onednn = torch.ops.mkldnn._linear_pointwise.default
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return by_onednn(x, weight, bias, "none", [], "")
+
+    _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+    _LIBRARY.impl("linear", linear, "CPU")
+    _LIBRARY.impl("linear", lambda x, weight, bias: x.new_empty(len(x), len(weight)), "Meta")
+    return torch.ops.pyro_vae.linear.default
+
+
+_LIBRARY = torch.library.Library("pyro_vae", "FRAGMENT")
