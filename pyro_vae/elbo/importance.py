@@ -85,10 +85,10 @@ class CIWELBO(Estimator):
         return self.beta * log_weights.mean(0) + (1 - self.beta) * tight
 
     def path_scale(self, log_weights: Tensor) -> Tensor:
-        if self.beta == 0:
-            return log_weights.softmax(0)
         loose, tight = self.beta / len(log_weights), (1 - self.beta) * log_weights.softmax(0)
-        return (loose + tight * log_weights.softmax(0)) / (loose + tight)
+        scale = (loose + tight * log_weights.softmax(0)) / (loose + tight)
+        # In place of a branch on beta, which is a tensor in a compiled step.
+        return scale.where(loose + tight != 0, scale.new_zeros(()))
 
 
 class PIWELBO(MIWELBO):
