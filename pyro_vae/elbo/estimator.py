@@ -73,7 +73,7 @@ class Estimator(pyro.infer.ELBO):
         self.plate = plate
         self.gradient = gradient_of(gradient)
         self.gradient.check(self)
-        self._structures: dict[Any, Structure] = {}
+        self._structures: dict[Any, Structure | None] = {}  # None for a program that runs without
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -131,10 +131,17 @@ class Estimator(pyro.infer.ELBO):
         structure = self._structures.get(key)
         if structure is None and self._needs_structure():
             structure = self._inspect(key, args, kwargs)
+        generators = [] if key in self._structures else _generators(args)
         try:
-            return what(self._call(model, guide, args, kwargs, structure))
+            result = what(self._call(model, guide, args, kwargs, structure))
         except UndrawnLatentError:
-            return what(self._call(model, guide, args, kwargs, self._inspect(key, args, kwargs)))
+            structure = self._inspect(key, args, kwargs)
+            for generator, state in generators:  # what failed is to have drawn nothing
+                generator.set_state(state)
+            return what(self._call(model, guide, args, kwargs, structure))
+        if generators:
+            self._remember(key, None)
+        return result
 
     def _call(
         self,
@@ -148,10 +155,14 @@ class Estimator(pyro.infer.ELBO):
         return Call(model, guide, args, kwargs, self.num_particles, structure, plate, self.vectorize_particles)
 
     def _inspect(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+        structure = inspect(key[0], key[1], args, kwargs)
+        self._remember(key, structure)
+        return structure
+
+    def _remember(self, key: Any, structure: Structure | None) -> None:
         if len(self._structures) >= _MAX_STRUCTURES:
             self._structures.clear()
-        structure = self._structures[key] = inspect(key[0], key[1], args, kwargs)
-        return structure
+        self._structures[key] = structure
 
     def _needs_structure(self) -> bool:
         """Whether a program's plates must be known before it is run."""
@@ -176,3 +187,10 @@ class Estimator(pyro.infer.ELBO):
         if outside is not None:
             raise outside_plate(outside, self.plate)
         return self.plate
+
+
+def _generators(args: tuple[Any, ...]) -> list[tuple[torch.Generator, Tensor]]:
+    """The random generators that a program may draw from, and their states."""
+    devices = {a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda}
+    generators = [torch.default_generator, *(torch.cuda.default_generators[index] for index in sorted(devices))]
+    return [(generator, generator.get_state()) for generator in generators]
