@@ -12,6 +12,7 @@ import pytest
 import torch
 from bounds import assert_mean, moments, tuple_gradients
 from oracles import NormalNormal, TwoStates
+from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -162,6 +163,19 @@ def test_what_the_guide_cannot_dream_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ReweightedWakeSleep(2, insomnia=0.5).loss_and_grads(model, program.guide, X)
     assert ReweightedWakeSleep(2).loss_and_grads(model, program.guide, X) > 0
+
+
+def test_a_guide_that_draws_what_the_model_does_not_is_refused() -> None:
+    """An automatic guide's z is a function of a draw of its own, whose density at a dreamt z is 0."""
+    program = NormalNormal(torch.zeros(3), torch.ones(3))
+    message = (
+        "ReweightedWakeSleep: expected a guide of latents that the model dreams up; got one that also draws "
+        "['z_unconstrained']. Use insomnia=1."
+    )
+    guide = AutoNormal(program.model)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ReweightedWakeSleep(2, insomnia=0.5).loss_and_grads(program.model, guide, X)
+    assert ReweightedWakeSleep(2).loss_and_grads(program.model, guide, X) > 0
 
 
 @pytest.mark.parametrize(

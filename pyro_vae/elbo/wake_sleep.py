@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.elbo.draws import Call
@@ -33,7 +34,8 @@ class ReweightedWakeSleep(IWELBO):
         options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
 
     Raises:
-        ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide.
+        ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide, or
+            a guide that draws what the model does not, as those of ``pyro.infer.autoguide`` do.
     """
 
     min_particles = 2
@@ -67,6 +69,12 @@ class ReweightedWakeSleep(IWELBO):
             args = [dreamt[i] for i in range(len(call.args))]
             kwargs = {name: dreamt[name] for name in call.kwargs}
             asleep = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **kwargs)
+            drawn = [name for name in asleep.stochastic_nodes if not site_is_subsample(asleep.nodes[name])]
+            if undreamt := [name for name in drawn if name not in dream]:
+                raise ValueError(
+                    "ReweightedWakeSleep: expected a guide of latents that the model dreams up; got one that also "
+                    f"draws {undreamt}. Use insomnia=1."
+                )
             total = total + asleep.log_prob_sum()
         return torch.as_tensor(total) / self.num_particles
 
