@@ -42,7 +42,7 @@ Signature = tuple[Hashable, ...]
 Settings = list[tuple[object, str, Hashable]]
 _T = TypeVar("_T")
 
-AUTO_STEPS = 5_000
+AUTO_STEPS = 2_500
 """Steps on data of one shape that ``compile="auto"`` runs eagerly first: compiling takes the ten seconds or so that as
 many small steps save."""
 
@@ -188,7 +188,7 @@ class Graph:
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
         graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
-        if constant := _written_constant(graph):
+        if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
                 "as a buffer of the model or the guide"

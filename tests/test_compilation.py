@@ -16,9 +16,10 @@ import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import SVI, VAE, compilation, conditionals, elbo, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, compilation, conditionals, data, elbo, likelihoods, nets, onednn, priors
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 X = (torch.rand(16, 6, generator=torch.Generator().manual_seed(0)) < 0.5).double()
@@ -194,7 +195,7 @@ def test_what_has_no_graph_is_refused_when_asked_for(loss: pyro.infer.ELBO) -> N
     vae = small_vae()
     with pytest.raises(RuntimeError, match=f"{type(loss).__name__} reads numbers from tensors, or has no equal"):
         SVI(vae.model, vae.guide, ADAM, loss, compile=True)
-    assert SVI(vae.model, vae.guide, ADAM, loss).step(X)
+    assert SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO()).step(X)
 
 
 @pytest.mark.slow
@@ -220,3 +221,223 @@ def test_an_unknown_mode_is_refused() -> None:
     vae = small_vae()
     with pytest.raises(ValueError, match="expected compile True, False or 'auto'; got 'always'"):
         SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile="always")  # type: ignore[arg-type]
+
+
+class Tempered(nets.Body):
+    """A decoder whose slope is a number in Python, or a buffer."""
+
+    def __init__(self, slope: float | Tensor) -> None:
+        super().__init__([2], 4)
+        self.linear = nn.Linear(2, 4)
+        if isinstance(slope, Tensor):
+            self.register_buffer("slope", slope)
+        else:
+            self.slope = slope
+        self.counting = False
+        self.calls = 0
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        self.calls += self.counting
+        return torch.tanh(self.linear(inputs[0]) * self.slope)
+
+
+def tempered(slope: float | Tensor) -> tuple[VAE, Tempered]:
+    torch.manual_seed(0)
+    body = Tempered(slope)
+    vae = VAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(body, 6),
+        conditionals.DiagonalNormal(nets.MLP(6, [4]), 2),
+    )
+    return vae.double(), body
+
+
+@pytest.mark.slow
+def test_a_buffer_that_changes_every_step_is_an_input() -> None:
+    results = []
+    for mode in (False, True):
+        vae, body = tempered(torch.tensor(1.0))
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=mode)
+        torch.manual_seed(1)
+        for step in range(8):
+            body.get_buffer("slope").fill_(1.0 + step)
+            svi.step(X)
+        results.append(weights(vae))
+        assert svi.compiler.num_graphs == int(mode)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs recorded graphs as they are recorded, for what does not concern the compiler."""
+    monkeypatch.setattr(compilation, "compile_graph", lambda graph, _: graph)
+
+
+def test_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    results = []
+    for mode in (False, True):
+        vae, body = tempered(1.0)
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=mode)
+        torch.manual_seed(1)
+        for step in range(8):
+            body.slope = 1.0 if step < 4 else 3.0
+            svi.step(X)
+        results.append(weights(vae))
+        assert svi.compiler.num_graphs == 2 * mode
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("what", ["a schedule", "a side effect"])
+def test_a_number_in_python_that_changes_every_step_is_named(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    vae, body = tempered(1.0)
+    body.counting = what == "a side effect"
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=True)
+    name = "calls" if body.counting else "slope"
+
+    def train_with_a_schedule() -> None:
+        for step in range(20):
+            body.slope = 1.0 if body.counting else 1.0 + step
+            svi.step(X)
+
+    message = f"every step needs a graph of its own, because these change: Tempered.{name}"
+    with pytest.raises(RuntimeError, match=message):
+        train_with_a_schedule()
+
+
+def normalized() -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], nn.BatchNorm1d]:
+    """Functions that reach a module with running means by name."""
+    torch.manual_seed(0)
+    norm, decoder, encoder = nn.BatchNorm1d(6).double(), nn.Linear(2, 6).double(), nn.Linear(6, 2).double()
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("norm", norm)
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(norm(x)), 1.0).to_event(1))
+
+    return model, guide, norm
+
+
+def test_buffers_of_modules_that_functions_name_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    means = []
+    for mode in (False, True):
+        model, guide, norm = normalized()
+        svi = SVI(model, guide, ADAM, elbo.ELBO(), compile=mode)
+        torch.manual_seed(1)
+        for start in range(6):
+            svi.step(X[start : start + 8])
+        assert svi.compiler.num_graphs == int(mode)
+        assert norm.running_mean is not None
+        means.append(norm.running_mean)
+    torch.testing.assert_close(means[1], means[0], rtol=1e-12, atol=0.0)
+
+
+def test_a_tensor_that_is_written_to_must_be_a_buffer() -> None:
+    total = torch.zeros((), dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        total.add_(x.sum())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    svi = SVI(model, branching_guide, ADAM, elbo.ELBO(), compile=True)
+    svi.step(X[:, 0])
+    with pytest.raises(RuntimeError, match=r"it writes into a tensor of shape \(\), which is no parameter"):
+        svi.step(X[:, 0])
+
+
+class PyroExample(nn.Module):
+    """The class of Pyro's own VAE example, with its bound methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 4)
+        self.decoder = nn.Linear(2, 6)
+
+    def model(self, x: Tensor) -> Tensor:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc = torch.zeros(x.shape[0], 2, dtype=x.dtype, device=x.device)
+            z_scale = torch.ones(x.shape[0], 2, dtype=x.dtype, device=x.device)
+            z = pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
+            loc_img = torch.sigmoid(self.decoder.forward(z))
+            pyro.sample("obs", dist.Bernoulli(loc_img, validate_args=False).to_event(1), obs=x.reshape(-1, 6))
+            return loc_img
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            z_loc, log_scale = self.encoder.forward(x).chunk(2, -1)
+            pyro.sample("latent", dist.Normal(z_loc, log_scale.exp()).to_event(1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("global_store")
+def test_pyros_own_example_is_compiled_by_changing_one_import() -> None:
+    losses = []
+    for make in (pyro.infer.SVI, partial(SVI, compile=True)):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        vae = PyroExample().double()
+        svi = make(vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), loss=pyro.infer.Trace_ELBO())
+        losses.append([svi.step(X) for _ in range(12)])
+    assert isinstance(svi, SVI)
+    assert svi.compiler.num_graphs == 1
+    assert isinstance(svi.optimizer, torch.optim.Adam)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+@pytest.mark.slow
+def test_batches_clipping_schedules_and_averages_are_in_the_fast_path() -> None:
+    images = torch.randint(256, (40, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dataset = data.Dataset("bits", images, levels=255, binarization="dynamic")
+    results = []
+    for mode in (False, True):
+        vae = small_vae().float()
+        svi = SVI(
+            vae.model,
+            vae.guide,
+            partial(ADAM, fused=True),
+            elbo.ELBO(),
+            compile=mode,
+            prepare=dataset.gather,
+            max_grad_norm=1.0,
+            ema_decay=0.9,
+        )
+        torch.manual_seed(1)
+        losses = []
+        for step in range(12):
+            losses.append(svi.step(torch.arange(step, step + 16), images))
+            assert isinstance(svi.optimizer, torch.optim.Adam)
+            svi.optimizer.param_groups[0]["lr"] *= 0.9
+        assert svi.compiler.num_graphs == int(mode)
+        with svi.averaged():
+            results.append((weights(vae), losses))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-6)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
+
+
+def test_large_products_go_to_onednn() -> None:
+    x, weight, bias = torch.randn(128, 200), torch.randn(100, 200), torch.randn(100)
+
+    def products(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        y = torch.nn.functional.linear(x, weight, bias)
+        return [y, y.t() @ x, torch.nn.functional.linear(x[:2], weight), y.double() @ weight.double()]
+
+    graph = make_fx(products)(x, weight, bias)
+    onednn.use_onednn(graph)
+    replaced = [node for node in graph.graph.nodes if "pyro_vae" in str(node.target)]
+    available = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    assert len(replaced) == (2 if available else 0)
+    exact = products(x.double(), weight.double(), bias.double())
+    for ours, mkl, expected in zip(graph(x, weight, bias), products(x, weight, bias), exact, strict=True):
+        assert (ours - expected).norm() < 1.5 * (mkl - expected).norm()  # rounding errors of the same size

@@ -1,5 +1,7 @@
 """SVI takes the steps of stock Pyro, keeps its parameters to itself, validates once, and stops at a NaN."""
 
+import contextlib
+import copy
 import re
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae import SVI, VAE, conditionals, elbo, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, conditionals, data, elbo, likelihoods, nets, priors
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
 PYRO_OPTIMIZERS: dict[str, Callable[[], pyro.optim.PyroOptim]] = {
@@ -623,3 +625,116 @@ def test_a_step_on_cuda() -> None:
     losses_of(svi, x, 3)
     assert [name for name, p in vae.named_parameters() if torch.equal(p, before[name])] == []
     assert {p.device.type for p in vae.parameters()} == {"cuda"}
+
+
+# Batches made within the step, precision, averages
+
+
+def test_prepare_makes_the_arguments_of_the_programs() -> None:
+    images = torch.arange(50, dtype=torch.uint8).reshape(10, 5)
+    dataset = data.Dataset("levels", images, levels=49)
+    torch.manual_seed(0)
+    vae = small_vae()
+    other = copy.deepcopy(vae)
+    by_index = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), prepare=dataset.gather)
+    by_batch = SVI(other.model, other.guide, ADAM, elbo.ELBO())
+    for start in (0, 3, 6):
+        index = torch.arange(start, start + 4)
+        torch.manual_seed(start)
+        loss = by_index.step(index, images)
+        torch.manual_seed(start)
+        assert by_batch.step(*dataset.batch(index)) == loss
+    torch.manual_seed(0)
+    evaluated = by_index.evaluate_loss(index, images)
+    torch.manual_seed(0)
+    assert by_batch.evaluate_loss(*dataset.batch(index)) == evaluated
+
+
+def test_averages_are_exponential_and_leave_the_parameters() -> None:
+    program = normal_normal()
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), ema_decay=0.8)
+    with pytest.raises(ValueError, match=r"SVI\.averaged: expected averages; got none, with ema_decay=0\.8 after 0"):
+        svi.averaged().__enter__()
+    expected: dict[str, Tensor] = {}
+    for _ in range(4):
+        svi.step(X)
+        for name, parameter in svi.named_parameters().items():
+            value = parameter.detach().clone()
+            expected[name] = 0.8 * expected[name] + 0.2 * value if name in expected else value
+    before = {name: parameter.detach().clone() for name, parameter in svi.named_parameters().items()}
+    with svi.averaged():
+        for name, parameter in svi.named_parameters().items():
+            torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-12, atol=0.0)
+            assert not torch.equal(parameter, before[name])
+    for name, parameter in svi.named_parameters().items():
+        assert torch.equal(parameter, before[name])
+
+
+def test_bfloat16_changes_the_loss_by_its_rounding() -> None:
+    torch.manual_seed(0)
+    vae, x = small_vae(), torch.randn(200, 5)
+    other, losses = copy.deepcopy(vae), {}
+    for precision, program in (("float32", vae), ("bfloat16", other)):
+        svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), precision=precision)  # type: ignore[arg-type]
+        torch.manual_seed(1)
+        losses[precision] = svi.step(x)
+        assert all(parameter.dtype == torch.float32 for parameter in program.parameters())
+    assert losses["bfloat16"] != losses["float32"]
+    # Eight bits of mantissa round by at most 2**-8, a few layers one after the other; errors of data partly cancel.
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"),
+    [
+        ("tf32", "SVI: expected parameters on a CUDA device for precision 'tf32'; got cpu"),
+        ("float16", "SVI: expected precision 'float32', 'tf32' or 'bfloat16'; got 'float16'"),
+    ],
+)
+def test_a_precision_that_is_not_to_be_had_is_refused(precision: Any, message: str) -> None:
+    svi = SVI(*normal_normal_programs(), ADAM, elbo.ELBO(), precision=precision)
+    with pytest.raises(ValueError, match=message):
+        svi.step(X)
+
+
+def normal_normal_programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    program = normal_normal()
+    return program.model, program.guide
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tf32_is_used_within_the_step_alone() -> None:
+    vae = small_vae().cuda()
+    before = torch.get_float32_matmul_precision()
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), precision="tf32")
+    assert svi.step(torch.randn(64, 5, device="cuda"))
+    assert torch.get_float32_matmul_precision() == before
+
+
+# One optimiser in place of Pyro's many
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_a_pyro_optimizer_becomes_one_and_keeps_its_state(programs: Programs) -> None:
+    states = []
+    for make in (pyro.infer.SVI, SVI):
+        torch.manual_seed(2)
+        pyro.clear_param_store()
+        model, guide, x = programs()
+        optimizer = PYRO_OPTIMIZERS["Adam"]()
+        svi = make(model, guide, optimizer, pyro.infer.Trace_ELBO())
+        losses_of(svi, x)
+        with svi.scope() if isinstance(svi, SVI) else contextlib.nullcontext():
+            states.append({name.split("$$$")[-1]: state for name, state in optimizer.get_state().items()})
+    assert isinstance(svi, SVI)
+    assert isinstance(svi.optimizer, torch.optim.Adam)
+    assert len(svi.optimizer.param_groups) == 1
+    stock, ours = states
+    assert ours.keys() == stock.keys()
+    for name, state in stock.items():
+        for key, value in state["state"][0].items():
+            torch.testing.assert_close(ours[name]["state"][0][key], value, rtol=1e-5, atol=1e-7)
+    resumed = PYRO_OPTIMIZERS["Adam"]()
+    resumed.set_state({"loc": {}})
+    assert SVI(model, guide, resumed, elbo.ELBO()).optimizer is resumed  # it has state of its own to go on from
