@@ -93,19 +93,18 @@ def compare(
                 f"compare: expected {name} at least {_MIN_DRAWS}, for variances and p-values; got {value}. Draw more."
             )
     named = named_estimators("compare", estimators)
-    with unchanged_param_store(), random_state(args):
+    with unchanged_param_store(), random_state(args), unchanged(model, guide):
         torch.manual_seed(seed)
         lab = _Lab(model, guide, args, groups or {})
-        with unchanged((model, guide), lab.leaves):
-            references = references_of(named, reference, plate, lambda bound: bound.loss(model, guide, *args))
-            log_p = lab.log_p(log_marginal_likelihood, plate)
-            samplers = {name: Sampler(e, model, guide, args, lab.leaves) for name, e in named.items()}
-            costs = _costs(samplers, args)
-            rows: list[Row] = []
-            for name, sampler in tqdm(samplers.items(), disable=not progress, unit="estimator"):
-                long_run, targets = lab.target(references[name], reference_draws)
-                bounds, moments = lab.sample(sampler, draws, targets)
-                rows += lab.rows(name, named[name], bounds, moments, long_run, log_p, costs[name])
+        references = references_of(named, reference, plate, lambda bound: bound.loss(model, guide, *args))
+        log_p = lab.log_p(log_marginal_likelihood, plate)
+        samplers = {name: Sampler(e, model, guide, args, lab.leaves) for name, e in named.items()}
+        costs = _costs(samplers, args)
+        rows: list[Row] = []
+        for name, sampler in tqdm(samplers.items(), disable=not progress, unit="estimator"):
+            long_run, targets = lab.target(references[name], reference_draws)
+            bounds, moments = lab.sample(sampler, draws, targets)
+            rows += lab.rows(name, named[name], bounds, moments, long_run, log_p, costs[name])
     said = {name: describe(target) for name, target in references.items()}
     return Comparison(tuple(rows), log_p, log_marginal_likelihood is not None, said, len(args[0]))
 

@@ -32,7 +32,8 @@ class Row:
         gap: log p(x) less the bound, in nats per datum.
         gap_error: its standard error.
         bias: Euclidean distance of the mean gradient from the reference, without what noise adds to it.
-        bias_error: the distance that noise alone makes, of these draws and of the reference's.
+        bias_error: its standard error, of these draws and of the reference's, if it lies where noise is most; less
+            otherwise, so that the p-value may tell of a bias that the error does not.
         bias_p_value: of no bias.
         mean: norm of the mean gradient.
         variance: of a gradient, summed over the parameters.

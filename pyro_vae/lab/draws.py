@@ -7,6 +7,7 @@ cannot be recorded, such as Pyro's, which look at values on the way, are run one
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -49,17 +50,20 @@ def named_parameters(model: PyroProgram, guide: PyroProgram, args: tuple[Tensor,
 
 
 @contextmanager
-def unchanged(programs: tuple[PyroProgram, PyroProgram], leaves: list[Tensor]) -> Iterator[None]:
+def unchanged(*programs: PyroProgram) -> Iterator[None]:
     """Within it, steps may be taken: gradients and buffers, such as the averages of BatchNorm, are put back."""
-    buffers = [b for program in programs if isinstance(program, nn.Module) for b in program.buffers()]
-    values, gradients = [b.clone() for b in buffers], [leaf.grad for leaf in leaves]
+    modules = [program for program in programs if isinstance(program, nn.Module)]
+    parameters: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
+    parameters += [parameter for _, parameter in pyro.get_param_store().named_parameters()]
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    values = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, values, strict=True):
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for buffer, value in values:
             buffer.copy_(value)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
 
 
 class Sampler:
@@ -108,7 +112,8 @@ class Sampler:
                 consume(*(self._at_once(self._batched, size) if self._batched else self._one_by_one(size)))
 
     def _at_once(self, graph: GraphModule, size: int) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # where vmap loops inside
             bound, gradient = torch.vmap(graph, randomness="different")(self._leaves[0].new_zeros(size))
         return bound, gradient
 
@@ -146,7 +151,7 @@ class Sampler:
             try:
                 with random_state(self._args), torch.no_grad():
                     per_draw = peak_memory(lambda: graph(zero))
-                    torch.vmap(graph, randomness="different")(zero.expand(2))
+                    self._at_once(graph, 2)
                 with random_state(self._args):
                     actual = graph(zero)
                 with random_state(self._args):

@@ -40,9 +40,13 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
     axes = figure.add_subplot()
     most = max(row.variance for row in rows)
     shown = [row for row in rows if row.variance > _NOTHING * most]
-    for row in shown:
-        axes.errorbar(row.milliseconds, row.variance, yerr=row.variance_error, marker="o", capsize=2)
-        axes.annotate(row.estimator, (row.milliseconds, row.variance), (4, 4), textcoords="offset points", fontsize=7)
+    for row in rows:
+        if row in shown:
+            axes.errorbar(
+                row.milliseconds, row.variance, yerr=row.variance_error, marker="o", capsize=2, label=row.estimator
+            )
+        else:
+            axes.plot([], [], " ", label=f"{row.estimator}: 0")
     if shown:
         costs = torch.tensor([row.milliseconds * row.variance for row in shown]).log10()
         times = torch.tensor([row.milliseconds for row in shown])
@@ -50,8 +54,7 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         for cost in torch.linspace(float(costs.min()), float(costs.max()), 5):
             axes.plot(ends, 10**cost / ends, color="0.85", linewidth=0.8, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="milliseconds per step", ylabel="variance of a gradient")
-    hidden = [row.estimator for row in rows if row not in shown]
-    axes.set_title("\n".join(["variance 0:", *hidden]) if hidden else "", fontsize="small")
+    axes.legend(fontsize="small")
     return figure
 
 

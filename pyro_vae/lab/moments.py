@@ -99,16 +99,18 @@ class Moments:
         return cosines.mean().item(), cosines.std().item() / math.sqrt(len(cosines))
 
     def bias(self, reference: Moments | None, magnitude: float) -> tuple[float, float, float]:
-        """Distance of the mean from the reference's, the distance that noise alone makes, and the p-value of no bias.
+        r"""Distance of the mean from the reference's, a bound on its standard error, and the p-value of no bias.
 
         Args:
             reference: draws of it; None where it is exact.
             magnitude: of the numbers that gradients are the result of, which tells what rounding does to them.
 
         Returns:
-            The distance is the root of an unbiased estimate of its square. The p-value takes the squared distance of
-            two means for a scaled chi-squared variable of the same mean and variance (Satterthwaite, "An approximate
-            distribution of estimates of variance components", 1946, https://doi.org/10.2307/3002019).
+            The distance is the root of an unbiased estimate of its square. Its variance is at most the largest
+            eigenvalue of the noise's covariance C, which is at most :math:`\sqrt{\mathrm{tr} C^2}`. The p-value takes
+            the squared distance of two means for a scaled chi-squared variable of the same mean and variance
+            (Satterthwaite, "An approximate distribution of estimates of variance components", 1946,
+            https://doi.org/10.2307/3002019).
         """
         assert self._reference is not None
         trace = self.variance / self.count
@@ -119,8 +121,8 @@ class Moments:
             square_trace += other + 2 * math.sqrt(square_trace * other)  # the most that the mixed term can be
         rounding = _ROUNDINGS * self._precision * (magnitude + self._reference.norm().item())
         squared = max(0.0, (self.mean - self._reference).norm().item() - rounding) ** 2
-        distance, noise = math.sqrt(max(0.0, squared - trace)), math.sqrt(trace)
+        distance, error = math.sqrt(max(0.0, squared - trace)), square_trace**0.25
         if squared == 0 or square_trace == 0:
-            return distance, noise, float(squared == 0)
+            return distance, error, float(squared == 0)
         half = torch.tensor([trace**2 / square_trace, squared * trace / square_trace], dtype=torch.float64) / 2
-        return distance, noise, torch.special.gammaincc(half[0], half[1]).item()
+        return distance, error, torch.special.gammaincc(half[0], half[1]).item()

@@ -142,6 +142,9 @@ def race(
     with tqdm(total=len(named) * num_points, disable=not progress, unit="point") as bar:
         for name, estimator in named.items():
             runner = copy.deepcopy(program)
+            for part in (runner, runner.model, runner.guide):
+                if isinstance(part, nn.Module):
+                    part.train()
             svi = SVI(runner.model, runner.guide, optimizer, estimator, compile=False)
             batches = _endless(train, batch_size, torch.Generator(device).manual_seed(seed))
             points: list[RacePoint] = []
@@ -150,11 +153,9 @@ def race(
                 torch.manual_seed(seed)
                 svi.initialize(*held_out)
                 while True:
-                    _set_training(runner, False)
                     points.append(_point(runner, svi, held_out, elapsed, num_particles, seed))
                     if len(points) > num_points:
                         break
-                    _set_training(runner, True)
                     while (svi.num_steps if seconds is None else elapsed) < length * len(points) / num_points:
                         batch = next(batches)
                         start = time.perf_counter()
@@ -183,9 +184,3 @@ def _point(
             warnings.filterwarnings("ignore", message="log_marginal_likelihood: expected Pareto k-hat")
             result = log_marginal_likelihood(program, *data, num_particles=num_particles, progress=False)
     return RacePoint(svi.num_steps, seconds, elbo, Estimate.of(-result.value, num_particles))
-
-
-def _set_training(program: Program, training: bool) -> None:
-    for part in (program, program.model, program.guide):
-        if isinstance(part, nn.Module):
-            part.train(training)

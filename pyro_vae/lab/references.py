@@ -31,29 +31,29 @@ def named_estimators(subject: str, estimators: Estimators) -> dict[str, pyro.inf
         TypeError: something else among them.
         ValueError: none.
     """
-    if isinstance(estimators, Mapping):
-        pairs = list(estimators.items())
-    else:
-        names = [describe(estimator) for estimator in estimators]
-        seen = [names[:i].count(name) for i, name in enumerate(names)]
-        numbered = [f"{name} #{number + 1}" if number else name for name, number in zip(names, seen, strict=True)]
-        pairs = list(zip(numbered, estimators, strict=True))
-    if not pairs:
+    given = list(estimators.values() if isinstance(estimators, Mapping) else estimators)
+    if not given:
         raise ValueError(f"{subject}: expected at least one estimator; got none. Pass [elbo.ELBO()], say.")
-    for name, estimator in pairs:
+    for estimator in given:
         if not isinstance(estimator, pyro.infer.ELBO):
             raise TypeError(
-                f"{subject}: expected estimator {name!r} a pyro.infer.ELBO; got {estimator!r}. Pass elbo.ELBO() or "
+                f"{subject}: expected estimators of class pyro.infer.ELBO; got {estimator!r}. Pass elbo.ELBO() or "
                 "pyro.infer.Trace_ELBO()."
             )
-    return {name: _copy(estimator) for name, estimator in pairs}
+    if isinstance(estimators, Mapping):
+        names = list(estimators)
+    else:
+        described = list(map(describe, given))
+        counts = [described[:i].count(name) for i, name in enumerate(described)]
+        names = [f"{name} #{n + 1}" if n else name for name, n in zip(described, counts, strict=True)]
+    return {name: _copy(estimator) for name, estimator in zip(names, given, strict=True)}
 
 
 def describe(reference: Any) -> str:
     """What a reference is called in a table."""
     if isinstance(reference, Mapping):
         return "exact gradients"
-    return f"{family(reference)}, K={getattr(reference, 'num_particles', '?')}"
+    return f"{family(reference)}, K={reference.num_particles}"
 
 
 def family(estimator: Any) -> str:
