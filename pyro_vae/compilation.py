@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.cuda_graph import CapturedStep, can_capture
 from pyro_vae.elbo import ELBO, Enumerate, Estimator, RenyiELBO
 from pyro_vae.elbo.tracing import PyroProgram
 from pyro_vae.onednn import use_onednn
@@ -179,6 +180,8 @@ class Graph:
     def __init__(self, step: Step) -> None:
         self.checks = _CHECKS
         self.runs = 0
+        self._inputs = step.inputs
+        self._captured: CapturedStep | None = None
         # Estimators learn the structure of programs at their first run, which is not to be recorded.
         step.rehearse(step)
 
@@ -198,10 +201,20 @@ class Graph:
     def __call__(self, step: Step) -> Result:
         """The result of a step of the same signature."""
         self.runs += 1
+        self._inputs = step.inputs
         with torch.no_grad(), reduced("tf32" if step.precision == "tf32" else "float32", step.inputs[0].device):
             loss, *present = self._run(*step.inputs)
         remaining = iter(present)
         return loss, [next(remaining) if has else None for has in self._has_gradient]
+
+    def advance(self, step: Step, optimizer: torch.optim.Optimizer, update: Callable[[], None]) -> Tensor:
+        """Takes a whole step on a GPU, update included, and returns the loss."""
+        self.runs += 1
+        if self._captured is None or not self._captured.suits(step.inputs):
+            present = [p for p, has in zip(step.parameters, self._has_gradient, strict=True) if has]
+            self._captured = CapturedStep(self._run, step.inputs, self._inputs, present, optimizer, update)
+        self._inputs = step.inputs
+        return self._captured(step.inputs).clone()
 
 
 class Compiler:
@@ -251,10 +264,23 @@ class Compiler:
         parameters: dict[str, Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Tensor | None:
-        """The loss, a scalar, with its gradients left in the parameters; None where the step is to be run eagerly.
+        optimizer: object,
+        update: Callable[[], None],
+    ) -> tuple[Tensor, bool] | None:
+        """A step's loss, a scalar, and whether parameters are updated; else their gradients are left with them.
 
         To be called in the scope that holds the parameters, after a first eager step has made them.
+
+        Args:
+            programs: model and guide.
+            parameters: to differentiate by, by name.
+            args: positional arguments of the step.
+            kwargs: keyword arguments of both programs.
+            optimizer: of the parameters.
+            update: updates the parameters by their gradients.
+
+        Returns:
+            None where the step is to be run eagerly.
         """
         if self._estimator is None or not parameters:
             return None
@@ -281,11 +307,13 @@ class Compiler:
                 self._graphs[step.signature] = None
                 self._give_up(f"{differing} differs from the eager step's on the same random numbers", None)
                 loss, gradients = expected
+        elif isinstance(optimizer, torch.optim.Optimizer) and can_capture(optimizer, step.inputs[0].device):
+            return graph.advance(step, optimizer, update), True
         else:
             loss, gradients = graph(step)
         for parameter, gradient in zip(step.parameters, gradients, strict=True):
             parameter.grad = gradient
-        return loss
+        return loss, False
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import pyro
 import pyro.infer
@@ -190,14 +190,28 @@ class SVI:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
                 left as they were.
         """
+        loss = float(self.advance(*args, **kwargs))
+        if not math.isfinite(loss):
+            self.refuse(loss, *args, **kwargs)
+        return loss
+
+    def advance(self, *args: Any, **kwargs: Any) -> Tensor | float:
+        """Takes a step as :meth:`step` does, but does not wait for a GPU.
+
+        Returns:
+            The loss, as a scalar tensor where the step is a CUDA graph. There a loss that is not finite leaves the
+            parameters as they were, and is the caller's to find.
+        """
         with self.scope():
             try:
                 with self._validation(args, kwargs):
-                    loss = self._loss_and_grads(args, kwargs)
-                self._adopt_new_parameters()
-                if not math.isfinite(loss):
-                    self._refuse(loss, args, kwargs)
-                self._update()
+                    loss, updated = self._loss_and_grads(args, kwargs)
+                if not updated:
+                    self._adopt_new_parameters()
+                    loss = float(loss)
+                    if not math.isfinite(loss):
+                        self._refuse(loss, args, kwargs)
+                    self._update()
             finally:  # also after Ctrl-C: the next step would add to what is left
                 for parameter in self._parameters.values():
                     parameter.grad = None
@@ -210,16 +224,17 @@ class SVI:
             loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
         return _number(loss)
 
-    def _loss_and_grads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    def _loss_and_grads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | float, bool]:
+        """The loss, and whether parameters are updated already."""
         programs = self._programs()
         if self.num_steps:  # the first step is eager: it finds the parameters, and Pyro validates it
             by_identity = {p: name for name, p in self._parameters.items() if p.requires_grad}
             trained = {name: p for p, name in by_identity.items()}
-            loss = self.compiler.run(programs, trained, args, kwargs)
-            if loss is not None:
-                return float(loss)
+            compiled = self.compiler.run(programs, trained, args, kwargs, self.optimizer, self._update)
+            if compiled is not None:
+                return compiled
         with self._reduced(args):
-            return _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
+            return _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs)), False
 
     def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The programs' arguments of a step's."""
@@ -291,8 +306,12 @@ class SVI:
             yield
             self._validated.add(key)
 
-    def _refuse(self, loss: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises the error for a loss that is not finite, after looking for where it comes from."""
+    def refuse(self, loss: float, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises the error for a loss of :meth:`advance` that is not finite, after looking for where it comes from."""
+        with self.scope():
+            self._refuse(loss, args, kwargs)
+
+    def _refuse(self, loss: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
         parameters = [name for name, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
         with torch.no_grad(), pyro.validation_enabled(False):
             args = self._prepared(args)

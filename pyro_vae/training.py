@@ -190,18 +190,22 @@ def fit(
         schedule = None if scheduler is None else scheduler(_torch_optimizer(svi))
         try:
             for epoch in bar:
-                total, start = 0.0, time.perf_counter()
+                total: Any = 0.0  # read from the device once per epoch
+                start = time.perf_counter()
                 _set_training(program, True)
                 for index in train.indices(batch_size, shuffle=True, generator=generator):
                     if warmup_steps and target_beta is not None:
                         svi.loss.beta = target_beta * min(1.0, svi.num_steps / warmup_steps)
-                    step_loss = svi.step(index, *data)
+                    step_loss = svi.advance(index, *data)
                     total += step_loss
                     if on_step is not None:
-                        on_step(svi.num_steps, step_loss / len(index))
+                        on_step(svi.num_steps, float(step_loss) / len(index))
+                total = float(total)
+                if not math.isfinite(total):
+                    svi.refuse(total, index, *data)
                 row = {"epoch": epoch + 1, "loss": total / len(train), "seconds": time.perf_counter() - start}
                 if isinstance(svi.optimizer, torch.optim.Optimizer):
-                    row["lr"] = svi.optimizer.param_groups[0]["lr"]
+                    row["lr"] = float(svi.optimizer.param_groups[0]["lr"])
                 if target_beta is not None:
                     row["beta"] = svi.loss.beta
                 _set_training(program, False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import SVI, VAE, compilation, conditionals, data, elbo, likelihoods, nets, onednn, priors
+from pyro_vae import SVI, VAE, compilation, conditionals, cuda_graph, data, elbo, likelihoods, nets, onednn, priors
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 X = (torch.rand(16, 6, generator=torch.Generator().manual_seed(0)) < 0.5).double()
@@ -388,7 +388,9 @@ def test_pyros_own_example_is_compiled_by_changing_one_import() -> None:
         pyro.clear_param_store()
         torch.manual_seed(0)
         vae = PyroExample().double()
-        svi = make(vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), loss=pyro.infer.Trace_ELBO())
+        svi = make(
+            vae.model, vae.guide, pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3}), loss=pyro.infer.Trace_ELBO()
+        )
         losses.append([svi.step(X) for _ in range(12)])
     assert isinstance(svi, SVI)
     assert svi.compiler.num_graphs == 1
@@ -441,3 +443,109 @@ def test_large_products_go_to_onednn() -> None:
     exact = products(x.double(), weight.double(), bias.double())
     for ours, mkl, expected in zip(graph(x, weight, bias), products(x, weight, bias), exact, strict=True):
         assert (ours - expected).norm() < 1.5 * (mkl - expected).norm()  # rounding errors of the same size
+
+
+# The whole step as a CUDA graph
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the CPU for a GPU, and repeats in Python what a CUDA graph would repeat."""
+
+    def capture(body: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        result = X.new_zeros(())
+
+        def replay() -> None:
+            with torch.no_grad():
+                result.copy_(body())
+
+        return result, replay
+
+    def can_capture(optimizer: object, device: torch.device) -> bool:
+        return isinstance(optimizer, torch.optim.Adam) and device.type == "cpu"
+
+    uncompiled(monkeypatch)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(compilation, "can_capture", can_capture)
+
+
+def test_a_captured_step_is_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batches, beta and learning rate that change, a schedule that writes numbers, clipping and averages."""
+    images = torch.randint(256, (40, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dataset = data.Dataset("bits", images, levels=255, binarization="dynamic")
+    results = []
+    for mode in (False, True):
+        if mode:
+            pretend(monkeypatch)
+        vae, loss = small_vae().float(), elbo.ELBO()
+        svi = SVI(
+            vae.model,
+            vae.guide,
+            partial(ADAM, fused=True),
+            loss,
+            compile=mode,
+            prepare=dataset.gather,
+            max_grad_norm=1.0,
+            ema_decay=0.9,
+        )
+        torch.manual_seed(1)
+        losses = []
+        for step in range(12):
+            loss.beta = step / 12
+            losses.append(svi.step(torch.arange(step, step + 16), images if step < 8 else images.clone()))
+            assert isinstance(svi.optimizer, torch.optim.Adam)
+            rate = svi.optimizer.param_groups[0]["lr"]
+            assert isinstance(rate, Tensor) == (mode and step > 2)  # after the eager step and two that are checked
+            svi.optimizer.param_groups[0]["lr"] = 0.9 * float(rate) if step % 2 else rate
+        with svi.averaged():
+            results.append((weights(vae), losses))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-7)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
+
+
+def test_a_captured_step_leaves_the_parameters_where_the_loss_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    vae, x = small_vae().float(), X.float()
+    svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), elbo.ELBO(), compile=True)
+    for _ in range(5):
+        svi.step(x)
+    before, bad = weights(vae), torch.full_like(x, torch.nan)
+    assert not bool(torch.isfinite(torch.as_tensor(svi.advance(bad))))
+    assert torch.equal(weights(vae), before)
+    with pytest.raises(
+        FloatingPointError, match=r"expected a finite loss at step 7; got nan\. Sites .*'x' of the model"
+    ):
+        svi.step(bad)
+    assert torch.equal(weights(vae), before)
+    assert isinstance(svi.advance(x), Tensor)
+    assert not torch.equal(weights(vae), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [lambda: elbo.ELBO(), lambda: elbo.IWELBO(5, gradient="dreg")])
+def test_a_cuda_graph_trains_as_eager_steps_do(make: Callable[[], pyro.infer.ELBO]) -> None:
+    x, results = X.float().cuda(), []
+    for mode in (False, True):
+        vae = small_vae().float().cuda()
+        svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), make(), compile=mode)
+        torch.manual_seed(1)
+        losses = [float(svi.advance(x)) for _ in range(30)]
+        assert len(set(losses)) == 30  # new random numbers in each
+        results.append((weights(vae), losses))
+    # Inductor's kernels round differently, and a CUDA graph may draw other random numbers than eager steps.
+    assert sum(results[1][1][-10:]) == pytest.approx(sum(results[0][1][-10:]), rel=0.1)
+    assert bool(results[1][0].isfinite().all())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fit_on_cuda_reads_the_loss_once_per_epoch() -> None:
+    vae, x = small_vae().float().cuda(), X.float().cuda()
+    torch.cuda.set_sync_debug_mode("default")
+    svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), elbo.ELBO(), compile=True)
+    for _ in range(5):
+        svi.advance(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [svi.advance(x) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(isinstance(loss, Tensor) and bool(loss.isfinite()) for loss in losses)

@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
     "elbo": set(),
     "onednn": set(),
-    "compilation": {"elbo", "onednn"},
+    "cuda_graph": set(),
+    "compilation": {"elbo", "onednn", "cuda_graph"},
     "optimizers": set(),
     "svi": {"elbo", "compilation", "optimizers"},
     "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
