@@ -11,32 +11,12 @@ import torch
 from oracles import LinearVAE, NormalNormal, SimpleProgram, TwoStates
 from torch import Tensor, nn
 
-from pyro_vae import VAE, conditionals, likelihoods, nets, priors
-from pyro_vae.evaluation import ais, bdmc, simulate
+from pyro_vae.evaluation import ais, simulate
 from pyro_vae.evaluation.hmc import TemperedPosterior
 
 
 def random_oracle(seed: int, data_dim: int = 20, latent_dim: int = 5) -> LinearVAE:
     return replace(LinearVAE.random(data_dim, latent_dim, seed=seed), scale=0.5 + 0.1 * seed)
-
-
-@pytest.mark.slow
-def test_bounds_enclose_log_p_of_random_linear_vaes() -> None:
-    gaps, errors = [], []
-    for seed in range(10):
-        oracle = random_oracle(seed)
-        vae = oracle.vae()
-        simulation = simulate(vae, torch.zeros(200, 20, dtype=torch.float64))
-        result = bdmc(vae, simulation, num_temperatures=333, num_leapfrog_steps=3, progress=False)
-        exact = oracle.log_marginal_likelihood(simulation.x)
-        below, above = exact - result.lower, result.upper - exact
-        assert below.mean() > -3 * below.std() / math.sqrt(200)
-        assert above.mean() > -3 * above.std() / math.sqrt(200)
-        assert (result.acceptance > 0.6).all()
-        gaps.append(result.gap.value)
-        errors.append(below.mean().item())
-    assert sum(gaps) / 10 < 0.1
-    assert abs(sum(errors) / 10) < 0.05
 
 
 @pytest.mark.slow
@@ -142,6 +122,19 @@ def test_a_simulation_replaces_every_argument_that_is_observed() -> None:
     assert list(simulation.latents) == ["z"]
 
 
+def test_the_values_that_a_simulation_replaces_may_be_any() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Gamma(z.exp(), 1.0), obs=x)
+
+    torch.manual_seed(1)
+    simulation = simulate(SimpleProgram(model, model), torch.full((30,), -1.0))
+    assert (simulation.x > 0).all()
+    torch.manual_seed(1)
+    assert torch.equal(simulation.latents["z"], torch.randn(30))  # no other draws were made before
+
+
 def test_an_observed_value_that_is_no_argument_cannot_be_simulated() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -171,14 +164,10 @@ def test_latents_that_are_no_real_vectors_are_refused() -> None:
 
 
 def test_densities_that_change_are_refused() -> None:
-    vae = VAE(
-        prior=priors.StandardNormal(2),
-        likelihood=likelihoods.Normal(nets.MLP(2, [8]), 4, scale=1.0),
-        posterior=conditionals.DiagonalNormal(nets.MLP(4, [8]), 2),
-    )
-    body = vae.likelihood.body
-    assert isinstance(body, nets.MLP)
-    body.layers.append(nn.Dropout(0.5))
-    with pytest.raises(ValueError, match=r"expected densities that are functions of the latents.*eval\(\)"):
-        ais(vae.train(), torch.zeros(3, 4), progress=False)
-    assert len(ais(vae.eval(), torch.zeros(3, 4), num_temperatures=3, progress=False).value) == 3
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(nn.functional.dropout(z), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"expected densities that are functions of the latents.*out of the model\."):
+        ais(SimpleProgram(model, model), torch.zeros(3), progress=False)

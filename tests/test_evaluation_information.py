@@ -11,7 +11,7 @@ import torch
 from oracles import LinearVAE, SimpleProgram
 from torch import Tensor
 
-from pyro_vae import VAE
+from pyro_vae import VAE, ConditionalVAE, conditionals, likelihoods, nets, priors
 from pyro_vae.evaluation import (
     RateDistortionCurve,
     elbo_surgery,
@@ -41,7 +41,7 @@ def test_mutual_information_and_marginal_kl_are_those_of_the_closed_form() -> No
 
 def test_the_parts_add_up() -> None:
     vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(50)
-    surgery = elbo_surgery(vae, x, num_particles=3, memory=2**14)
+    surgery = elbo_surgery(vae, x, num_particles=3, memory=2**15)
     assert surgery.rate.value == pytest.approx(surgery.mutual_information.value + surgery.marginal_kl.value)
     assert surgery.elbo.value == pytest.approx(surgery.expected_log_likelihood.value - surgery.rate.value)
     assert surgery.elbo.value == pytest.approx(ORACLE.log_marginal_likelihood(x).mean().item())  # no noise: exact guide
@@ -80,6 +80,34 @@ def test_several_latents_that_depend_on_one_another() -> None:
     information = elbo_surgery(SimpleProgram(model, guide), x).mutual_information
     truth = math.log(1 + 1 / 0.7**2) / 2
     assert abs(information.value - truth) < 5 * information.standard_error
+
+
+def conditional(prior: priors.Prior | conditionals.Conditional) -> ConditionalVAE:
+    return ConditionalVAE(
+        prior=prior,
+        likelihood=likelihoods.Normal(nets.MLP(2, [4], context_shapes=[3]), 5, scale=1.0),
+        posterior=conditionals.DiagonalNormal(nets.MLP(5, [4], context_shapes=[3]), 2),
+    )
+
+
+def test_a_context_that_the_prior_sees_leaves_no_marginal_kl() -> None:
+    x, context = torch.randn(8, 5), torch.randn(8, 3)
+    surgery = elbo_surgery(conditional(priors.StandardNormal(2)), x, context, num_particles=2)
+    assert surgery.rate.value == pytest.approx(surgery.mutual_information.value + surgery.marginal_kl.value, abs=1e-5)
+    vae = conditional(conditionals.DiagonalNormal(nets.MLP(3, [4]), 2))
+    with pytest.raises(ValueError, match=r"expected a prior that is the same for all data; got one that depends on"):
+        elbo_surgery(vae, x, context)
+
+
+def test_the_comparison_keeps_to_its_budget_and_does_not_depend_on_it() -> None:
+    vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(50)
+    surgeries = []
+    for memory in (2**15, 2**22):
+        torch.manual_seed(1)
+        surgeries.append(elbo_surgery(vae, x, num_particles=4, memory=memory))
+    assert surgeries[0].mutual_information.value == pytest.approx(surgeries[1].mutual_information.value, abs=1e-12)
+    with pytest.raises(ValueError, match=r"expected memory to compare one draw with all data, [\d,]+ bytes; got 1,000"):
+        elbo_surgery(vae, x, memory=1000)
 
 
 @pytest.mark.parametrize(("num_data", "num_particles"), [(1, 1), (3, 0)])

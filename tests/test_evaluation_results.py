@@ -58,7 +58,7 @@ def test_a_result_turns_into_json_that_any_reader_takes() -> None:
         "total": total,
         "by_site": {"z": by_site},
         "by_site, z": by_site,
-        "values": [1.0, None],
+        "values": [1.0, "inf"],
         "num_data": 2,
     }
 

@@ -126,3 +126,9 @@ def test_a_figure_says_how_it_was_made() -> None:
 def test_too_few_data_are_refused() -> None:
     with pytest.raises(ValueError, match="expected at least 2 data and 1 particle; got 1 and 1"):
         active_units(SimpleNamespace(model=two_layers, guide=two_layers), torch.zeros(1, 2))
+
+
+def test_another_plate_is_refused() -> None:
+    vae, x = ORACLE.vae(), ORACLE.draw(3)
+    with pytest.raises(ValueError, match="Site 'z': expected to be inside the plate 'rows'"):
+        active_units(vae, x, plate="rows")

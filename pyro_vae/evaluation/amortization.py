@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from pyro_vae.elbo import ELBO
 from pyro_vae.elbo.log_weights import log_weights
 from pyro_vae.elbo.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.recording import random_state
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.evaluation.runs import Pair
@@ -61,6 +62,7 @@ class AmortizationGap(Result):
         }
 
 
+@in_evaluation_mode
 def amortization_gap(
     program: Pair,
     x: Tensor,

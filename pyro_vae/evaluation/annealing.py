@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.evaluation.hmc import TemperedPosterior
 from pyro_vae.evaluation.importance import log_mean
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.evaluation.runs import Pair
 from pyro_vae.evaluation.simulation import Simulation
@@ -112,6 +113,7 @@ class BidirectionalMonteCarlo(Result):
         }
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def ais(
     program: Pair,
@@ -152,6 +154,7 @@ def ais(
     )
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def bdmc(
     program: Pair,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_vae.elbo.terms import terms_of
 from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result, rounded, table
 from pyro_vae.evaluation.runs import Pair
 
@@ -72,6 +73,7 @@ class RateDistortionCurve(Result):
         return table(header, rows) + "\nin nats per datum"
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def rate_distortion(
     program: Pair,

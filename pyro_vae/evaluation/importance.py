@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.bits import bits_per_dim
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.evaluation.runs import Batch, Pair, reduce_runs
@@ -31,9 +32,10 @@ class LogMarginalLikelihood(Result):
     Attributes:
         value: log of the average weight, in nats.
         standard_error: of ``value`` through the noise of the draws, by the delta method: the standard error of the
-            average weight over the average weight.
-        effective_sample_size: :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K.
-        pareto_k: k-hat; above 0.7 value and standard error are not to be trusted.
+            average weight over the average weight. NaN for a single draw.
+        effective_sample_size: :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K; 0 where all weights are 0.
+        pareto_k: k-hat; above 0.7 value and standard error are not to be trusted. It is -inf for equal weights, inf
+            where a few outweigh all others, and NaN for fewer than 25 draws, which show no tail.
         num_particles: K.
         unit: of ``value`` and ``standard_error``.
     """
@@ -64,10 +66,16 @@ class LogMarginalLikelihood(Result):
         return {
             "log_marginal_likelihood": self.mean,
             "effective_sample_size": Estimate.of(relative, self.num_particles, "of K"),
-            "unreliable": Estimate.of((self.pareto_k > RELIABLE).to(relative), self.num_particles, "of N"),
+            # NaN, which k-hat is of fewer than 25 draws, is neither reliable nor unreliable.
+            "unreliable": Estimate.of(
+                torch.where(self.pareto_k.isnan(), self.pareto_k, (self.pareto_k > RELIABLE).to(relative)),
+                self.num_particles,
+                "of N",
+            ),
         }
 
 
+@in_evaluation_mode
 def log_marginal_likelihood(
     program: Pair,
     x: Tensor,
@@ -94,7 +102,8 @@ def log_marginal_likelihood(
         UserWarning: k-hat is above 0.7, naming the data.
 
     Raises:
-        ValueError: a site outside the plate, a number below 1, a budget for not even one draw.
+        ValueError: a site outside the plate, a number below 1, a budget for not even one draw; data that the model
+            cannot have made, or NaN densities.
 
     References:
         Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
@@ -130,6 +139,7 @@ def log_marginal_likelihood(
     return result
 
 
+@in_evaluation_mode
 def posterior_samples(
     program: Pair,
     x: Tensor,
@@ -219,7 +229,9 @@ class _Resampled:
         log_weights = batch.log_weights
         share = log_weights.logsumexp(0)
         self._sum = torch.logaddexp(self._sum.to(share), share)
-        chosen = torch.multinomial(log_weights.softmax(0).T, self._num_samples, replacement=True).T  # (S, N)
+        # Where all weights are 0, any draw will do until there is a better one.
+        weights = torch.where(share == -math.inf, torch.ones_like(log_weights), log_weights.softmax(0))
+        chosen = torch.multinomial(weights.T, self._num_samples, replacement=True).T  # (S, N)
         # A draw of this part takes an earlier one's place with the probability that is this part's share of all.
         replaces = torch.rand(chosen.shape, device=share.device) < (share - self._sum).exp()
         data = torch.arange(chosen.shape[1], device=chosen.device)
@@ -242,7 +254,7 @@ def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tenso
         log_sum_of_squares: log of the sum of their squares.
         k: their number.
     """
-    ess = (2 * log_sum - log_sum_of_squares).exp()
+    ess = torch.where(log_sum == -math.inf, 0.0, (2 * log_sum - log_sum_of_squares).exp())
     # Var(mean w) / mean(w)^2 with the unbiased variance; rounding may take that of equal weights below 0.
     relative_variance = (1 / ess - 1 / k).clamp(min=0) * k / (k - 1) if k > 1 else torch.full_like(ess, math.nan)
     return log_sum - math.log(k), relative_variance.sqrt(), ess
@@ -256,5 +268,5 @@ def _warn(result: LogMarginalLikelihood) -> None:
             f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
             f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "
             "small. Draw more particles, widen the guide, or use ais.",
-            stacklevel=3,
+            stacklevel=4,
         )

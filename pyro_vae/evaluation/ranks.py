@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import by_draw, for_each_draw
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.evaluation.runs import Pair, guide_run
 from pyro_vae.evaluation.simulation import Simulation
 
 _NUM_DRAWS = 99  # so that a latent has 100 ranks
@@ -54,6 +54,7 @@ class Calibration(Result):
         return f"{super().__str__()}\np-value of uniform ranks, over all units: {self.p_value:.2g}"
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def calibration(program: Pair, simulation: Simulation, *, plate: str = "data") -> Calibration:
     """Ranks the latents of simulated data among 99 draws of the guide.
@@ -71,14 +72,10 @@ def calibration(program: Pair, simulation: Simulation, *, plate: str = "data") -
             f"calibration: expected at least {5 * _NUM_BINS} data, five for each bin; got {len(simulation.x)}. "
             "Simulate more."
         )
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, simulation.args, {})
-        run = trace_programs(
-            program.model, program.guide, simulation.args, {}, num_particles=_NUM_DRAWS, structure=structure
-        )
+    run = guide_run(program.guide, simulation.args, _NUM_DRAWS)
     ranks, p_values = {}, {}
-    for name, site, guide_site in run.latents():
-        if site is None:
+    for name, _, guide_site in run.latents():
+        if name not in simulation.latents:
             continue  # no latent of the model
         draws = by_draw(guide_site, guide_site["value"], run, plate)
         truth = by_draw(guide_site, for_each_draw(guide_site, simulation.latents[name]), run, plate)

@@ -54,7 +54,7 @@ class Result:
         return dict(_estimates(self))
 
     def to_json(self) -> str:
-        """All fields; tensors as nested lists, numbers that are not finite as null."""
+        """All fields; tensors as nested lists, NaN as null, infinities as "inf" and "-inf"."""
         return json.dumps(plain(self) | {name: plain(value) for name, value in self.estimates().items()})
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else None if math.isnan(value) else str(value)
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

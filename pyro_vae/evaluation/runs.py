@@ -14,13 +14,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae.elbo.log_weights import log_densities
-from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
+from pyro_vae.elbo.tracing import Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import by_draw
 from pyro_vae.evaluation.memory import peak_memory
 from pyro_vae.evaluation.recording import Recorded, random_state, recorded
 
 DEFAULT_MEMORY = 2**23
 """Bytes that a run takes on a CPU unless told: little enough for its caches, and for the system's allocator."""
+
+_DEFAULT_MEMORY_OF_DEVICES = 2**30
 
 _WORTH_RECORDING = 100
 """Runs of one shape from which on it saves time to record one and check it."""
@@ -49,6 +51,18 @@ class Batch:
 
     log_weights: Tensor
     latents: dict[str, Tensor]
+
+
+def guide_run(guide: Callable[..., Any], args: tuple[Tensor, ...], num_particles: int) -> Traces:
+    """Draws of the guide for all data at once, which as its own model spares the work of the program's."""
+    with unchanged_param_store():
+        structure = inspect(guide, guide, args, {})
+        return trace_programs(guide, guide, args, {}, num_particles=num_particles, structure=structure)
+
+
+def default_memory(x: Tensor) -> int:
+    """Bytes that a run on these data takes unless told."""
+    return DEFAULT_MEMORY if x.device.type == "cpu" else _DEFAULT_MEMORY_OF_DEVICES
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -99,7 +113,8 @@ def reduce_runs(
         What a reducer keeps of each batch of data, in order.
 
     Raises:
-        ValueError: a number below 1; not even one particle fits the budget; a guide that takes other data than N.
+        ValueError: a number below 1; not even one particle fits the budget; a guide that takes other data than N; data
+            that the model cannot have made, or NaN densities.
     """
     for name, value in (("num_particles", num_particles), ("batch_size", batch_size), ("memory", memory)):
         if value is not None and value < 1:
@@ -107,6 +122,14 @@ def reduce_runs(
     if not len(args[0]):
         raise ValueError(f"{subject}: expected at least one datum; got none. Pass data.")
     n = len(args[0])
+    if any(len(a) != n for a in args):
+        raise ValueError(
+            f"{subject}: expected x and context of one length; got {[len(a) for a in args]}. Give a row for each datum."
+        )
+    check_data = getattr(program, "check_data", None)
+    if check_data is not None and is_validation_enabled():
+        check_data(*args)  # which says what to do, where Pyro's checks do not
+    batch_size = None if batch_size is None else min(batch_size, n)
     trial = batch_size or min(2, n)
     try:
         with unchanged_param_store(), random_state(args):
@@ -119,7 +142,7 @@ def reduce_runs(
             f"{subject}: expected a guide for any part of the data; got one for another number of data than the "
             f"{trial} of a trial run ({error}). Pass batch_size={n} where its parameters belong to the data."
         ) from error
-    memory = (DEFAULT_MEMORY if args[0].device.type == "cpu" else 2**30) if memory is None else memory
+    memory = default_memory(args[0]) if memory is None else memory
     per_datum += reserve
     least = (batch_size or 1) * (per_datum + per_draw)
     if least > memory:
@@ -127,10 +150,12 @@ def reduce_runs(
             f"{subject}: expected memory for one draw at a time, {least:,} bytes; got {memory:,}. Allow more "
             "memory, or pass fewer data at once."
         )
+    given = batch_size
     if batch_size is None:
         batch_size = max(1, min(n, memory // (per_datum + num_particles * per_draw)))
     particles = max(1, (memory // batch_size - per_datum) // per_draw)
     particles = min(particles, num_particles)
+    runs.check(subject, args, given or max(1, memory // (per_datum + per_draw)))
     batches = list(zip(*(a.split(batch_size) for a in args), strict=True))
     full = [batch for batch in batches if len(batch[0]) == batch_size]
     if len(full) * (num_particles // particles) >= _WORTH_RECORDING:
@@ -162,25 +187,40 @@ class _Runs:
         self._structure = inspect(program.model, program.guide, trial, {})
         self._names: list[str] = []
         self._fast: dict[tuple[int, int], Recorded] = {}
-        self._checked = False
 
     def cost(self, reducer: Callable[[], Reducer[object]]) -> tuple[int, int]:
-        """Bytes per datum and per draw that a run takes; Pyro validates the program on the way.
+        """Bytes per datum and per draw that a run takes, with Pyro's validation.
 
         A run takes memory in proportion to its data and to data times particles. Two small runs tell them apart.
         """
 
         def cost(particles: int) -> int:
-            return peak_memory(lambda: reducer().add(self.of(self._trial)(particles)))
+            return peak_memory(lambda: reducer().add(self._batch(self._draw(particles, *self._trial))))
 
         few, more, n = cost(2), cost(4), len(self._trial[0])
-        self._checked = True
         per_draw = max(1, -(-(more - few) // (2 * n)))
         return max(0, -(-few // n) - 2 * per_draw), per_draw
 
+    def check(self, subject: str, args: tuple[Tensor, ...], batch_size: int) -> None:
+        """Runs all data once, with Pyro's validation, which later runs do without: it costs as much as a small network.
+
+        Random generators are left as they were.
+        """
+        bad: list[int] = []
+        with unchanged_param_store(), random_state(args):
+            for number, batch in enumerate(zip(*(a.split(batch_size) for a in args), strict=True)):
+                wrong = self._draw(1, *batch)[0].isnan().any(0)
+                bad += (torch.nonzero(wrong).flatten() + number * batch_size).tolist()
+        if bad:
+            listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+            raise ValueError(
+                f"{subject}: expected densities that are numbers; got NaN for {len(bad)} of {len(args[0])} data: "
+                f"{listed}. Look for NaN among these data and in the parameters."
+            )
+
     def record(self, particles: int, batches: Sequence[tuple[Tensor, ...]], memory: int) -> None:
         """Makes the runs of this many particles, on data of the shape of these, faster if that can be."""
-        with unchanged_param_store(), pyro.validation_enabled(False):
+        with unchanged_param_store(), pyro.validation_enabled(False), random_state(self._trial):
             fast = recorded(partial(self._draw, particles), batches)
             if fast is not None and peak_memory(lambda: fast.start(*batches[0])()) <= memory:
                 self._fast[particles, len(batches[0][0])] = fast
@@ -191,13 +231,14 @@ class _Runs:
 
         def run(particles: int) -> Batch:
             draw = fast.get(particles, partial(self._draw, particles, *args))
-            # Pyro's checks, made on the trial runs, cost as much as a small network.
-            validate = is_validation_enabled() and not self._checked
-            with unchanged_param_store(), pyro.validation_enabled(validate):
-                log_weights, *values = draw()
-            return Batch(log_weights, dict(zip(self._names, values, strict=True)))
+            with unchanged_param_store(), pyro.validation_enabled(False):
+                return self._batch(draw())
 
         return run
+
+    def _batch(self, drawn: list[Tensor]) -> Batch:
+        log_weights, *values = drawn
+        return Batch(log_weights, dict(zip(self._names, values, strict=True)))
 
     def _draw(self, particles: int, *args: Tensor) -> list[Tensor]:
         """Log-weights and, where they are kept, the draws in the order of ``_names``."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.elbo.tracing import unchanged_param_store
+from pyro_vae.evaluation.modes import in_evaluation_mode
+from pyro_vae.evaluation.recording import random_state
 from pyro_vae.evaluation.runs import Pair
 
 
@@ -35,6 +38,7 @@ class Simulation:
         return (self.x, *self.context)
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def simulate(program: Pair, x: Tensor, *context: Tensor) -> Simulation:
     """Draws latents from the prior and data from the likelihood.
@@ -59,8 +63,10 @@ def simulate(program: Pair, x: Tensor, *context: Tensor) -> Simulation:
         (torch.Size([3, 4]), torch.Size([3, 2]))
     """
     args = [x, *context]
-    with unchanged_param_store():
-        given = poutine.trace(program.model).get_trace(*args)
+    # Unchecked, since the values that are given here need not be such as the model could have made.
+    with unchanged_param_store(), pyro.validation_enabled(False):
+        with random_state(args):
+            given = poutine.trace(program.model).get_trace(*args)
         drawn: Any = poutine.trace(poutine.uncondition(program.model)).get_trace(*args).nodes
     for name in given.observation_nodes:
         position = next((i for i, arg in enumerate((x, *context)) if arg is given.nodes[name]["value"]), None)

@@ -16,20 +16,24 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae.elbo.log_weights import log_densities
-from pyro_vae.elbo.tracing import Structure, inspect, trace_programs, unchanged_param_store
+from pyro_vae.elbo.tracing import Structure, Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import by_draw, to_site
 from pyro_vae.evaluation.memory import peak_memory
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import DEFAULT_MEMORY, Pair
+from pyro_vae.evaluation.runs import Pair, default_memory
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class ElboSurgery(Result):
     mutual_information_bound: Estimate
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def elbo_surgery(
     program: Pair,
@@ -77,7 +82,8 @@ def elbo_surgery(
         plate: name of the plate over the data.
 
     Raises:
-        ValueError: fewer than 2 data, a number below 1, a site outside the plate.
+        ValueError: fewer than 2 data, a number below 1, a site outside the plate; a prior that depends on the context;
+            a budget for not even one draw.
     """
     if len(x) < 2 or num_particles < 1:
         raise ValueError(
@@ -88,16 +94,14 @@ def elbo_surgery(
         structure = inspect(program.model, program.guide, args, {})
         run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
     densities = log_densities(run, plate)
+    if context:
+        _check_prior(program, args, run, structure, densities.prior, plate)
     draws = {name: by_draw(site, site["value"], run, plate).flatten(0, 1) for name, _, site in run.latents()}
     with unchanged_param_store(), pyro.validation_enabled(False):
-        pairs = _log_density_of_pairs(program, args, draws, structure, memory or DEFAULT_MEMORY, plate)
-    n = len(x)
-    own = torch.arange(n, device=pairs.device).repeat(num_particles)
-    others = pairs.scatter(1, own[:, None], -math.inf).logsumexp(1) - math.log(n - 1)
-    aggregate = pairs.logsumexp(1) - math.log(n)
+        aggregate, others = _compared(program.guide, args, draws, memory, plate)
 
     def estimate(values: Tensor) -> Estimate:
-        return Estimate.of(values.reshape(num_particles, n).mean(0), num_particles)
+        return Estimate.of(values.reshape(num_particles, len(x)).mean(0), num_particles)
 
     return ElboSurgery(
         elbo=estimate(densities.log_weights),
@@ -109,25 +113,58 @@ def elbo_surgery(
     )
 
 
-def _log_density_of_pairs(
-    program: Pair,
-    args: tuple[Tensor, ...],
-    draws: dict[str, Tensor],
-    structure: Structure,
-    memory: int,
-    plate: str,
-) -> Tensor:
-    """Log q(z_s|x_n) for S draws, (S, ...) each, and N data: (S, N)."""
+def _check_prior(
+    program: Pair, args: tuple[Tensor, ...], run: Traces, structure: Structure, prior: Tensor, plate: str
+) -> None:
+    """Refuses a prior that depends on the context: the same draws have other densities with another datum's."""
+    others = tuple(a.roll(1, 0) for a in args)
+    with unchanged_param_store():
+        moved = trace_programs(
+            program.model,
+            program.guide,
+            others,
+            {},
+            num_particles=run.num_particles,
+            structure=structure,
+            subsamples=run.guide,  # all of its draws
+        )
+    if not torch.allclose(log_densities(moved, plate).prior, prior, rtol=1e-4):
+        raise ValueError(
+            "elbo_surgery: expected a prior that is the same for all data; got one that depends on the context, so "
+            "that no KL(q(z) || p(z)) exists. Use rate_distortion."
+        )
+
+
+def _compared(
+    guide: Callable[..., Any], args: tuple[Tensor, ...], draws: dict[str, Tensor], memory: int | None, plate: str
+) -> tuple[Tensor, Tensor]:
+    """Log of the average over N data of q(z_s|x_n), for S draws, (S, ...) each; and without the draw's own: (S,)."""
+    structure = inspect(guide, guide, args, {})
+    n, total = len(args[0]), len(next(iter(draws.values())))
+
+    @functools.cache
+    def run_of(size: int) -> Traces:
+        return trace_programs(guide, guide, args, {}, num_particles=size, structure=structure)
 
     def of(rows: Tensor) -> Tensor:
-        run = trace_programs(program.model, program.guide, args, {}, num_particles=len(rows), structure=structure)
+        run = run_of(len(rows))
         trace = run.guide.copy()
         for name, _, site in run.latents():
             trace.nodes[name] = site | {"value": to_site(site, draws[name][rows].unsqueeze(1), run, plate)}
-        return log_densities(replace(run, guide=run.replay("guide", trace)), plate).guide
+        pairs = log_densities(replace(run, guide=run.replay("guide", trace)), plate).guide
+        others = pairs.scatter(1, (rows % n).unsqueeze(1), -math.inf)
+        return torch.stack([pairs.logsumexp(1) - math.log(n), others.logsumexp(1) - math.log(n - 1)])
 
-    total = len(next(iter(draws.values())))
     index = torch.arange(total, device=args[0].device)
     few, more = (peak_memory(partial(of, index[:1].repeat(k))) for k in (2, 4))
-    size = max(1, (memory - few) // max(1, (more - few) // 2))
-    return torch.cat([of(rows) for rows in index.split(size)])
+    per_draw = max(1, (more - few) // 2)
+    least = few - per_draw
+    if memory is not None and memory < least:
+        raise ValueError(
+            f"elbo_surgery: expected memory to compare one draw with all data, {least:,} bytes; got {memory:,}. Allow "
+            "more memory, or pass fewer data."
+        )
+    room = default_memory(args[0]) if memory is None else memory
+    run_of.cache_clear()
+    aggregate, others = torch.cat([of(rows) for rows in index.split(max(1, 1 + (room - least) // per_draw))], 1)
+    return aggregate, others

@@ -8,12 +8,14 @@ from torch import Tensor
 from pyro_vae.elbo import Terms
 from pyro_vae.elbo.terms import terms_of
 from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
-from pyro_vae.program import Program
+from pyro_vae.evaluation.modes import in_evaluation_mode
+from pyro_vae.evaluation.runs import Pair
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def elbo_terms(
-    program: Program,
+    program: Pair,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 1,

@@ -18,10 +18,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.elbo.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
+from pyro_vae.elbo.tracing import Site, Traces
 from pyro_vae.evaluation.layout import by_draw
+from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Result, table
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.evaluation.runs import Pair, guide_run
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class CutProgram:
     guide: Callable[..., Any]
 
 
+@in_evaluation_mode
 @torch.no_grad()
 def active_units(
     program: Pair,
@@ -112,9 +114,7 @@ def active_units(
             f"active_units: expected at least 2 data and 1 particle; got {len(x)} and {num_particles}. Pass more."
         )
     args = (x, *context)
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, args, {})
-        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    run = guide_run(program.guide, args, num_particles)
     variance, error, mean, how = {}, {}, {}, {}
     for name, _, site in run.latents():
         means, how[name] = _means(name, site, run, plate)
