@@ -1,0 +1,337 @@
+"""Compiled training is eager training: every estimator on every kind of program, losses and gradients of each step.
+
+Most tests run a graph as it was recorded, in which any difference between recording and running shows; the slow ones
+compile it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pytest
+import torch
+from bounds import BOUNDS
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import constraints
+
+from pyro_vae import (
+    SVI,
+    VAE,
+    HierarchicalVAE,
+    SemiSupervisedVAE,
+    compilation,
+    conditionals,
+    elbo,
+    likelihoods,
+    nets,
+    priors,
+)
+
+Programs = tuple[Any, Any]  # model and guide
+Gradients = list[Tensor | None]
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+"""Relative: of the loss, and of the largest entry of a parameter's gradient."""
+
+X = (torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+LABELS = torch.tensor([0, -1, 2, -1, 1])
+
+GRADIENTS = ("pathwise", "stl", "dreg", "score", "vimco")
+ESTIMATORS: dict[str, Callable[[], pyro.infer.ELBO]] = {
+    f"{name}, {gradient}": partial(make, 4, gradient)
+    for (name, make), gradient in product(BOUNDS.items(), GRADIENTS)
+    if (name, gradient) != ("VRMax", "dreg")
+}
+ESTIMATORS |= {
+    "ELBO, one draw": elbo.ELBO,
+    "ELBO, analytic KL": lambda: elbo.ELBO(4, beta=0.5, analytic_kl=True),
+    "ELBO, free bits": lambda: elbo.ELBO(4, analytic_kl=True, free_bits=0.3),
+    "IWELBO, leave one out": lambda: elbo.IWELBO(4, elbo.Score("leave_one_out")),
+    "ELBO, running mean": lambda: elbo.ELBO(4, gradient=elbo.Score("running_mean")),
+    "IWELBO, learned baseline": lambda: elbo.IWELBO(4, elbo.Score(Baseline())),
+    "IWELBO, VIMCO arithmetic": lambda: elbo.IWELBO(4, elbo.VIMCO("arithmetic")),
+    "IWELBO, OVIS 0": lambda: elbo.IWELBO(4, elbo.OVIS(0.0)),
+    "IWELBO, OVIS 1": lambda: elbo.IWELBO(4, elbo.OVIS(1.0)),
+    "IWELBO, looped": lambda: elbo.IWELBO(2, "dreg", vectorize=False),
+    "PIWELBO": lambda: elbo.PIWELBO(2, 2),
+    "TVO, covariance": lambda: elbo.ThermodynamicELBO(4, 3, gradient="covariance"),
+    "wake": lambda: elbo.ReweightedWakeSleep(4),
+    "wake and sleep": lambda: elbo.ReweightedWakeSleep(2, insomnia=0.5),
+    "pyro, Trace": pyro.infer.Trace_ELBO,
+    "pyro, Trace, vectorised": lambda: pyro.infer.Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1),
+    "pyro, TraceMeanField": lambda: pyro.infer.TraceMeanField_ELBO(2),
+    "pyro, Renyi": lambda: pyro.infer.RenyiELBO(0.5, 4, vectorize_particles=True, max_plate_nesting=1),
+    "pyro, Renyi, looped": lambda: pyro.infer.RenyiELBO(0.0, 2),
+}
+
+
+class Baseline(nn.Module):
+    """A regression of the score's signal on x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.linear.weight.to(x), self.linear.bias.to(x)).squeeze(-1)
+
+
+def vae(
+    prior: priors.Prior | None = None, posterior: Callable[..., conditionals.Conditional] = conditionals.DiagonalNormal
+) -> Programs:
+    likelihood = likelihoods.Bernoulli(nets.MLP(2, [3]), 4)
+    whole = VAE(prior or priors.StandardNormal(2), likelihood, posterior(nets.MLP(4, [3]), 2))
+    return whole.model, whole.guide
+
+
+def hierarchy(inference: Any) -> Programs:
+    whole = HierarchicalVAE(
+        priors.StandardNormal(2),
+        [conditionals.DiagonalNormal(nets.MLP(2, [3]), 3)],
+        likelihoods.Bernoulli(nets.MLP(3, [3]), 4),
+        [conditionals.DiagonalNormal(nets.MLP(4, [3]), 3), conditionals.DiagonalNormal(nets.MLP(3, [3]), 2)],
+        inference=inference,
+    )
+    return whole.model, whole.guide
+
+
+def semi_supervised() -> Programs:
+    whole = SemiSupervisedVAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(nets.MLP(2, [3], context_shapes=[3]), 4),
+        conditionals.DiagonalNormal(nets.MLP(4, [3], context_shapes=[3]), 2),
+        conditionals.OneHotCategorical(nets.MLP(4, [3]), 3),
+        classification_weight=2.0,
+    )
+    return whole.model, whole.guide
+
+
+class Mixture(PyroModule):
+    """x ~ Normal(W z, 1), z ~ Normal(loc[c], 1), c ~ Categorical: c is summed out of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits, self.loc = nn.Parameter(torch.tensor([0.3, 0.0, -0.2])), nn.Parameter(torch.randn(3, 2))
+        self.linear = nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(self.loc[c], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.linear(z), 1.0).to_event(1), obs=x)
+
+
+def mixture() -> Programs:
+    _, guide = vae()
+    return Mixture(), guide
+
+
+def functions() -> Programs:
+    def model(x: Tensor) -> None:
+        weight = pyro.param("weight", lambda: x.new_tensor([[0.5, -0.3, 0.2, 0.1], [0.1, 0.4, -0.2, 0.3]]))
+        noise = pyro.param("noise", lambda: x.new_tensor(0.8), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        weight = pyro.param("amortised", lambda: x.new_tensor([[0.5, -0.3], [0.2, 0.1], [0.1, 0.4], [-0.2, 0.3]]))
+        scale = pyro.param("scale", lambda: x.new_tensor([0.6, 0.9]), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight, scale).to_event(1))
+
+    return model, guide
+
+
+def autoguide() -> Programs:
+    model, _ = vae()
+    return model, AutoNormal(model)
+
+
+PROGRAMS: dict[str, Callable[[], Programs]] = {
+    "VAE": vae,
+    "VampPrior": lambda: vae(priors.VampPrior(X[:3].float())),
+    "IAF": lambda: vae(
+        posterior=partial(conditionals.InverseAutoregressiveFlow, num_layers=2, hidden=[4], context_dim=2)
+    ),
+    "bottom-up": lambda: hierarchy("bottom-up"),
+    "top-down": lambda: hierarchy("top-down"),
+    "bits": lambda: vae(priors.Bernoulli(2), conditionals.Bernoulli),
+    "classes": semi_supervised,
+    "summed class": mixture,
+    "functions": functions,
+    "autoguide": autoguide,
+}
+
+
+def build(program: str, dtype: torch.dtype) -> tuple[Programs, tuple[Tensor, ...]]:
+    """Model, guide and their arguments; the same weights each time."""
+    torch.manual_seed(0)
+    programs = PROGRAMS[program]()
+    for part in programs:
+        if isinstance(part, nn.Module):
+            part.to(dtype)
+    return programs, (X.to(dtype), LABELS) if program == "classes" else (X.to(dtype),)
+
+
+class Training:
+    """Some steps of stochastic gradient descent, whose losses and gradients are kept."""
+
+    def __init__(self, program: str, estimator: str, dtype: torch.dtype, mode: compilation.Compile) -> None:
+        (model, guide), self.args = build(program, dtype)
+        self.losses: list[float] = []
+        self.gradients: list[Gradients] = []
+        self.svi = SVI(model, guide, self.descent, ESTIMATORS[estimator](), compile=mode)
+        torch.manual_seed(1)
+
+    def descent(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self.gradient()))
+        return optimizer
+
+    def gradient(self) -> Gradients:
+        return [None if p.grad is None else p.grad.clone() for p in self.svi.named_parameters().values()]
+
+    def run(self, steps: int = 4) -> Training:
+        self.losses += [self.svi.step(*self.args) for _ in range(steps)]
+        return self
+
+
+def deviation(one: Training, other: Training) -> float:
+    """The largest difference of a loss or a gradient at any step, relative to it."""
+    assert len(one.gradients) == len(other.gradients) == len(one.losses) == len(other.losses)
+    worst = max(abs(a - b) / abs(b) for a, b in zip(one.losses, other.losses, strict=True))
+    for mine, its in zip(one.gradients, other.gradients, strict=True):
+        for a, b in zip(mine, its, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None and not torch.equal(a, b):
+                worst = max(worst, float((a - b).abs().max() / b.abs().max()))
+    return worst
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs run as they were recorded."""
+    monkeypatch.setattr(compilation, "compile_graph", lambda graph, inputs: graph)
+    with tracing(TracingContext(FakeTensorMode())):  # without one, recording makes one for every operation
+        yield
+
+
+# What there is to compare, and what is refused
+
+
+DISCRETE = ("bits", "classes")
+SUMMED = ("pyro, Trace", "pyro, Trace, vectorised", "pyro, Renyi", "pyro, Renyi, looped")
+NOT_REPARAMETERISED = "expected a reparameterised guide at site"
+NO_CLOSED_FORM = "expected a closed form at site"
+OTHER_ORDER = "expected the guide to draw its latents in the model's order"
+
+
+def refusal(program: str, estimator: str) -> str:
+    """The error that an eager step raises; empty where it raises none."""
+    if estimator == "pyro, TraceMeanField":
+        return {"summed class": "c"}.get(program, "must be fully reparameterized" if program in DISCRETE else "")
+    needs = (", pathwise", ", stl", ", dreg", ", looped", "PIWELBO", "one draw", "analytic KL", "free bits")
+    if program in DISCRETE and estimator.endswith(needs) and not estimator.startswith("pyro"):
+        return NOT_REPARAMETERISED
+    if estimator in ("ELBO, analytic KL", "ELBO, free bits"):
+        without = ("VampPrior", "IAF", "summed class", "autoguide")
+        return OTHER_ORDER if program == "bottom-up" else NO_CLOSED_FORM if program in without else ""
+    if estimator == "wake and sleep":
+        return {"classes": "expected the observed value of site 'label'", "autoguide": "that the model dreams up"}.get(
+            program, ""
+        )
+    return ""
+
+
+def obstacle(program: str, estimator: str) -> str:
+    """Why what Pyro's own estimator does has no graph; empty where it has one."""
+    if not estimator.startswith("pyro") or refusal(program, estimator):
+        return ""
+    if estimator == "pyro, TraceMeanField":  # which falls back to a difference of log-densities
+        closed = {"bottom-up": OTHER_ORDER, "VampPrior": NO_CLOSED_FORM, "IAF": NO_CLOSED_FORM}
+        return (closed | {"autoguide": NO_CLOSED_FORM}).get(program, "")
+    return NOT_REPARAMETERISED if program in DISCRETE else ""
+
+
+Cell = tuple[str, str]
+ALL: list[Cell] = list(product(PROGRAMS, ESTIMATORS))
+REFUSED = [cell for cell in ALL if refusal(*cell)]
+WITHOUT_GRAPH = [cell for cell in ALL if obstacle(*cell)]
+# Pyro's own draw a latent that the guide has not from the prior, with a warning; ours sum it out.
+DIFFERENT = [cell for cell in ALL if cell[0] == "summed class" and cell[1] in SUMMED]
+COMPARED = [cell for cell in ALL if cell not in {*REFUSED, *WITHOUT_GRAPH, *DIFFERENT}]
+
+# One of each way to compute a loss: the others differ in the bound, which knows nothing of the program.
+KINDS = (
+    "ELBO, one draw",
+    "ELBO, analytic KL",
+    "ELBO, beta, score",
+    "IWELBO, dreg",
+    "IWELBO, vimco",
+    "IWELBO, looped",
+    "PIWELBO",
+    "wake and sleep",
+    "pyro, Trace",
+)
+
+
+def cells() -> list[Any]:
+    """Fast: every estimator on a VAE, and one of each kind on every program; the rest is slow."""
+    found = []
+    for (program, estimator), dtype in product(COMPARED, TOLERANCE):
+        if program != "VAE" and estimator not in KINDS and dtype == torch.float32:
+            continue  # precision matters to estimators and to programs, but not to each pair of them
+        fast = (estimator in KINDS or program == "VAE") and dtype == torch.float64
+        name = f"{program}, {estimator}, {str(dtype).removeprefix('torch.')}"
+        found.append(pytest.param(program, estimator, dtype, id=name, marks=() if fast else (pytest.mark.slow,)))
+    return found
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Site 'z'. stl and dreg evaluate",  # slowly, an autoregressive flow
+    r"ignore:\w+\s+If you want to enumerate sites",  # Pyro, of a class that is marked for it and drawn
+    "ignore:Failed to verify mean field",
+    "ignore:Found vars in model but not guide",
+)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(("program", "estimator", "dtype"), cells())
+def test_a_recorded_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
+    eager, graph = (Training(program, estimator, dtype, mode).run() for mode in (False, True))
+    assert graph.svi.compiler.num_graphs == 1
+    assert deviation(graph, eager) <= TOLERANCE[dtype]
+    assert eager.losses[1:] != eager.losses[:-1]
+
+
+@pytest.mark.parametrize(("program", "estimator"), REFUSED)
+def test_what_is_refused_eagerly_is_refused_at_the_same_step(program: str, estimator: str) -> None:
+    for mode in (False, True):
+        with pytest.raises((ValueError, NotImplementedError, KeyError), match=refusal(program, estimator)):
+            Training(program, estimator, torch.float64, mode).run()
+
+
+@pytest.mark.parametrize(("program", "estimator"), WITHOUT_GRAPH)
+def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str) -> None:
+    with pytest.raises(RuntimeError, match=f"expected a step that can be compiled.*{obstacle(program, estimator)}"):
+        Training(program, estimator, torch.float64, True).run()
+    eager, automatic = (Training(program, estimator, torch.float64, mode) for mode in (False, "auto"))
+    automatic.svi.compiler.auto_steps = 1
+    torch.manual_seed(1)
+    eager.run()
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="Training goes on without compiling"):
+        automatic.run()
+    assert deviation(automatic, eager) == 0
+    assert automatic.svi.compiler.num_graphs == 0
