@@ -52,8 +52,14 @@ MAX_GRAPHS = 8
 
 _MAX_UNUSED = 4  # graphs made one after the other that no second step could use
 _CHECKS = 2  # the first step, and one after an update: a parameter recorded as a constant passes the first
-_TOLERANCE = {torch.float64: 1e-9}  # of the largest entry; the operations are the same, their order of summation is not
-_DEFAULT_TOLERANCE = 1e-3
+# Of the largest entry: the operations are the same, their order of summation and the rounding in between are not. An
+# importance weight is the exponential of a sum over the whole datum, which rounding to 8 bits may move by a tenth.
+_TOLERANCES: dict[Precision | torch.dtype, float] = {
+    torch.float64: 1e-9,
+    "float32": 1e-3,
+    "tf32": 3e-2,
+    "bfloat16": 0.25,
+}
 _SETTINGS = (bool, int, float, str)
 
 
@@ -303,7 +309,7 @@ class Compiler:
             graph.checks -= 1
             expected = step.rehearse(step)
             loss, gradients = graph(step)
-            if differing := _differing(step.names, (loss, gradients), expected):
+            if differing := _differing(step, (loss, gradients), expected):
                 self._graphs[step.signature] = None
                 self._give_up(f"{differing} differs from the eager step's on the same random numbers", None)
                 loss, gradients = expected
@@ -361,15 +367,15 @@ def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
     return None
 
 
-def _differing(parameters: list[str], result: Result, expected: Result) -> str:
-    """What differs between two results beyond rounding; empty where nothing does."""
-    names = ["the loss", *(f"the gradient of {name}" for name in parameters)]
+def _differing(step: Step, result: Result, expected: Result) -> str:
+    """What differs between two results of a step beyond rounding; empty where nothing does."""
+    names = ["the loss", *(f"the gradient of {name}" for name in step.names)]
     for name, one, other in zip(names, [result[0], *result[1]], [expected[0], *expected[1]], strict=True):
         if one is None or other is None:
             same = one is other
         else:  # what is not finite in both is the step's own to report
             size = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
-            atol = size * _TOLERANCE.get(other.dtype, _DEFAULT_TOLERANCE)
+            atol = size * _TOLERANCES.get(other.dtype, _TOLERANCES[step.precision])
             same = torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
         if not same:
             return name

@@ -50,7 +50,7 @@ class SVI:
         prepare: makes the arguments of model and guide from those of :meth:`step`, as part of the compiled step:
             ``dataset.gather``, say, which gathers and binarises a batch.
         precision: of matrix products in :meth:`step`: ``"bfloat16"`` runs the programs under ``torch.autocast``,
-            ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa.
+            ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa. Importance weights feel it most.
         ema_decay: keep an exponential moving average of all parameters with this decay, .999 say, see
             :meth:`averaged`; None for none (Polyak and Juditsky, "Acceleration of stochastic approximation by
             averaging", 1992, https://doi.org/10.1137/0330046).

@@ -428,6 +428,23 @@ def test_batches_clipping_schedules_and_averages_are_in_the_fast_path() -> None:
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_step_in_bfloat16_is_the_eager_one_within_its_rounding() -> None:
+    x, results = X.float(), []
+    for mode in (False, True):
+        vae = small_vae().float()
+        svi = SVI(
+            vae.model, vae.guide, partial(torch.optim.SGD, lr=1e-3), elbo.ELBO(), compile=mode, precision="bfloat16"
+        )
+        before = weights(vae)
+        torch.manual_seed(1)
+        losses = [svi.step(x) for _ in range(6)]
+        assert svi.compiler.num_graphs == int(mode)
+        results.append((weights(vae) - before, losses))
+    assert results[1][1] == pytest.approx(results[0][1], rel=2**-8)
+    assert (results[1][0] - results[0][0]).norm() < 2**-6 * results[0][0].norm()
+
+
 def test_large_products_go_to_onednn() -> None:
     x, weight, bias = torch.randn(128, 200), torch.randn(100, 200), torch.randn(100)
 
