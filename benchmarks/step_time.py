@@ -1,189 +1,322 @@
-"""Time of a training step: pyro_vae's SVI against a hand-written PyTorch loop and against stock Pyro.
+"""Time of a training step: pyro_vae's SVI against hand-written PyTorch, stock Pyro and NumPyro.
 
-    OMP_NUM_THREADS=1 python benchmarks/step_time.py
+    python benchmarks/step_time.py
+    python benchmarks/step_time.py --network 784-200-200-50 --batch-size 100 --particles 50
+    python benchmarks/step_time.py --first-step --memory --profile --epoch     # these in place of the table
 
-All contenders train the same network on the same batches with Adam: fused, but for stock Pyro as shipped. They take
-turns in short blocks, and the ratios are of blocks that ran side by side, because the speed of a shared machine drifts;
-medians and minima over the blocks are printed. Data are random bits, or MNIST's where --mnist is given.
+All contenders train the same networks with the same Adam, from the same weights, on one stream of indices; each gathers
+and binarises its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
+blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
+Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
+of threads at work, which OMP_NUM_THREADS sets for all, the machine is busy. Pixels are random, or MNIST's with --mnist.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import multiprocessing
+import os
+import random
+import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import pyro
-import pyro.distributions as dist
-import pyro.infer
 import torch
-from torch import Tensor, nn
+import torch._inductor.config
+from contenders import (
+    FUSED_ADAM,
+    PIXELS,
+    Block,
+    Task,
+    hand_written,
+    has_numpyro,
+    our_loss,
+    our_vae,
+    ours,
+    pyro_style_with_our_svi,
+    stock,
+    with_numpyro,
+)
+from torch import Tensor
 
-from pyro_vae import SVI, VAE, conditionals, data, elbo, likelihoods, nets, priors
+from pyro_vae import SVI, data, fit
+from pyro_vae.compilation import Graph
 
-Batches = Iterator[tuple[Tensor, ...]]
-Step = Callable[[Tensor], object]
+NETWORKS = {"784-400-20": ([400], 20), "784-200-200-50": ([200, 200], 50)}
+CHECKED_STEPS = 30
 
-NETWORKS = {"784-200-200-50": ([200, 200], 50), "784-400-20": ([400], 20)}
-
-
-def mlp(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-    return nn.Sequential(*layers)
-
-
-def ours(hidden: list[int], latent: int, *, compile: bool = False) -> Step:
-    vae = VAE(
-        prior=priors.StandardNormal(latent),
-        likelihood=likelihoods.Bernoulli(nets.MLP(latent, hidden), (784,)),
-        posterior=conditionals.DiagonalNormal(nets.MLP((784,), hidden), latent),
-    )
-    return SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3, fused=True), elbo.ELBO(), compile=compile).step
-
-
-class Encoder(nn.Module):
-    def __init__(self, hidden: list[int], latent: int) -> None:
-        super().__init__()
-        self.body = mlp([784, *hidden])
-        self.head = nn.Linear(hidden[-1], 2 * latent)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self.head(self.body(x)).chunk(2, -1)
-        return loc, log_scale.exp()
-
-
-class HandWritten(nn.Module):
-    """The loop one writes without a library: cross-entropy plus a one-sample KL."""
-
-    def __init__(self, hidden: list[int], latent: int) -> None:
-        super().__init__()
-        self.encoder = Encoder(hidden, latent)
-        self.decoder = nn.Sequential(mlp([latent, *hidden]), nn.Linear(hidden[-1], 784))
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        loc, scale = self.encoder(x)
-        noise = torch.randn_like(loc)
-        z = loc + scale * noise
-        cross_entropy = nn.functional.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
-        return cross_entropy + (0.5 * (z.square() - noise.square()) - scale.log()).sum()
-
-    def step(self, x: Tensor) -> float:
-        loss = self(x)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-
-class PyroStyle(nn.Module):
-    """The class of Pyro's own VAE example."""
-
-    def __init__(self, hidden: list[int], latent: int) -> None:
-        super().__init__()
-        self.latent = latent
-        self.encoder = Encoder(hidden, latent)
-        self.decoder = nn.Sequential(mlp([latent, *hidden]), nn.Linear(hidden[-1], 784))
-
-    def model(self, x: Tensor) -> None:
-        pyro.module("decoder", self.decoder)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], self.latent), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("encoder", self.encoder)
-        with pyro.plate("data", x.shape[0]):
-            loc, scale = self.encoder(x)
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
-
-
-def stock(hidden: list[int], latent: int) -> Step:
-    pyro.clear_param_store()
-    vae = PyroStyle(hidden, latent)
-    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})  # what pyro.optim.Adam makes
-    return pyro.infer.SVI(vae.model, vae.guide, optimizer, pyro.infer.Trace_ELBO()).step
-
-
-def stock_unvalidated(hidden: list[int], latent: int) -> Step:
-    step = stock(hidden, latent)
-
-    def unvalidated(x: Tensor) -> object:
-        with pyro.validation_enabled(False):
-            return step(x)
-
-    return unvalidated
-
-
-def hand_written_compiled(hidden: list[int], latent: int) -> Step:
-    module = HandWritten(hidden, latent)
-    module.compile(dynamic=False)
-    return module.step
-
-
-CONTENDERS: dict[str, Callable[[list[int], int], Step]] = {
-    "pyro_vae SVI, compiled": partial(ours, compile=True),
-    "pyro_vae SVI, eager": ours,
-    "hand-written, compiled": hand_written_compiled,
-    "hand-written, eager": lambda hidden, latent: HandWritten(hidden, latent).step,
-    "stock Pyro, as shipped": stock,
-    "stock Pyro, validation off": stock_unvalidated,
+OURS, BY_HAND = "pyro_vae, compiled", "by hand, compiled"
+CONTENDERS: dict[str, Callable[[Task], Block]] = {
+    OURS: partial(ours, compile=True),
+    "pyro_vae, compiled, bfloat16": partial(ours, compile=True, precision="bfloat16"),
+    "pyro_vae, eager": partial(ours, compile=False),
+    "pyro_vae, Pyro's example": pyro_style_with_our_svi,
+    BY_HAND: partial(hand_written, compile=True, fallback_random=True),  # eager kernels draw faster on one thread
+    "by hand, compiled as it comes": partial(hand_written, compile=True),
+    "by hand, eager": partial(hand_written, compile=False),
+    "Pyro, as shipped": partial(stock, fused=False, validate=True),
+    "Pyro, no validation": partial(stock, fused=False, validate=False),
+    "Pyro, fused": partial(stock, fused=True, validate=True),
+    "Pyro, fused, no validation": partial(stock, fused=True, validate=False),
+    "NumPyro, jitted update": partial(with_numpyro, loop=False),
+    "NumPyro, jitted loop": partial(with_numpyro, loop=True),
 }
 
 
-def endless(dataset: data.Dataset, batch_size: int) -> Batches:
-    generator = torch.Generator().manual_seed(0)
-    while True:
-        yield from dataset.batches(batch_size, shuffle=True, generator=generator, drop_last=True)
+@dataclass(frozen=True)
+class Setting:
+    """The command line's."""
+
+    network: str
+    batch_size: int
+    particles: int
+    mnist: bool
+    rounds: int
+    steps: int
+    contenders: tuple[str, ...]
+
+    def task(self) -> Task:
+        torch.manual_seed(0)
+        if self.mnist:
+            greys = data.load("mnist").train.images.flatten(1)
+        else:
+            greys = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
+        dataset = data.Dataset("pixels", greys, levels=255, binarization="dynamic")
+        return Task(*NETWORKS[self.network], self.particles, self.batch_size, dataset)
 
 
-def block(step: Step, batches: Batches, steps: int) -> float:
-    """Milliseconds per step, data path included."""
+@dataclass
+class Times:
+    """Milliseconds per step of the blocks of a contender."""
+
+    elapsed: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def run(self, block: Block, indices: Tensor) -> None:
+        elapsed, processor = time.perf_counter(), time.process_time()
+        block(indices)
+        self.elapsed.append((time.perf_counter() - elapsed) / len(indices) * 1e3)
+        self.processor.append((time.process_time() - processor) / len(indices) * 1e3)
+
+
+def table(setting: Setting) -> None:
+    """Times the contenders."""
+    task = setting.task()
+    blocks = {name: CONTENDERS[name](task) for name in setting.contenders}
+    batches = task.blocks(setting.steps)
+    check(blocks, list(itertools.islice(batches, math.ceil(CHECKED_STEPS / setting.steps))), task.batch_size)
+    times = {name: Times() for name in blocks}
+    names, shuffle = list(blocks), random.Random(0).shuffle
+    for indices in itertools.islice(batches, setting.rounds):
+        shuffle(names)
+        for name in names:
+            times[name].run(blocks[name], indices)
+    print(f"\n{setting.rounds} rounds of {setting.steps} steps")
+    print(f"{'':30} ms/step [min]      cores   {OURS} / this [min]: it is x faster")
+    for name, its in times.items():
+        ratios = [a / b for a, b in zip(times[OURS].elapsed, its.elapsed, strict=True)]
+        ratio = statistics.median(ratios)
+        print(
+            f"{name:30} {statistics.median(its.elapsed):7.2f} [{min(its.elapsed):.2f}]".ljust(49)
+            + f"{sum(its.processor) / sum(its.elapsed):6.2f} {ratio:11.3f} [{min(ratios):.3f}] {1 / ratio:17.2f}"
+        )
+
+
+def check(blocks: dict[str, Block], batches: list[Tensor], batch_size: int) -> None:
+    """Refuses contenders whose first steps have other losses than ours beyond their noise.
+
+    Weights and indices are the same, so a step's losses differ by what is drawn: bits and z.
+    """
+    print("first steps: mean loss in nats per image, and its difference from the first (one standard error)")
+    reference: Tensor | None = None
+    for name, block in blocks.items():
+        losses = torch.tensor([loss for indices in batches for loss in block(indices)]) / batch_size
+        reference = losses if reference is None else reference
+        difference = float((losses - reference).mean())
+        error = float((losses - reference).std()) / math.sqrt(len(losses))
+        print(f"{name:30} {float(losses.mean()):8.2f} {difference:+8.3f} ({error:.3f})")
+        if not abs(difference) <= 5 * error:
+            raise SystemExit(f"error: {name} computes something else than the first: over 5 standard errors apart")
+
+
+def in_a_process(function: Callable[[Setting, str], Any], setting: Setting, name: str) -> Any:
+    """The result of a function in a fresh process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, setting, name).result()
+
+
+def seconds_to_first_step(setting: Setting, name: str) -> float:
+    """From the construction to the end of the first compiled step, ours being the second of all."""
+    task = setting.task()
+    indices = next(task.blocks(2))
     start = time.perf_counter()
-    for _ in range(steps):
-        step(next(batches)[0])
-    return (time.perf_counter() - start) / steps * 1e3
+    CONTENDERS[name](task)(indices)
+    return time.perf_counter() - start
+
+
+def first_step(setting: Setting) -> None:
+    """Times construction and compilation, without and with the compiler's cache."""
+    for name in (OURS, BY_HAND):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
+            cold, warm = (in_a_process(seconds_to_first_step, setting, name) for _ in range(2))
+        print(f"{name:30} first compiled step after {cold:5.1f} s, with the compiler's cache {warm:5.1f} s")
+
+
+def profiled(*, memory: bool = False) -> Any:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=memory)
+
+
+def peaks(setting: Setting, name: str) -> tuple[float, float]:
+    """MB of tensors at a step's peak beyond those that outlast it, and of the process at its own."""
+    task = setting.task()
+    block, batches = CONTENDERS[name](task), task.blocks(3)
+    block(next(batches))
+    with profiled(memory=True) as profiler:  # also sees what compiled code allocates past the dispatcher
+        block(next(batches))
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    held = itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]")
+    return max(held) / 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def memory(setting: Setting) -> None:
+    """Measures the memory of a step."""
+    for name in (OURS, BY_HAND):
+        step, process = in_a_process(peaks, setting, name)
+        print(f"{name:30} peak of a step {step:.2f} MB beyond what outlasts it; of the process {process:.0f} MB")
+
+
+PRODUCTS = {"mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm"}
+DRAWS = {"aten::uniform_", "aten::normal_", "aten::rand", "aten::randn", "aten::rand_like", "aten::randn_like"}
+GENERATED = ("aten::", "mkldnn::", "graph_", "cpp_fused")
+KINDS = ["matrix products", "element-wise and copies", "random numbers", "optimiser", "Python and dispatch"]
+
+
+def kind(event: Any) -> str:
+    """What a profiler's event, without those inside it, is counted as."""
+    ancestor = event
+    while ancestor is not None:
+        if ancestor.name.startswith("Optimizer.step"):
+            return "optimiser"
+        ancestor = ancestor.cpu_parent
+    if event.name in PRODUCTS:
+        return "matrix products"
+    if event.name in DRAWS:
+        return "random numbers"
+    return "element-wise and copies" if event.name.startswith(GENERATED) else "Python and dispatch"
+
+
+def breakdown(setting: Setting, name: str) -> tuple[float, dict[str, float]]:
+    """Milliseconds of a step without the profiler, and by kind of operation with it."""
+    torch._inductor.config.cpp.enable_kernel_profile = True  # generated kernels show as events
+    task = setting.task()
+    block, batches, times = CONTENDERS[name](task), task.blocks(10 * setting.steps), Times()
+    block(next(batches))
+    times.run(block, next(batches))
+    with profiled() as profiler:
+        times.run(block, next(batches))
+    parts = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.events():
+        parts[kind(event)] += event.self_cpu_time_total / 1e3 / (10 * setting.steps)
+    plain, total = times.elapsed
+    parts["Python and dispatch"] += total - sum(parts.values())  # between events
+    return plain, parts
+
+
+def profile(setting: Setting) -> None:
+    """Breaks a step's time down."""
+    for name in (OURS, BY_HAND):
+        plain, parts = in_a_process(breakdown, setting, name)
+        total = sum(parts.values())
+        print(f"{name}: {plain:.2f} ms per step; {total:.2f} under the profiler, of these")
+        for part, milliseconds in parts.items():
+            print(f"    {part:26} {milliseconds:7.2f} ms {milliseconds / total:6.1%}")
+
+
+def epoch(setting: Setting) -> None:
+    """Measures the shares of an epoch of fit: its second, as the first compiles."""
+    task = setting.task()
+    spent: dict[str, float] = {}
+    epochs: list[tuple[float, dict[str, float]]] = []
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args)
+            spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+            return result
+
+        return run
+
+    def on_epoch(row: dict[str, float]) -> None:
+        epochs.append((time.perf_counter(), {"the loop over batches": row["seconds"]} | spent))
+        spent.clear()
+
+    step, graph = timed("steps", SVI.advance), timed("the compiled graph", Graph.__call__)
+    with mock.patch.object(SVI, "advance", step), mock.patch.object(Graph, "__call__", graph):
+        fit(
+            our_vae(task),
+            task.dataset,
+            loss=our_loss(task),
+            optimizer=FUSED_ADAM,
+            epochs=2,
+            batch_size=task.batch_size,
+            compile=True,
+            progress=False,
+            on_epoch=on_epoch,
+        )
+    (first, _), (second, parts) = epochs
+    print(f"an epoch of fit, {len(task.dataset)} images: {second - first:.2f} s, of these")
+    for part, seconds in parts.items():
+        print(f"    {part:26} {seconds:7.2f} s {seconds / (second - first):6.1%}")
+
+
+MODES = {"--first-step": first_step, "--memory": memory, "--profile": profile, "--epoch": epoch}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="784-200-200-50")
+    parser.add_argument("--network", choices=NETWORKS, default="784-400-20")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=10, help="steps per block")
+    parser.add_argument("--particles", type=int, default=1, help="1 for the ELBO, K for IWELBO")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="of a block: 10, or 2 with several particles")
     parser.add_argument("--mnist", action="store_true", help="MNIST's pixels in place of random ones")
+    parser.add_argument("--bfloat16", action="store_true", help="also pyro_vae with precision='bfloat16'")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="names of contenders beside the first")
+    for flag, mode in MODES.items():
+        parser.add_argument(flag, dest="modes", action="append_const", const=mode, help=mode.__doc__)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    if arguments.mnist:
-        greys = data.load("mnist").train.images.flatten(1)
-    else:
-        greys = torch.randint(256, (10_000, 784), dtype=torch.uint8)
-    dataset = data.Dataset("pixels", greys, levels=255, binarization="dynamic")
-    steps = {name: make(*NETWORKS[arguments.network]) for name, make in CONTENDERS.items()}
-    streams = {name: endless(dataset, arguments.batch_size) for name in steps}
-    for name, step in steps.items():
-        block(step, streams[name], 5)  # warm up
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.blocks):
-        for name, step in steps.items():
-            times[name].append(block(step, streams[name], arguments.steps))
+    names = [OURS, *(name for name in CONTENDERS if name != OURS and any(word in name for word in arguments.only))]
+    if not arguments.bfloat16:
+        names = [name for name in names if "bfloat16" not in name]
+    if not has_numpyro():
+        print("NumPyro is left out: it cannot be imported")
+        names = [name for name in names if not name.startswith("NumPyro")]
+    setting = Setting(
+        network=arguments.network,
+        batch_size=arguments.batch_size,
+        particles=arguments.particles,
+        mnist=arguments.mnist,
+        rounds=arguments.rounds,
+        steps=arguments.steps or (10 if arguments.particles == 1 else 2),
+        contenders=tuple(names),
+    )
     print(
-        f"{arguments.network}, batch {arguments.batch_size}, {arguments.blocks} blocks of {arguments.steps} steps, "
+        f"{setting.network}, batch {setting.batch_size}, {setting.particles} particles, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, Pyro {pyro.__version__}"
     )
-    print(f"{'':28} {'ms/step':>8} {'min':>7}   pyro_vae / this, median [min]: compiled, eager")
-    for name, values in times.items():
-        ratios = [
-            [a / b for a, b in zip(times[f"pyro_vae SVI, {mode}"], values, strict=True)]
-            for mode in ("compiled", "eager")
-        ]
-        cells = "   ".join(f"{statistics.median(ratio):.3f} [{min(ratio):.3f}]" for ratio in ratios)
-        print(f"{name:28} {statistics.median(values):8.2f} {min(values):7.2f}   {cells}")
+    for mode in arguments.modes or [table]:
+        mode(setting)
 
 
 if __name__ == "__main__":
