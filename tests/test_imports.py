@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "optimizers": set(),
     "svi": {"elbo", "compilation", "optimizers"},
     "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
-    "evaluation": PROGRAMS | {"elbo"},
+    "evaluation": PROGRAMS | {"elbo", "onednn"},
     "lab": PROGRAMS | {"elbo", "evaluation", "svi", "data"},
     "data": set(),
     "plots": {"training"},

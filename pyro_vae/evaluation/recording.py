@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.onednn import use_onednn
+
 Function = Callable[..., list[Tensor]]
 
 
@@ -89,6 +91,7 @@ def recorded(function: Function, examples: Sequence[Sequence[Tensor]]) -> Record
     graph = record(function, *examples[0])
     if graph is None or any(mutates(n) and not _is_new(n.args[0]) for n in graph.graph.nodes):
         return None
+    use_onednn(graph)
     result = Recorded(graph)
     for args in examples:
         with random_state(args):
