@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracles import NormalNormal
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.elbo import ELBO, IWELBO, log_weights
 from pyro_vae.elbo.tracing import UndrawnLatentError, inspect, trace_programs
@@ -116,6 +116,21 @@ def test_a_look_at_a_program_changes_nothing() -> None:
     assert [name for name, site in trace.trace.nodes.items() if site["type"] == "sample"] == []
     assert structure.nesting == 1
     assert structure.outside == {"data": None}
+
+
+def test_a_look_at_a_program_updates_no_running_mean() -> None:
+    model = NormalNormal.exact(X).model
+    body = nn.BatchNorm1d(1, dtype=X.dtype)
+
+    def normalised(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(body(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    estimator = IWELBO(4)
+    for _ in range(2):
+        estimator.loss(model, normalised, X)
+    assert body.num_batches_tracked == 2
+    torch.testing.assert_close(body.running_mean, (1 - 0.9**2) * X.mean(0, keepdim=True))
 
 
 def test_estimators_draw_as_stock_pyro_does() -> None:

@@ -17,7 +17,8 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
@@ -55,13 +56,15 @@ class UndrawnLatentError(ValueError):
 
 
 def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
-    """Runs a program once to learn its structure, which is taken to be static; random generators are left alone.
+    """Runs a program once to learn its structure, which is taken to be static.
+
+    Random generators, and buffers such as running means, are left as they were.
 
     Raises:
         UndrawnLatentError: a latent of the model that is neither in the guide nor marked for enumeration.
     """
     devices = sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block(), _unchanged_buffers():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     extra = _undrawn(model_trace, guide_trace)
@@ -259,6 +262,23 @@ def across(site: Site, coefficients: Tensor, particle_dim: int | None, plate: st
     if plate is not None:
         shape[frame_of(site, plate).dim] = coefficients.shape[1]
     return coefficients.reshape(shape + [1] * site["fn"].event_dim)
+
+
+@contextlib.contextmanager
+def _unchanged_buffers() -> Iterator[None]:
+    """Restores the buffers of every module that is called within it, whichever way a program reaches it."""
+    before: dict[Tensor, Tensor] = {}
+
+    def keep(module: nn.Module, _: Any) -> None:
+        before.update((buffer, buffer.clone()) for buffer in module.buffers(recurse=False) if buffer not in before)
+
+    hook = register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for buffer, value in before.items():
+            buffer.copy_(value)
 
 
 class _Detach(Messenger):
