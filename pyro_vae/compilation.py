@@ -119,7 +119,10 @@ class Step:
         self.names, self.parameters = list(parameters), list(parameters.values())
         self.prepare, self.precision = prepare, precision
         values = [*args, *kwargs.values()]
-        self.buffers = [*estimator.gradient.buffers(), *(b for m in modules for b in m.buffers(recurse=False))]
+        self.buffers = [
+            *estimator.gradient.buffers(),
+            *(b for m in modules for b in m._buffers.values() if b is not None),
+        ]
         self.inputs = [*self.parameters, *self.buffers, *(value for value in values if isinstance(value, Tensor))]
         if hasattr(self.estimator, "beta"):
             beta = self.parameters[0].new_tensor(float(self.estimator.beta))
