@@ -77,3 +77,40 @@ def test_swap_everything_groups_rows_that_compare_and_tells_of_pairs_that_do_not
         assert standard.split()[:3] == [likelihood, "standard", "iaf"]
         assert float(standard.split()[3]) > 0
         assert "VampPrior: expected a posterior of independent Normals" in vamp
+
+
+@pytest.mark.slow
+def test_compare_elbo_estimators_says_in_words_what_its_tables_mean(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    small = ["--draws", "100", "--steps", "20", "--out", str(out)]
+    result = run("compare_elbo_estimators.py", *small, data=tmp_path / "nothing")
+    assert result.returncode == 0, result.stderr
+    assert "NO MNIST: using scikit-learn's 1,797 digits" in result.stderr
+    said = [line for line in result.stdout.splitlines() if line.startswith("- ")]
+    stl = "IWELBO stl, K=4, IWELBO stl, K=16, IWELBO stl, K=64"
+    assert said[0] == f"- Biased, which more steps do not cure: {stl}."
+    assert re.match(r"- IWELBO pathwise, from K = 1 to 64: .* It dies", said[1])
+    assert re.match(r"- IWELBO dreg, from K = 1 to 64: .* It grows", said[3])
+    assert said[4] == "- Biased, which more steps do not cure: none that these draws could tell."
+    assert said[5] == "- Without variance here, so that training comes to rest: ELBO stl, K=1, IWELBO dreg, K=16."
+    parts = [
+        f"{part}{end}" for part in ("off", "optimum", "images") for end in ("_snr.png", "_cost.png", ".json", ".csv")
+    ]
+    assert {path.name for path in out.iterdir()} == {*parts, "race.json", "race.png"}
+    off = {row["estimator"]: row for row in json.loads((out / "off.json").read_text())["rows"]}
+    assert off["IWELBO stl, K=64"]["bias"] == pytest.approx(0.75, abs=5 * off["IWELBO stl, K=64"]["bias_error"])
+    assert off["IWELBO pathwise, K=1"]["gap"] == pytest.approx(0.273, abs=5 * off["IWELBO pathwise, K=1"]["gap_error"])
+    curves = json.loads((out / "race.json").read_text())["curves"]
+    assert [point["step"] for point in curves["IWAE, dreg, K=16"]] == [0, 4, 8, 12, 16, 20]
+
+
+@pytest.mark.slow
+def test_compare_elbo_estimators_says_what_is_wrong(tmp_path: Path) -> None:
+    nothing, out = str(tmp_path / "nothing"), str(tmp_path / "out")
+    for arguments, message in (
+        (("--dataset", "mnist", "--data-dir", nothing, "--out", out), r"error: Dataset 'mnist': expected"),
+        (("--dataset", "digits", "--out", "/dev/null/out"), r"error: --out: expected a folder one can write to"),
+    ):
+        result = run("compare_elbo_estimators.py", *arguments)
+        assert result.returncode == 1
+        assert re.search(message, result.stderr), result.stderr

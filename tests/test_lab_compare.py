@@ -518,7 +518,7 @@ def test_figures() -> None:
     drawn = [[list(line.get_xdata()), list(line.get_ydata())] for line in lines]
     assert drawn == [[[1, 4], [1.0, 2.0]], [[1], [3.0]]]
     (axes,) = found.cost_figure().axes
-    assert axes.get_legend_handles_labels()[1] == ["B, K=1: 0", "A, K=4", "A, K=1"]
+    assert axes.get_legend_handles_labels()[1] == ["B, K=1: 0", "A"]
     # Along a grey line, variance times time is the same.
     lines = [line for line in axes.lines if line.get_color() == "0.85"]
     products = [torch.as_tensor(line.get_xdata()) * torch.as_tensor(line.get_ydata()) for line in lines]

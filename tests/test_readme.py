@@ -12,7 +12,7 @@ import torch
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, SWAPS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, SWAPS, MEASURE, COMPARE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -47,3 +47,19 @@ def test_every_swap_is_one_line(names: dict[str, Any]) -> None:
         else:
             assert part in parts
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:log_marginal_likelihood")  # of a guide that is not trained
+def test_the_code_of_compare_estimators_runs(names: dict[str, Any]) -> None:
+    small = COMPARE.replace("x, estimators, draws=200", "x[:2], estimators, draws=100, reference_draws=100")
+    exec(small.replace("steps=1000", "steps=5, num_particles=5"), names)
+    assert {row.estimator for row in names["found"].rows} == set(names["race"].curves)
+    assert len(names["race"].curves) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
+def test_the_code_of_measuring_runs(names: dict[str, Any]) -> None:
+    exec(MEASURE.replace("=5000", "=50").replace("=500", "=2"), names)
+    assert names["result"].value.shape == (100,)

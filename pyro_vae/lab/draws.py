@@ -28,7 +28,7 @@ Consumer = Callable[[Tensor, Tensor], None]
 MAX_LOOPED = 2_000
 """Draws of an estimator that can only be run one draw at a time."""
 
-_MEMORY = 2**28
+_MEMORY = 2**25  # more takes longer: the system clears what it allots
 
 
 def named_parameters(model: PyroProgram, guide: PyroProgram, args: tuple[Tensor, ...]) -> dict[str, Tensor]:

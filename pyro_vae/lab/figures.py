@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -17,35 +18,32 @@ _NOTHING = 1e-12  # of the largest variance: rounding
 
 def snr_figure(rows: Sequence[Row]) -> Figure:
     """Signal-to-noise ratio of a gradient against K, a line for each bound and gradient."""
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for family in dict.fromkeys(row.family for row in rows):
-        members = sorted((row for row in rows if row.family == family), key=lambda row: row.num_particles)
-        axes.errorbar(
-            [row.num_particles for row in members],
-            [row.snr for row in members],
-            yerr=[row.snr_error for row in members],
-            marker="o",
-            capsize=2,
-            label=family,
-        )
-    axes.set(xscale="log", yscale="log", xlabel="particles K", ylabel="signal-to-noise ratio of a gradient")
-    axes.legend(fontsize="small")
+    figure, axes = _log_log("particles K", "signal-to-noise ratio of a gradient")
+    for family, members in _families(rows):
+        k, snr, error = zip(*((row.num_particles, row.snr, row.snr_error) for row in members), strict=True)
+        axes.errorbar(k, snr, yerr=error, marker="o", capsize=2, label=family)
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 
 def cost_figure(rows: Sequence[Row]) -> Figure:
-    """Variance of a gradient against the time of a step; along a grey line, both multiply to the same."""
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.add_subplot()
+    """Variance of a gradient against the time of a step, by K; along a grey line, both multiply to the same."""
+    figure, axes = _log_log("milliseconds per step", "variance of a gradient")
     most = max(row.variance for row in rows)
     shown = [row for row in rows if row.variance > _NOTHING * most]
-    for row in rows:
-        if row in shown:
-            axes.errorbar(
-                row.milliseconds, row.variance, yerr=row.variance_error, marker="o", capsize=2, label=row.estimator
+    for family, members in _families(shown):
+        time, variance, error = zip(*((r.milliseconds, r.variance, r.variance_error) for r in members), strict=True)
+        axes.errorbar(time, variance, yerr=error, marker="o", capsize=2, label=family)
+        for row in members:
+            axes.annotate(
+                f"K={row.num_particles}",
+                (row.milliseconds, row.variance),
+                (5, 3),
+                textcoords="offset points",
+                fontsize=7,
             )
-        else:
+    for row in rows:
+        if row not in shown:
             axes.plot([], [], " ", label=f"{row.estimator}: 0")
     if shown:
         costs = torch.tensor([row.milliseconds * row.variance for row in shown]).log10()
@@ -53,9 +51,21 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         ends = torch.stack([times.min() / 1.5, times.max() * 1.5])
         for cost in torch.linspace(float(costs.min()), float(costs.max()), 5):
             axes.plot(ends, 10**cost / ends, color="0.85", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="milliseconds per step", ylabel="variance of a gradient")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small")
     return figure
+
+
+def _log_log(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def _families(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Rows of one bound and gradient, by number of particles."""
+    for family in dict.fromkeys(row.family for row in rows):
+        yield family, sorted((row for row in rows if row.family == family), key=lambda row: row.num_particles)
 
 
 def race_figure(race: Race) -> Figure:

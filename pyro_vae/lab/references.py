@@ -123,10 +123,10 @@ def _bound(estimator: Any, plate: str) -> elbo.Estimator:
         return elbo.IWELBO(k, plate=estimator.plate, vectorize=estimator.vectorize_particles)
     if isinstance(estimator, elbo.Estimator):
         return estimator
+    if isinstance(estimator, pyro.infer.ReweightedWakeSleep) or getattr(estimator, "alpha", None) == 0:
+        return elbo.IWELBO(k, plate=plate)
     if isinstance(estimator, pyro.infer.RenyiELBO):
         return elbo.RenyiELBO(estimator.alpha, k, plate=plate)
-    if isinstance(estimator, pyro.infer.ReweightedWakeSleep):
-        return elbo.IWELBO(k, plate=plate)
     if isinstance(estimator, pyro.infer.Trace_ELBO | pyro.infer.TraceGraph_ELBO | pyro.infer.TraceEnum_ELBO):
         return elbo.ELBO(k, plate=plate)
     raise ValueError(
