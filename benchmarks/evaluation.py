@@ -1,4 +1,4 @@
-"""Time of the log marginal likelihood: pyro_vae's against a hand-written loop that encodes once and decodes in chunks.
+"""Time and memory of the log marginal likelihood, beside a hand-written loop that encodes once and decodes in chunks.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py
     python benchmarks/evaluation.py --images 1000 --blocks 1
@@ -13,19 +13,21 @@ import argparse
 import math
 import statistics
 import time
+import warnings
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_vae import VAE, conditionals, data, evaluation, likelihoods, nets, priors
+from pyro_vae.evaluation.memory import peak_memory
 
 HIDDEN, LATENT = [200, 200], 50
 
 
 @torch.no_grad()
 def hand_written(vae: VAE, x: Tensor, num_particles: int, rows: int) -> Tensor:
-    """Log p(x), (N,), as one writes it without a library; ``rows`` images are decoded at once."""
+    """Log p(x), (N,), as one writes it without a library; ``rows`` draws are decoded at once."""
     guide, decoder = vae.encode(x).base_dist, vae.likelihood
     loc, scale = guide.loc, guide.scale
     prior = Normal(torch.zeros(LATENT), 1.0)
@@ -53,13 +55,14 @@ def timed(function: object) -> tuple[float, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--particles", type=int, default=5000)
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=2048, help="images that the hand-written loop decodes at once")
-    parser.add_argument("--memory", type=int, help="bytes that pyro_vae may take")
+    parser.add_argument("--rows", type=int, default=1024, help="draws that the hand-written loop decodes at once")
+    parser.add_argument("--memory", type=int, default=2**23, help="bytes that pyro_vae may take")
     parser.add_argument("--mnist", action="store_true", help="MNIST's images in place of random ones")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", "log_marginal_likelihood: expected Pareto")  # nothing is trained here
     torch.manual_seed(0)
     if arguments.mnist:
         x = next(data.load("mnist", binarize="static").test.batches(arguments.images))[0].flatten(1)
@@ -89,6 +92,13 @@ def main() -> None:
         f"{statistics.median(theirs):.2f} s; pyro_vae / hand-written {statistics.median(ratios):.3f} "
         f"[{min(ratios):.3f}, {max(ratios):.3f}]; largest difference {(value - other).abs().max():.2g} nats"
     )
+    for k in (arguments.particles, 10 * arguments.particles):
+        peak = peak_memory(
+            lambda k=k: evaluation.log_marginal_likelihood(  # type: ignore[misc]
+                vae, x[:2], num_particles=k, memory=arguments.memory, progress=False
+            )
+        )
+        print(f"K = {k:,}: {peak:,} bytes of tensors at most, of a budget of {arguments.memory:,}")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,8 @@ def reduce_runs(
         batch_size = max(1, min(n, memory // (per_datum + num_particles * per_draw)))
     particles = max(1, (memory // batch_size - per_datum) // per_draw)
     particles = min(particles, num_particles)
+    # Runs of one size, where that can be, need one record.
+    particles = next((k for k in range(particles, particles * 2 // 3, -1) if num_particles % k == 0), particles)
     runs.check(subject, args, given or max(1, memory // (per_datum + per_draw)))
     batches = list(zip(*(a.split(batch_size) for a in args), strict=True))
     full = [batch for batch in batches if len(batch[0]) == batch_size]
