@@ -57,15 +57,16 @@ class ReweightedWakeSleep(IWELBO):
 
     def _sleep(self, call: Call) -> Tensor:
         """Log q(z|x) of the model's own draws of z and x, averaged over the particles; scaled as the data plate is."""
-        with torch.no_grad():
-            awake = poutine.trace(call.model).get_trace(*call.args, **call.kwargs)
         slots: dict[int | str, Any] = dict(enumerate(call.args)) | call.kwargs
-        places = {name: _place(name, awake.nodes[name]["value"], slots) for name in awake.observation_nodes}
         total: Tensor | float = 0.0
         for _ in range(self.num_particles):
             with torch.no_grad():
                 dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
-            dreamt = slots | {place: dream.nodes[name]["value"] for name, place in places.items()}
+            dreamt = slots | {
+                _place(name, site["infer"]["obs"], slots): site["value"]
+                for name, site in dream.nodes.items()
+                if site["type"] == "sample" and site["infer"].get("was_observed")
+            }
             args = [dreamt[i] for i in range(len(call.args))]
             kwargs = {name: dreamt[name] for name in call.kwargs}
             asleep = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **kwargs)
