@@ -62,9 +62,10 @@ class ReweightedWakeSleep(IWELBO):
         for _ in range(self.num_particles):
             with torch.no_grad():
                 dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
+            nodes: dict[str, Any] = dict(dream.nodes)
             dreamt = slots | {
                 _place(name, site["infer"]["obs"], slots): site["value"]
-                for name, site in dream.nodes.items()
+                for name, site in nodes.items()
                 if site["type"] == "sample" and site["infer"].get("was_observed")
             }
             args = [dreamt[i] for i in range(len(call.args))]
