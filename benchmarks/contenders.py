@@ -174,7 +174,7 @@ class PyroStyle(Networks):
 def pyro_loss(particles: int) -> pyro.infer.ELBO:
     if particles == 1:
         return pyro.infer.Trace_ELBO()
-    return pyro.infer.RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=True)
+    return pyro.infer.RenyiELBO(alpha=0, num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
 
 
 def stock(task: Task, *, fused: bool, validate: bool) -> Block:
@@ -199,8 +199,7 @@ def pyro_style_with_our_svi(task: Task) -> Block:
 
 def with_numpyro(task: Task, *, loop: bool) -> Block:
     """NumPyro's jitted update for each step, or one jitted loop over the steps of a block."""
-    if torch.get_num_threads() == 1:
-        os.environ["NPROC"] = "1"  # XLA's pool takes its size from here; its own flags for it have no effect
+    os.environ["NPROC"] = str(torch.get_num_threads())  # sizes XLA's pool; its own flags for that have no effect
     import jax
     import jax.numpy as jnp
     import numpyro
