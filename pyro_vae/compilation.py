@@ -172,11 +172,14 @@ class Step:
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Compiles a recorded graph for inputs of these shapes."""
+    """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
     use_onednn(graph)
+    # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
+    options = {"config_patches": {"fallback_random": True}}
     with torch.no_grad():
-        # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
-        return torch._inductor.compile(graph, list(inputs), options={"fallback_random": True})
+        return torch._inductor.standalone_compile(
+            graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
+        )
 
 
 class Graph:
