@@ -185,26 +185,40 @@ def build(program: str, dtype: torch.dtype) -> tuple[Programs, tuple[Tensor, ...
 
 
 class Training:
-    """Some steps of stochastic gradient descent, whose losses and gradients are kept."""
+    """Stochastic gradient descent whose losses and gradients are kept."""
 
-    def __init__(self, program: str, estimator: str, dtype: torch.dtype, mode: compilation.Compile) -> None:
-        (model, guide), self.args = build(program, dtype)
+    def __init__(
+        self, programs: Programs, loss: pyro.infer.ELBO, mode: compilation.Compile, optimizer: Any = torch.optim.SGD
+    ) -> None:
         self.losses: list[float] = []
         self.gradients: list[Gradients] = []
-        self.svi = SVI(model, guide, self.descent, ESTIMATORS[estimator](), compile=mode)
+        self.make_optimizer = optimizer
+        self.svi = SVI(*programs, self.watched, loss, compile=mode)
         torch.manual_seed(1)
 
-    def descent(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    def watched(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.make_optimizer(parameters, lr=1e-3)
         optimizer.register_step_pre_hook(lambda *_: self.gradients.append(self.gradient()))
         return optimizer
 
     def gradient(self) -> Gradients:
         return [None if p.grad is None else p.grad.clone() for p in self.svi.named_parameters().values()]
 
-    def run(self, steps: int = 4) -> Training:
-        self.losses += [self.svi.step(*self.args) for _ in range(steps)]
-        return self
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.svi.named_parameters().values()])
+
+    def step(self, *args: Tensor) -> None:
+        self.losses.append(self.svi.step(*args))
+
+
+def train(
+    program: str, estimator: str, dtype: torch.dtype, mode: compilation.Compile, steps: int = 4, **options: Any
+) -> Training:
+    programs, args = build(program, dtype)
+    training = Training(programs, ESTIMATORS[estimator](), mode, **options)
+    for _ in range(steps):
+        training.step(*args)
+    return training
 
 
 def deviation(one: Training, other: Training) -> float:
@@ -287,12 +301,13 @@ KINDS = (
 
 
 def cells() -> list[Any]:
-    """Fast: every estimator on a VAE, and one of each kind on every program; the rest is slow."""
+    """Fast: every estimator on a VAE, and four on every program; the rest is slow."""
+    four = ("ELBO, one draw", "ELBO, beta, score", "IWELBO, dreg", "pyro, Trace")
     found = []
     for (program, estimator), dtype in product(COMPARED, TOLERANCE):
         if program != "VAE" and estimator not in KINDS and dtype == torch.float32:
             continue  # precision matters to estimators and to programs, but not to each pair of them
-        fast = (estimator in KINDS or program == "VAE") and dtype == torch.float64
+        fast = (estimator in four or program == "VAE") and dtype == torch.float64
         name = f"{program}, {estimator}, {str(dtype).removeprefix('torch.')}"
         found.append(pytest.param(program, estimator, dtype, id=name, marks=() if fast else (pytest.mark.slow,)))
     return found
@@ -303,13 +318,14 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:\w+\s+If you want to enumerate sites",  # Pyro, of a class that is marked for it and drawn
     "ignore:Failed to verify mean field",
     "ignore:Found vars in model but not guide",
+    "ignore:.* was not registered in the param store because requires_grad=False",
 )
 
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(("program", "estimator", "dtype"), cells())
 def test_a_recorded_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
-    eager, graph = (Training(program, estimator, dtype, mode).run() for mode in (False, True))
+    eager, graph = (train(program, estimator, dtype, mode) for mode in (False, True))
     assert graph.svi.compiler.num_graphs == 1
     assert deviation(graph, eager) <= TOLERANCE[dtype]
     assert eager.losses[1:] != eager.losses[:-1]
@@ -319,19 +335,205 @@ def test_a_recorded_step_is_an_eager_step(program: str, estimator: str, dtype: t
 def test_what_is_refused_eagerly_is_refused_at_the_same_step(program: str, estimator: str) -> None:
     for mode in (False, True):
         with pytest.raises((ValueError, NotImplementedError, KeyError), match=refusal(program, estimator)):
-            Training(program, estimator, torch.float64, mode).run()
+            train(program, estimator, torch.float64, mode)
 
 
 @pytest.mark.parametrize(("program", "estimator"), WITHOUT_GRAPH)
-def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str) -> None:
+def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=f"expected a step that can be compiled.*{obstacle(program, estimator)}"):
-        Training(program, estimator, torch.float64, True).run()
-    eager, automatic = (Training(program, estimator, torch.float64, mode) for mode in (False, "auto"))
-    automatic.svi.compiler.auto_steps = 1
-    torch.manual_seed(1)
-    eager.run()
-    torch.manual_seed(1)
+        train(program, estimator, torch.float64, True)
+    monkeypatch.setattr(compilation, "AUTO_STEPS", 1)
+    eager = train(program, estimator, torch.float64, False)
     with pytest.warns(UserWarning, match="Training goes on without compiling"):
-        automatic.run()
+        automatic = train(program, estimator, torch.float64, "auto")
     assert deviation(automatic, eager) == 0
     assert automatic.svi.compiler.num_graphs == 0
+
+
+# Changes on the way
+
+
+THAWED = pytest.mark.xfail(reason="a parameter that has no gradient when a graph is recorded is a constant of it")
+
+
+class Noisy(nets.Body):
+    """A body with a layer that does something else in evaluation mode."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__([4], 3)
+        self.layers = nn.Sequential(nn.Linear(4, 3, bias=False), layer, nn.Tanh())
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        return self.layers(inputs[0])
+
+
+def same(one: Training, other: Training) -> None:
+    assert deviation(one, other) <= TOLERANCE[torch.float64]
+    torch.testing.assert_close(one.weights(), other.weights(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(3), lambda: nn.Dropout(0.3)], ids=["BatchNorm", "Dropout"])
+@pytest.mark.parametrize("estimator", ["IWELBO, dreg", "pyro, Trace"])
+def test_batch_sizes_and_modes_change(layer: Callable[[], nn.Module], estimator: str) -> None:
+    results = []
+    for mode in (False, True):
+        torch.manual_seed(0)
+        posterior = conditionals.DiagonalNormal(Noisy(layer()), 2)
+        whole = VAE(priors.StandardNormal(2), likelihoods.Bernoulli(nets.MLP(2, [3]), 4), posterior).double()
+        training = Training((whole.model, whole.guide), ESTIMATORS[estimator](), mode)
+        for step in range(10):
+            whole.train(step < 4 or step > 6)
+            training.step(X[: 3 if step in (3, 5, 8) else 5])
+        assert training.svi.compiler.num_graphs == (4 if mode else 0)
+        results.append((training, list(whole.buffers())))
+    same(results[1][0], results[0][0])
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("estimator", ["ELBO, one draw", "ELBO, beta, dreg", "ELBO, analytic KL", "CIWELBO, dreg"])
+def test_beta_changes_at_every_step(estimator: str) -> None:
+    results = []
+    for mode in (False, True):
+        programs, args = build("VAE", torch.float64)
+        loss: Any = ESTIMATORS[estimator]()
+        training = Training(programs, loss, mode)
+        for step in range(7):
+            loss.beta = step / 6
+            training.step(*args)
+        assert training.svi.compiler.num_graphs == int(mode)
+        results.append(training)
+    same(*results)
+
+
+@pytest.mark.usefixtures("recorded")
+def test_a_parameter_moves_to_a_group_of_its_own() -> None:
+    results = []
+    for mode in (False, True):
+        programs, args = build("VAE", torch.float64)
+        training = Training(programs, elbo.ELBO(), mode)
+        for step in range(6):
+            if step == 3:
+                optimizer = training.svi.optimizer
+                assert isinstance(optimizer, torch.optim.Optimizer)
+                parameter = optimizer.param_groups[0]["params"].pop()
+                optimizer.add_param_group({"params": [parameter], "lr": 0.1})
+            training.step(*args)
+        results.append(training)
+    same(*results)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("first", ["trained", pytest.param("frozen", marks=THAWED)])
+def test_a_guide_is_frozen_and_thawed(first: str) -> None:
+    results = []
+    for mode in (False, True):
+        programs, args = build("VAE", torch.float64)
+        training = Training(programs, elbo.ELBO(), mode)
+        for step in range(9):
+            programs[1].requires_grad_((step // 3 % 2 == 0) == (first == "trained"))
+            training.step(*args)
+        results.append(training)
+    same(*results)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.xfail(reason="a parameter that is made while a graph is recorded is a constant of it")
+def test_a_parameter_is_made_at_a_later_step() -> None:
+    """One for every batch size; the optimiser gets the second when a graph is there already."""
+    model, _ = functions()
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param(f"loc of {len(x)}", lambda: x.new_zeros(len(x), 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    results = []
+    for mode in (False, True):
+        training = Training((model, guide), elbo.ELBO(), mode)
+        for step in range(8):
+            training.step(X[: 3 if step > 3 and step % 2 else 5])
+        results.append(training)
+    same(*results)
+
+
+# Pyro's estimators where ours are not their equals
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.xfail(reason="a graph is held against our estimator, and not against Pyro's")
+@pytest.mark.parametrize("estimator", SUMMED)
+def test_a_class_that_pyro_draws_is_not_summed_out(estimator: str) -> None:
+    eager = train("summed class", estimator, torch.float64, False)
+    with pytest.raises(RuntimeError, match="expected a step that can be compiled"):
+        train("summed class", estimator, torch.float64, True)
+    assert eager.losses
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.xfail(reason="a graph is held against our estimator, and not against Pyro's")
+def test_pyros_renyi_bound_of_a_subsample_is_not_ours() -> None:
+    """Its scale is inside the logarithm."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 50, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", lambda: x.new_tensor(0.3))
+        with pyro.plate("data", 50, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.7).to_event(1))
+
+    training = Training((model, guide), ESTIMATORS["pyro, Renyi"](), True)
+    training.step(X)
+    with pytest.raises(RuntimeError, match="expected a step that can be compiled"):
+        training.step(X)
+
+
+# Compiled
+
+
+def compiled() -> list[Any]:
+    """Every bound with two gradients and every other estimator on a VAE, two estimators on every program."""
+    bounds = [f"{name}, {gradient}" for name, gradient in product(BOUNDS, GRADIENTS)]
+    some = [name for i, name in enumerate(bounds) if i % 5 in (i // 5 % 5, (i // 5 + 2) % 5)]
+    chosen = [("VAE", name, torch.float32) for name in ESTIMATORS if name in some or name not in bounds]
+    for program in PROGRAMS:
+        names = ("ELBO, beta, score" if program in DISCRETE else "ELBO, one draw", "IWELBO, vimco")
+        chosen += [(program, name, torch.float64) for name in names]
+    bernoulli = pytest.mark.xfail(reason="the compiler draws float64 Bernoulli variables by other random numbers")
+    return [
+        pytest.param(*cell, id=f"{cell[0]}, {cell[1]}", marks=(bernoulli,) if cell[0] == "bits" else ())
+        for cell in chosen
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "estimator", "dtype"), compiled())
+def test_a_compiled_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
+    eager, graph = (train(program, estimator, dtype, mode) for mode in (False, True))
+    assert graph.svi.compiler.num_graphs == 1
+    assert deviation(graph, eager) <= TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "estimator"), [("VAE", "ELBO, one draw"), ("IAF", "IWELBO, pathwise")])
+def test_a_hundred_steps_give_the_same_weights(program: str, estimator: str) -> None:
+    eager, graph = (
+        train(program, estimator, torch.float64, mode, steps=100, optimizer=torch.optim.Adam) for mode in (False, True)
+    )
+    assert graph.svi.compiler.num_graphs == 1
+    torch.testing.assert_close(graph.weights(), eager.weights(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "estimator"), [("VAE", "IWELBO, dreg"), ("bits", "IWELBO, vimco")])
+def test_a_hundred_steps_in_float32_drift_by_their_rounding(program: str, estimator: str) -> None:
+    """Weights differ by no more than the sum of what the gradients may."""
+    eager, graph = (train(program, estimator, torch.float32, mode, steps=100) for mode in (False, True))
+    assert graph.svi.compiler.num_graphs == 1
+    allowed = sum(max(float(g.abs().max()) for g in step if g is not None) for step in eager.gradients)
+    drift = (graph.weights() - eager.weights()).abs().max()
+    assert 0 < drift <= 1e-3 * TOLERANCE[torch.float32] * allowed
