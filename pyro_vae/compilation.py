@@ -116,31 +116,60 @@ class Step:
     ) -> None:
         self.estimator: Any = copy.copy(estimator)
         self.programs, self.args, self.kwargs = programs, args, kwargs
-        self.names, self.parameters = list(parameters), list(parameters.values())
+        self.by_name, self.parameters = parameters, list(parameters.values())
         self.prepare, self.precision = prepare, precision
-        values = [*args, *kwargs.values()]
-        self.buffers = [
-            *estimator.gradient.buffers(),
-            *(b for m in modules for b in m._buffers.values() if b is not None),
-        ]
-        self.inputs = [*self.parameters, *self.buffers, *(value for value in values if isinstance(value, Tensor))]
-        if hasattr(self.estimator, "beta"):
-            beta = self.parameters[0].new_tensor(float(self.estimator.beta))
-            self.estimator.beta = beta
-            self.inputs.append(beta)
+        self._original: Any = estimator
+        self._modules = modules
+        self.inputs: list[Tensor] = []
+        self._beta: list[Tensor] = []
+        self._beta_value = 0.0
+        self.buffers = self._read_buffers()
+        self._take(args, kwargs)
         self.settings: Settings = [
             (part, name, value)
-            for part in (self.estimator, estimator.gradient, *modules)
+            for part in (estimator, estimator.gradient, *modules)
             for name, value in vars(part).items()
-            if type(value) in _SETTINGS
+            if type(value) in _SETTINGS and not (part is estimator and name == "beta")
         ]
         self.signature: Signature = (
-            tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in self.inputs),
+            tuple(map(_kind, self.inputs)),
             tuple(map(id, self.parameters)),
-            tuple(repr(value) for value in values if not isinstance(value, Tensor)),
+            tuple(_kind(value) for value in (*args, *kwargs.values())),
             tuple(kwargs),
             tuple(value for _, _, value in self.settings),
         )
+
+    def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
+        values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
+        buffers = self._read_buffers()
+        same = (
+            parameters is self.by_name
+            and list(kwargs) == list(self.kwargs)
+            and len(values) == len(former)
+            and len(buffers) == len(self.buffers)
+            and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
+            and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
+            and all(vars(part).get(name) == value for part, name, value in self.settings)
+        )
+        if same:
+            self._take(args, kwargs)
+        return same
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        if hasattr(self._original, "beta"):
+            beta = float(self._original.beta)
+            if not self._beta or self._beta_value != beta:
+                self._beta_value = beta
+                self._beta = [self.parameters[0].new_tensor(beta)]
+                self.estimator.beta = self._beta[0]
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
+
+    def _read_buffers(self) -> list[Tensor]:
+        own = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        return [*self._original.gradient.buffers(), *own]
 
     def __call__(self) -> Result:
         """Runs the programs: the loss and a gradient, or None, for each parameter."""
@@ -169,6 +198,13 @@ class Step:
             if value != before
         ]
         return "; ".join(names)
+
+
+def _kind(value: Any) -> Hashable:
+    """What a graph depends on of an argument."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.requires_grad
+    return repr(value)
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -258,6 +294,7 @@ class Compiler:
         self._prepare, self._precision = prepare, precision
         self._modules: list[nn.Module] | None = None
         self._last: tuple[Settings, Graph] | None = None
+        self._recent: tuple[Step, Graph] | None = None
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
         self._steps: Counter[tuple[torch.Size, ...]] = Counter()
@@ -319,13 +356,32 @@ class Compiler:
                 self._graphs[step.signature] = None
                 self._give_up(f"{differing} differs from the eager step's on the same random numbers", None)
                 loss, gradients = expected
-        elif isinstance(optimizer, torch.optim.Optimizer) and can_capture(optimizer, step.inputs[0].device):
-            return graph.advance(step, optimizer, update), True
         else:
-            loss, gradients = graph(step)
-        for parameter, gradient in zip(step.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            self._recent = step, graph
+            return _advance(step, graph, optimizer, update)
+        _set_gradients(step, gradients)
         return loss, False
+
+    def repeat(
+        self,
+        parameters: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        optimizer: object,
+        update: Callable[[], None],
+    ) -> tuple[Tensor, bool] | None:
+        """What :meth:`run` does, without a look at the programs and outside their scope.
+
+        Returns:
+            None where the step is to be run in another way: for other shapes than the last, say.
+        """
+        if self._recent is None:
+            return None
+        step, graph = self._recent
+        if step.again(parameters, args, kwargs):
+            return _advance(step, graph, optimizer, update)
+        self._recent = None
+        return None
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:
@@ -349,6 +405,19 @@ class Compiler:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
+
+
+def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:
+    if isinstance(optimizer, torch.optim.Optimizer) and can_capture(optimizer, step.inputs[0].device):
+        return graph.advance(step, optimizer, update), True
+    loss, gradients = graph(step)
+    _set_gradients(step, gradients)
+    return loss, False
+
+
+def _set_gradients(step: Step, gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(step.parameters, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def _equal_estimator(loss: Any) -> Estimator | None:
@@ -375,7 +444,7 @@ def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
 
 def _differing(step: Step, result: Result, expected: Result) -> str:
     """What differs between two results of a step beyond rounding; empty where nothing does."""
-    names = ["the loss", *(f"the gradient of {name}" for name in step.names)]
+    names = ["the loss", *(f"the gradient of {name}" for name in step.by_name)]
     for name, one, other in zip(names, [result[0], *result[1]], [expected[0], *expected[1]], strict=True):
         if one is None or other is None:
             same = one is other

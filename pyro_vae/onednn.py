@@ -39,6 +39,10 @@ def use_onednn(graph: GraphModule) -> None:
         if not _is_large(left, right):
             continue
         with graph.graph.inserting_before(node):
+            if not left.meta["val"].is_contiguous():  # oneDNN would copy it too, without the compiler's help
+                left = graph.graph.call_function(
+                    torch.ops.aten.clone.default, (left,), {"memory_format": torch.contiguous_format}
+                )
             weight = graph.graph.call_function(torch.ops.aten.t.default, (right,))
             product = graph.graph.call_function(linear, (left, weight, bias))
         product.meta = node.meta

@@ -121,6 +121,8 @@ class SVI:
             self._make_optimizer if isinstance(self._make_optimizer, pyro.optim.PyroOptim) else None
         )
         self._averages: dict[Tensor, Tensor] = {}
+        self._differentiated: dict[str, Tensor] | None = None
+        self._required: list[bool] = []
         self._parameters: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
         self._validated: set[Any] = set()
@@ -202,19 +204,24 @@ class SVI:
             The loss, as a scalar tensor where the step is a CUDA graph. There a loss that is not finite leaves the
             parameters as they were, and is the caller's to find.
         """
-        with self.scope():
-            try:
-                with self._validation(args, kwargs):
-                    loss, updated = self._loss_and_grads(args, kwargs)
-                if not updated:
+        loss: Tensor | float
+        try:
+            repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._update)
+            if repeated is None:
+                with self.scope():
+                    with self._validation(args, kwargs):
+                        loss, updated = self._loss_and_grads(args, kwargs)
                     self._adopt_new_parameters()
-                    loss = float(loss)
-                    if not math.isfinite(loss):
-                        self._refuse(loss, args, kwargs)
-                    self._update()
-            finally:  # also after Ctrl-C: the next step would add to what is left
-                for parameter in self._parameters.values():
-                    parameter.grad = None
+            else:
+                loss, updated = repeated
+            if not updated:
+                loss = float(loss)
+                if not math.isfinite(loss):
+                    self.refuse(loss, *args, **kwargs)
+                self._update()
+        finally:  # also after Ctrl-C: the next step would add to what is left
+            for parameter in self._parameters.values():
+                parameter.grad = None
         self.num_steps += 1
         return loss
 
@@ -228,13 +235,20 @@ class SVI:
         """The loss, and whether parameters are updated already."""
         programs = self._programs()
         if self.num_steps:  # the first step is eager: it finds the parameters, and Pyro validates it
-            by_identity = {p: name for name, p in self._parameters.items() if p.requires_grad}
-            trained = {name: p for p, name in by_identity.items()}
-            compiled = self.compiler.run(programs, trained, args, kwargs, self.optimizer, self._update)
+            compiled = self.compiler.run(programs, self._trained(), args, kwargs, self.optimizer, self._update)
             if compiled is not None:
                 return compiled
         with self._reduced(args):
             return _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs)), False
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Parameters to differentiate by; the same dictionary as long as they are the same."""
+        required = [p.requires_grad for p in self._parameters.values()]
+        if self._differentiated is None or required != self._required:
+            self._required = required
+            by_identity = {p: name for name, p in self._parameters.items() if p.requires_grad}
+            self._differentiated = {name: p for p, name in by_identity.items()}
+        return self._differentiated
 
     def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The programs' arguments of a step's."""
@@ -266,7 +280,8 @@ class SVI:
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if isinstance(self.optimizer, pyro.optim.PyroOptim):
-            self.optimizer([p for p in parameters if p.grad is not None])
+            with self.scope():  # it asks for the parameters' names
+                self.optimizer([p for p in parameters if p.grad is not None])
         elif self.optimizer is not None:
             self.optimizer.step()
         if self.ema_decay is not None:
@@ -286,6 +301,7 @@ class SVI:
         # A tensor registered under two names is one parameter, and one without gradient is none.
         new = list({id(p): p for p in named.values() if id(p) not in known and p.requires_grad}.values())
         self._parameters = named
+        self._differentiated = None
         if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
             return
         if self.optimizer is None:
