@@ -161,7 +161,7 @@ class Dataset:
         """
         x = self._values(images.index_select(0, index))
         if self.binarization == "dynamic":
-            x = (torch.rand_like(x) < x).float()
+            x = (torch.rand(x.shape, device=x.device) < x).float()
         return x, *(tensor.index_select(0, index) for tensor in context)
 
     def batches(
