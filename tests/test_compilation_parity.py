@@ -353,9 +353,6 @@ def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str, monkeyp
 # Changes on the way
 
 
-THAWED = pytest.mark.xfail(reason="a parameter that has no gradient when a graph is recorded is a constant of it")
-
-
 class Noisy(nets.Body):
     """A body with a layer that does something else in evaluation mode."""
 
@@ -425,7 +422,7 @@ def test_a_parameter_moves_to_a_group_of_its_own() -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.parametrize("first", ["trained", pytest.param("frozen", marks=THAWED)])
+@pytest.mark.parametrize("first", ["trained", "frozen"])
 def test_a_guide_is_frozen_and_thawed(first: str) -> None:
     results = []
     for mode in (False, True):
@@ -439,7 +436,6 @@ def test_a_guide_is_frozen_and_thawed(first: str) -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.xfail(reason="a parameter that is made while a graph is recorded is a constant of it")
 def test_a_parameter_is_made_at_a_later_step() -> None:
     """One for every batch size; the optimiser gets the second when a graph is there already."""
     model, _ = functions()
@@ -462,7 +458,6 @@ def test_a_parameter_is_made_at_a_later_step() -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.xfail(reason="a graph is held against our estimator, and not against Pyro's")
 @pytest.mark.parametrize("estimator", SUMMED)
 def test_a_class_that_pyro_draws_is_not_summed_out(estimator: str) -> None:
     eager = train("summed class", estimator, torch.float64, False)
@@ -472,7 +467,6 @@ def test_a_class_that_pyro_draws_is_not_summed_out(estimator: str) -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-@pytest.mark.xfail(reason="a graph is held against our estimator, and not against Pyro's")
 def test_pyros_renyi_bound_of_a_subsample_is_not_ours() -> None:
     """Its scale is inside the logarithm."""
 
@@ -503,11 +497,7 @@ def compiled() -> list[Any]:
     for program in PROGRAMS:
         names = ("ELBO, beta, score" if program in DISCRETE else "ELBO, one draw", "IWELBO, vimco")
         chosen += [(program, name, torch.float64) for name in names]
-    bernoulli = pytest.mark.xfail(reason="the compiler draws float64 Bernoulli variables by other random numbers")
-    return [
-        pytest.param(*cell, id=f"{cell[0]}, {cell[1]}", marks=(bernoulli,) if cell[0] == "bits" else ())
-        for cell in chosen
-    ]
+    return [pytest.param(*cell, id=f"{cell[0]}, {cell[1]}") for cell in chosen]
 
 
 @pytest.mark.slow
