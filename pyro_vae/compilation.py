@@ -168,8 +168,10 @@ class Step:
         self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
-        own = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
-        return [*self._original.gradient.buffers(), *own]
+        buffers = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
+        frozen = [p for m in self._modules for p in m._parameters.values() if p is not None and not p.requires_grad]
+        return [*self._original.gradient.buffers(), *buffers, *frozen]
 
     def __call__(self) -> Result:
         """Runs the programs: the loss and a gradient, or None, for each parameter."""
@@ -210,12 +212,24 @@ def _kind(value: Any) -> Hashable:
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
     use_onednn(graph)
+    _keep_draws(graph)
     # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
     options = {"config_patches": {"fallback_random": True}}
     with torch.no_grad():
         return torch._inductor.standalone_compile(
             graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
         )
+
+
+def _keep_draws(graph: GraphModule) -> None:
+    """Writes draws in the way that Inductor leaves to eager kernels: it would make those of bernoulli from uniforms."""
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
+        with graph.graph.inserting_before(node):
+            empty = graph.graph.call_function(torch.ops.aten.empty_like.default, node.args)
+            draw = graph.graph.call_function(torch.ops.aten.bernoulli_.Tensor, (empty, *node.args))
+        node.replace_all_uses_with(draw)
+        graph.graph.erase_node(node)
+    graph.recompile()
 
 
 class Graph:
@@ -230,8 +244,6 @@ class Graph:
         self.runs = 0
         self._inputs = step.inputs
         self._captured: CapturedStep | None = None
-        # Estimators learn the structure of programs at their first run, which is not to be recorded.
-        step.rehearse(step)
 
         def recorded(*_: Tensor) -> list[Tensor]:
             loss, gradients = step()
@@ -298,6 +310,7 @@ class Compiler:
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
         self._steps: Counter[tuple[torch.Size, ...]] = Counter()
+        self._loss: Any = loss
         self._estimator = _equal_estimator(loss) if mode else None
         if mode is True and self._estimator is None:
             self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
@@ -341,6 +354,8 @@ class Compiler:
             self._modules = _modules([*programs, self._estimator.gradient])
         step = Step(self._estimator, programs, self._modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
+            if self._makes_parameters(step):
+                return None
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             self._graphs[step.signature] = self._graph(step)
@@ -351,6 +366,8 @@ class Compiler:
         if graph.checks:
             graph.checks -= 1
             expected = step.rehearse(step)
+            if self._loss is not self._estimator:  # one of Pyro's, which does another thing with some programs
+                expected = self._loss_of(step), expected[1]
             loss, gradients = graph(step)
             if differing := _differing(step, (loss, gradients), expected):
                 self._graphs[step.signature] = None
@@ -382,6 +399,26 @@ class Compiler:
             return _advance(step, graph, optimizer, update)
         self._recent = None
         return None
+
+    def _makes_parameters(self, step: Step) -> bool:
+        """Runs a step whose result is not needed: it may make parameters, and teaches estimators a program's structure.
+
+        Neither is to be recorded.
+        """
+        known = len(pyro.get_param_store())
+        with contextlib.suppress(Exception):  # recording meets it again, and tells of it
+            step.rehearse(step)
+        return len(pyro.get_param_store()) > known
+
+    def _loss_of(self, step: Step) -> Tensor:
+        """The loss of Pyro's own class, on the random numbers of the step that follows."""
+
+        def run() -> Tensor:
+            with torch.no_grad(), pyro.validation_enabled(False):
+                args = step.args if step.prepare is None else step.prepare(*step.args)
+                return step.parameters[0].new_tensor(self._loss.loss(*step.programs, *args, **step.kwargs))
+
+        return step.rehearse(run)
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:
