@@ -27,6 +27,8 @@ import pyro.infer
 import torch
 import torch._inductor
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -120,6 +122,7 @@ class Step:
         self.prepare, self.precision = prepare, precision
         self._original: Any = estimator
         self._modules = modules
+        self._children = [child for module in modules for child in module._modules.values()]
         self.inputs: list[Tensor] = []
         self._beta: list[Tensor] = []
         self._beta_value = 0.0
@@ -134,6 +137,7 @@ class Step:
         self.signature: Signature = (
             tuple(map(_kind, self.inputs)),
             tuple(map(id, self.parameters)),
+            tuple(modules),
             tuple(_kind(value) for value in (*args, *kwargs.values())),
             tuple(kwargs),
             tuple(value for _, _, value in self.settings),
@@ -143,6 +147,7 @@ class Step:
         """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
         values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
         buffers = self._read_buffers()
+        children = [child for module in self._modules for child in module._modules.values()]
         same = (
             parameters is self.by_name
             and list(kwargs) == list(self.kwargs)
@@ -150,6 +155,7 @@ class Step:
             and len(buffers) == len(self.buffers)
             and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
             and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
+            and children == self._children
             and all(vars(part).get(name) == value for part, name, value in self.settings)
         )
         if same:
@@ -250,7 +256,8 @@ class Graph:
             self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
+        with tracing(TracingContext(FakeTensorMode())):  # else each operation recorded would make one
+            graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
@@ -304,7 +311,6 @@ class Compiler:
         self.mode = mode
         self.auto_steps = AUTO_STEPS
         self._prepare, self._precision = prepare, precision
-        self._modules: list[nn.Module] | None = None
         self._last: tuple[Settings, Graph] | None = None
         self._recent: tuple[Step, Graph] | None = None
         self._unused = 0
@@ -350,9 +356,8 @@ class Compiler:
         self._steps[shapes] += 1
         if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
             return None
-        if self._modules is None:
-            self._modules = _modules([*programs, self._estimator.gradient])
-        step = Step(self._estimator, programs, self._modules, parameters, args, kwargs, self._prepare, self._precision)
+        modules = _modules([*programs, self._estimator.gradient])
+        step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
             if self._makes_parameters(step):
                 return None

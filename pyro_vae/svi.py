@@ -297,6 +297,8 @@ class SVI:
         if len(store) == len(self._parameters):
             return
         known = {id(parameter) for parameter in self._parameters.values()}
+        if isinstance(self.optimizer, torch.optim.Optimizer):  # the user may have added a group
+            known |= {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         named = dict(store.named_parameters())
         # A tensor registered under two names is one parameter, and one without gradient is none.
         new = list({id(p): p for p in named.values() if id(p) not in known and p.requires_grad}.values())

@@ -566,3 +566,19 @@ def test_fit_on_cuda_reads_the_loss_once_per_epoch() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(isinstance(loss, Tensor) and bool(loss.isfinite()) for loss in losses)
+
+
+def test_another_module_in_place_of_one_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    results = []
+    for mode in (False, True):
+        vae = small_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=mode)
+        torch.manual_seed(1)
+        for step in range(8):
+            if step == 4:
+                vae.model.prior = priors.StandardNormal(2).double()
+            svi.step(X)
+        results.append(weights(vae))
+        assert svi.compiler.num_graphs == 2 * mode
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)

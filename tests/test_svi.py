@@ -283,6 +283,19 @@ def test_parameters_that_appear_later_join() -> None:
         assert svi.named_parameters()["loc"].item() != moved
 
 
+def test_parameters_that_the_user_gave_the_optimizer_are_not_added_again() -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    frozen = next(iter(vae.guide.parameters())).requires_grad_(False)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+    svi.step(x)
+    before = frozen.clone()
+    assert isinstance(svi.optimizer, torch.optim.Optimizer)
+    svi.optimizer.add_param_group({"params": [frozen.requires_grad_(True)], "lr": 0.5})
+    svi.step(x)
+    assert len(svi.optimizer.param_groups) == 2
+    assert not torch.equal(frozen, before)
+
+
 def test_parameters_of_modules_that_appear_later_join() -> None:
     program = normal_normal()
 

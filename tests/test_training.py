@@ -200,7 +200,7 @@ def test_validation_and_beta_have_columns_where_there_are_such() -> None:
     history = fit(small_vae(), bits(), loss=pyro.infer.Trace_ELBO(), epochs=1, progress=False)
     assert not any(name.startswith("valid") or name == "beta" for name in history.columns())
     assert "lr" in history.columns()
-    optimizer = pyro.optim.ClippedAdam(lambda _: {"lr": 0.01})
+    optimizer = pyro.optim.PyroOptim(torch.optim.Adam, lambda _: {"lr": 0.01})
     assert "lr" not in fit(small_vae(), bits(), optimizer=optimizer, epochs=1, progress=False).columns()
 
 
@@ -719,7 +719,10 @@ def vae() -> Iterator[VAE]:
         ({"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, TypeError, "SVI: expected optimizer a callable"),
         ({"max_grad_norm": -1.0}, ValueError, "SVI: expected max_grad_norm above 0"),
         (
-            {"optimizer": pyro.optim.ClippedAdam(lambda _: {"lr": 0.1}), "scheduler": partial(StepLR, step_size=1)},
+            {
+                "optimizer": pyro.optim.PyroOptim(torch.optim.Adam, lambda _: {"lr": 0.1}),
+                "scheduler": partial(StepLR, step_size=1),
+            },
             ValueError,
             r"fit: expected a torch\.optim optimiser for a scheduler; got PyroOptim\. Pass functools\.partial",
         ),
