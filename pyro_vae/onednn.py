@@ -8,12 +8,14 @@ which PyTorch ships too. A recorded graph is free to choose.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+_T = torch.ops.aten.t.default
 _SMALLEST = 1_000_000
 """Multiplications below which calling oneDNN costs more than it gains."""
 
@@ -39,16 +41,31 @@ def use_onednn(graph: GraphModule) -> None:
         if not _is_large(left, right):
             continue
         with graph.graph.inserting_before(node):
-            if not left.meta["val"].is_contiguous():  # oneDNN would copy it too, without the compiler's help
-                left = graph.graph.call_function(
-                    torch.ops.aten.clone.default, (left,), {"memory_format": torch.contiguous_format}
-                )
-            weight = graph.graph.call_function(torch.ops.aten.t.default, (right,))
-            product = graph.graph.call_function(linear, (left, weight, bias))
+            call = graph.graph.call_function
+            # oneDNN wants its left factor contiguous: better the compiler transposes it, or the smaller of the two.
+            if bias is None and _is_quicker_transposed(left, right):
+                left, right = call(_T, (right,)), left
+                product = call(_T, (call(linear, (_contiguous(call, left), right, None)),))
+                product = _contiguous(call, product)
+            else:
+                if not left.meta["val"].is_contiguous():
+                    left = _contiguous(call, left)
+                product = call(linear, (left, call(_T, (right,)), bias))
         product.meta = node.meta
         node.replace_all_uses_with(product)
         graph.graph.erase_node(node)
     graph.recompile()
+
+
+def _contiguous(call: Callable[..., Node], tensor: Node) -> Node:
+    return call(torch.ops.aten.clone.default, (tensor,), {"memory_format": torch.contiguous_format})
+
+
+def _is_quicker_transposed(left: Node, right: Node) -> bool:
+    """Whether ``(right.T @ left.T).T`` copies fewer numbers, right and the product, than ``left @ right``, left."""
+    one, other = left.meta["val"], right.meta["val"]
+    product = one.shape[0] * other.shape[1]
+    return not one.is_contiguous() and other.numel() + 2 * product < one.numel()
 
 
 def _is_large(left: Node, right: Node) -> bool:
