@@ -50,7 +50,7 @@ from contenders import (
 from torch import Tensor
 
 from pyro_vae import SVI, data, fit
-from pyro_vae.compilation import Graph
+from pyro_vae.compilation.graph import Graph
 
 NETWORKS = {"784-400-20": ([400], 20), "784-200-200-50": ([200, 200], 50)}
 CHECKED_STEPS = 30

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import SVI, VAE, compilation, conditionals, cuda_graph, data, elbo, likelihoods, nets, onednn, priors
+from pyro_vae import SVI, VAE, compilation, conditionals, data, elbo, likelihoods, nets, priors
+from pyro_vae.compilation import compiler, cuda_graph, graph, onednn
+from pyro_vae.compilation.step import Step
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 X = (torch.rand(16, 6, generator=torch.Generator().manual_seed(0)) < 0.5).double()
@@ -169,14 +171,14 @@ def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch
     class Stale:
         checks = 2
 
-        def __init__(self, step: compilation.Step) -> None:
+        def __init__(self, step: Step) -> None:
             self.result = step.rehearse(step)
 
-        def __call__(self, step: compilation.Step) -> Any:
+        def __call__(self, step: Step) -> Any:
             step()  # uses the random numbers of a step
             return self.result
 
-    monkeypatch.setattr(compilation, "Graph", Stale)
+    monkeypatch.setattr(compiler, "Graph", Stale)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(gradient="stl"))
     svi.compiler.auto_steps = 0
     torch.manual_seed(1)
@@ -269,7 +271,7 @@ def test_a_buffer_that_changes_every_step_is_an_input() -> None:
 
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs recorded graphs as they are recorded, for what does not concern the compiler."""
-    monkeypatch.setattr(compilation, "compile_graph", lambda graph, _: graph)
+    monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
 
 
 def test_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,13 +454,13 @@ def test_large_products_go_to_onednn() -> None:
         y = torch.nn.functional.linear(x, weight, bias)
         return [y, y.t() @ x, torch.nn.functional.linear(x[:2], weight), y.double() @ weight.double()]
 
-    graph = make_fx(products)(x, weight, bias)
-    onednn.use_onednn(graph)
-    replaced = [node for node in graph.graph.nodes if "pyro_vae" in str(node.target)]
+    recorded = make_fx(products)(x, weight, bias)
+    onednn.use_onednn(recorded)
+    replaced = [node for node in recorded.graph.nodes if "pyro_vae" in str(node.target)]
     available = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     assert len(replaced) == (2 if available else 0)
     exact = products(x.double(), weight.double(), bias.double())
-    for ours, mkl, expected in zip(graph(x, weight, bias), products(x, weight, bias), exact, strict=True):
+    for ours, mkl, expected in zip(recorded(x, weight, bias), products(x, weight, bias), exact, strict=True):
         assert (ours - expected).norm() < 1.5 * (mkl - expected).norm()  # rounding errors of the same size
 
 
@@ -482,7 +484,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 
     uncompiled(monkeypatch)
     monkeypatch.setattr(cuda_graph, "capture", capture)
-    monkeypatch.setattr(compilation, "can_capture", can_capture)
+    monkeypatch.setattr(compiler, "can_capture", can_capture)
 
 
 def test_a_captured_step_is_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:

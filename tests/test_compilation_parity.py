@@ -236,7 +236,7 @@ def deviation(one: Training, other: Training) -> float:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs run as they were recorded."""
-    monkeypatch.setattr(compilation, "compile_graph", lambda graph, inputs: graph)
+    monkeypatch.setattr(compilation.graph, "compile_graph", lambda graph, inputs: graph)
     with tracing(TracingContext(FakeTensorMode())):  # without one, recording makes one for every operation
         yield
 
@@ -342,7 +342,7 @@ def test_what_is_refused_eagerly_is_refused_at_the_same_step(program: str, estim
 def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=f"expected a step that can be compiled.*{obstacle(program, estimator)}"):
         train(program, estimator, torch.float64, True)
-    monkeypatch.setattr(compilation, "AUTO_STEPS", 1)
+    monkeypatch.setattr(compilation.compiler, "AUTO_STEPS", 1)
     eager = train(program, estimator, torch.float64, False)
     with pytest.warns(UserWarning, match="Training goes on without compiling"):
         automatic = train(program, estimator, torch.float64, "auto")

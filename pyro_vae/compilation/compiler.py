@@ -1,0 +1,262 @@
+"""Which steps are compiled, which graphs are kept, and whether they are right."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.compilation.cuda_graph import can_capture
+from pyro_vae.compilation.graph import Graph
+from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
+from pyro_vae.elbo import ELBO, Enumerate, Estimator, RenyiELBO
+from pyro_vae.elbo.tracing import PyroProgram
+
+Compile = Literal["auto"] | bool
+
+AUTO_STEPS = 2_500
+"""Steps on data of one shape that ``compile="auto"`` runs eagerly first: compiling takes the ten seconds or so that as
+many small steps save."""
+
+MAX_GRAPHS = 8
+"""Graphs kept; the one unused for longest goes first."""
+
+_MAX_UNUSED = 4  # graphs made one after the other that no second step could use
+# Of the largest entry: the operations are the same, their order of summation and the rounding in between are not. An
+# importance weight is the exponential of a sum over the whole datum, which rounding to 8 bits may move by a tenth.
+_TOLERANCES: dict[Precision | torch.dtype, float] = {
+    torch.float64: 1e-9,
+    "float32": 1e-3,
+    "tf32": 3e-2,
+    "bfloat16": 0.25,
+}
+
+
+class Compiler:
+    """Compiles the steps of one loss, and keeps a graph for each signature.
+
+    A signature is the shapes, types and devices of all tensors, the other arguments, and the Python numbers and words
+    that the modules (training mode, say) and the loss hold. The values of tensors, and beta, are inputs.
+
+    Args:
+        loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
+        mode: True to compile at the first step of every signature, and raise where that fails; ``"auto"`` to compile
+            after :attr:`auto_steps` steps on data of its shape, and to go on eagerly, with a warning, where that
+            fails; False for never.
+        prepare: makes the programs' arguments from a step's.
+        precision: of matrix products.
+    """
+
+    def __init__(
+        self,
+        loss: pyro.infer.ELBO,
+        mode: Compile,
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        if mode not in (True, False, "auto"):
+            raise ValueError(f"SVI: expected compile True, False or 'auto'; got {mode!r}. Use one of these.")
+        self.mode = mode
+        self.auto_steps = AUTO_STEPS
+        self._prepare, self._precision = prepare, precision
+        self._last: tuple[Settings, Graph] | None = None
+        self._recent: tuple[Step, Graph] | None = None
+        self._unused = 0
+        self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
+        self._steps: Counter[tuple[torch.Size, ...]] = Counter()
+        self._loss: Any = loss
+        self._estimator = _equal_estimator(loss) if mode else None
+        if mode is True and self._estimator is None:
+            self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs at hand."""
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def run(
+        self,
+        programs: tuple[PyroProgram, PyroProgram],
+        parameters: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        optimizer: object,
+        update: Callable[[], None],
+    ) -> tuple[Tensor, bool] | None:
+        """A step's loss, a scalar, and whether parameters are updated; else their gradients are left with them.
+
+        To be called in the scope that holds the parameters, after a first eager step has made them.
+
+        Args:
+            programs: model and guide.
+            parameters: to differentiate by, by name.
+            args: positional arguments of the step.
+            kwargs: keyword arguments of both programs.
+            optimizer: of the parameters.
+            update: updates the parameters by their gradients.
+
+        Returns:
+            None where the step is to be run eagerly.
+        """
+        if self._estimator is None or not parameters:
+            return None
+        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        self._steps[shapes] += 1
+        if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
+            return None
+        modules = _modules([*programs, self._estimator.gradient])
+        step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
+        if step.signature not in self._graphs:
+            if self._makes_parameters(step):
+                return None
+            while len(self._graphs) >= MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+            self._graphs[step.signature] = self._graph(step)
+        self._graphs.move_to_end(step.signature)
+        graph = self._graphs[step.signature]
+        if graph is None:
+            return None
+        if graph.checks:
+            graph.checks -= 1
+            expected = step.rehearse(step)
+            if self._loss is not self._estimator:  # one of Pyro's, which does another thing with some programs
+                expected = self._loss_of(step), expected[1]
+            loss, gradients = graph(step)
+            if differing := _differing(step, (loss, gradients), expected):
+                self._graphs[step.signature] = None
+                self._give_up(f"{differing} differs from the eager step's on the same random numbers", None)
+                loss, gradients = expected
+        else:
+            self._recent = step, graph
+            return _advance(step, graph, optimizer, update)
+        _set_gradients(step, gradients)
+        return loss, False
+
+    def repeat(
+        self,
+        parameters: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        optimizer: object,
+        update: Callable[[], None],
+    ) -> tuple[Tensor, bool] | None:
+        """What :meth:`run` does, without a look at the programs and outside their scope.
+
+        Returns:
+            None where the step is to be run in another way: for other shapes than the last, say.
+        """
+        if self._recent is None:
+            return None
+        step, graph = self._recent
+        if step.again(parameters, args, kwargs):
+            return _advance(step, graph, optimizer, update)
+        self._recent = None
+        return None
+
+    def _makes_parameters(self, step: Step) -> bool:
+        """Runs a step whose result is not needed: it may make parameters, and teaches estimators a program's structure.
+
+        Neither is to be recorded.
+        """
+        known = len(pyro.get_param_store())
+        with contextlib.suppress(Exception):  # recording meets it again, and tells of it
+            step.rehearse(step)
+        return len(pyro.get_param_store()) > known
+
+    def _loss_of(self, step: Step) -> Tensor:
+        """The loss of Pyro's own class, on the random numbers of the step that follows."""
+
+        def run() -> Tensor:
+            with torch.no_grad(), pyro.validation_enabled(False):
+                args = step.args if step.prepare is None else step.prepare(*step.args)
+                return step.parameters[0].new_tensor(self._loss.loss(*step.programs, *args, **step.kwargs))
+
+        return step.rehearse(run)
+
+    def _graph(self, step: Step) -> Graph | None:
+        if self._last is not None:
+            before, made = self._last
+            self._unused = self._unused + 1 if made.runs <= 1 else 0
+            if self._unused >= _MAX_UNUSED:
+                changed = step.changed_settings(before) or "shapes or parameters"
+                self._give_up(f"every step needs a graph of its own, because these change: {changed}", None)
+                return None
+        try:
+            graph = Graph(step)
+        except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
+            self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
+            return None
+        self._last = step.settings, graph
+        return graph
+
+    def _give_up(self, reason: str, error: Exception | None) -> None:
+        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason}."
+        if self.mode is True:
+            raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
+        self._estimator = None  # one warning, not one for each signature
+        warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
+
+
+def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:
+    if isinstance(optimizer, torch.optim.Optimizer) and can_capture(optimizer, step.inputs[0].device):
+        return graph.advance(step, optimizer, update), True
+    loss, gradients = graph(step)
+    _set_gradients(step, gradients)
+    return loss, False
+
+
+def _set_gradients(step: Step, gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(step.parameters, gradients, strict=True):
+        parameter.grad = gradient
+
+
+def _equal_estimator(loss: Any) -> Estimator | None:
+    """The estimator to record for a loss: itself, or the equal of one of Pyro's; None where there is none."""
+    if isinstance(loss, Estimator):
+        return None if isinstance(loss.gradient, Enumerate) else loss
+    if type(loss) is pyro.infer.Trace_ELBO:
+        return ELBO(loss.num_particles, vectorize=loss.vectorize_particles)
+    if type(loss) is pyro.infer.TraceMeanField_ELBO:
+        return ELBO(loss.num_particles, analytic_kl=True, vectorize=loss.vectorize_particles)
+    if type(loss) is pyro.infer.RenyiELBO:
+        return RenyiELBO(loss.alpha, loss.num_particles, vectorize=loss.vectorize_particles)
+    return None
+
+
+def _differing(step: Step, result: Result, expected: Result) -> str:
+    """What differs between two results of a step beyond rounding; empty where nothing does."""
+    names = ["the loss", *(f"the gradient of {name}" for name in step.by_name)]
+    for name, one, other in zip(names, [result[0], *result[1]], [expected[0], *expected[1]], strict=True):
+        if one is None or other is None:
+            same = one is other
+        else:  # what is not finite in both is the step's own to report
+            size = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) + 1e-8
+            atol = size * _TOLERANCES.get(other.dtype, _TOLERANCES[step.precision])
+            same = torch.allclose(one, other, rtol=0.0, atol=atol, equal_nan=True)
+        if not same:
+            return name
+    return ""
+
+
+def _modules(programs: Sequence[Any]) -> list[nn.Module]:
+    """All modules of programs: those that they are, are methods of, close over or name."""
+    seen: dict[nn.Module, None] = {}
+    for program in programs:
+        owner = getattr(program, "__self__", None)
+        function = getattr(program, "__func__", program)
+        candidates = [program, owner, *getattr(program, "args", ()), *getattr(owner, "__dict__", {}).values()]
+        if inspect.isfunction(function):
+            variables = inspect.getclosurevars(function)
+            candidates += [*variables.nonlocals.values(), *variables.globals.values()]
+        for candidate in candidates:
+            if isinstance(candidate, nn.Module):
+                seen |= dict.fromkeys(candidate.modules())
+    return list(seen)

@@ -1,0 +1,99 @@
+"""A step as a graph of tensor operations: recorded, then compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch._inductor
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.compilation.cuda_graph import CapturedStep
+from pyro_vae.compilation.onednn import use_onednn
+from pyro_vae.compilation.step import Result, Step, reduced
+
+CHECKS = 2
+"""Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
+that is recorded as a constant passes the first."""
+
+
+class Graph:
+    """A step, recorded and compiled.
+
+    Args:
+        step: the step to record.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.checks = CHECKS
+        self.runs = 0
+        self._inputs = step.inputs
+        self._captured: CapturedStep | None = None
+
+        def recorded(*_: Tensor) -> list[Tensor]:
+            loss, gradients = step()
+            self._has_gradient = [gradient is not None for gradient in gradients]
+            return [loss, *(gradient for gradient in gradients if gradient is not None)]
+
+        with tracing(TracingContext(FakeTensorMode())):  # else each operation recorded would make one
+            graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
+        if (constant := _written_constant(graph)) is not None:
+            raise ValueError(
+                f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
+                "as a buffer of the model or the guide"
+            )
+        self._run = compile_graph(graph, step.inputs)
+
+    def __call__(self, step: Step) -> Result:
+        """The result of a step of the same signature."""
+        self.runs += 1
+        self._inputs = step.inputs
+        with torch.no_grad(), reduced("tf32" if step.precision == "tf32" else "float32", step.inputs[0].device):
+            loss, *present = self._run(*step.inputs)
+        remaining = iter(present)
+        return loss, [next(remaining) if has else None for has in self._has_gradient]
+
+    def advance(self, step: Step, optimizer: torch.optim.Optimizer, update: Callable[[], None]) -> Tensor:
+        """Takes a whole step on a GPU, update included, and returns the loss."""
+        self.runs += 1
+        if self._captured is None or not self._captured.suits(step.inputs):
+            present = [p for p, has in zip(step.parameters, self._has_gradient, strict=True) if has]
+            self._captured = CapturedStep(self._run, step.inputs, self._inputs, present, optimizer, update)
+        self._inputs = step.inputs
+        return self._captured(step.inputs).clone()
+
+
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
+    use_onednn(graph)
+    _keep_draws(graph)
+    # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
+    options = {"config_patches": {"fallback_random": True}}
+    with torch.no_grad():
+        return torch._inductor.standalone_compile(
+            graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
+        )
+
+
+def _keep_draws(graph: GraphModule) -> None:
+    """Writes draws in the way that Inductor leaves to eager kernels: it would make those of bernoulli from uniforms."""
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
+        with graph.graph.inserting_before(node):
+            empty = graph.graph.call_function(torch.ops.aten.empty_like.default, node.args)
+            draw = graph.graph.call_function(torch.ops.aten.bernoulli_.Tensor, (empty, *node.args))
+        node.replace_all_uses_with(draw)
+        graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
+    """The shape of a tensor that a recorded graph writes into though it is none of its inputs."""
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and node.args[0].op == "get_attr":
+            return tuple(node.args[0].meta["val"].shape)
+    return None

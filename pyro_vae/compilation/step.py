@@ -1,0 +1,174 @@
+"""What a training step computes, and every tensor that it reads."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.tracing import PyroProgram
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+Prepare = Callable[..., tuple[Any, ...]]
+Result = tuple[Tensor, list[Tensor | None]]
+Signature = tuple[Hashable, ...]
+Settings = list[tuple[object, str, Hashable]]
+_T = TypeVar("_T")
+
+_SETTINGS = (bool, int, float, str)
+
+
+class Step:
+    """Loss and gradients of one call of an estimator, and every tensor that they are computed from.
+
+    Args:
+        estimator: its ``beta``, if it has one, becomes a tensor here, so that a schedule may change it.
+        programs: model and guide.
+        modules: all modules of the programs.
+        parameters: what to differentiate by, by name.
+        args: positional arguments of the step.
+        kwargs: keyword arguments of both programs.
+        prepare: makes the positional arguments of both programs from the step's; None where they are the same.
+        precision: of matrix products.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        programs: tuple[PyroProgram, PyroProgram],
+        modules: Sequence[nn.Module],
+        parameters: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        self.estimator: Any = copy.copy(estimator)
+        self.programs, self.args, self.kwargs = programs, args, kwargs
+        self.by_name, self.parameters = parameters, list(parameters.values())
+        self.prepare, self.precision = prepare, precision
+        self._original: Any = estimator
+        self._modules = modules
+        self._children = [child for module in modules for child in module._modules.values()]
+        self.inputs: list[Tensor] = []
+        self._beta: list[Tensor] = []
+        self._beta_value = 0.0
+        self.buffers = self._read_buffers()
+        self._take(args, kwargs)
+        self.settings: Settings = [
+            (part, name, value)
+            for part in (estimator, estimator.gradient, *modules)
+            for name, value in vars(part).items()
+            if type(value) in _SETTINGS and not (part is estimator and name == "beta")
+        ]
+        self.signature: Signature = (
+            tuple(map(_kind, self.inputs)),
+            tuple(map(id, self.parameters)),
+            tuple(modules),
+            tuple(_kind(value) for value in (*args, *kwargs.values())),
+            tuple(kwargs),
+            tuple(value for _, _, value in self.settings),
+        )
+
+    def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
+        values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
+        buffers = self._read_buffers()
+        children = [child for module in self._modules for child in module._modules.values()]
+        same = (
+            parameters is self.by_name
+            and list(kwargs) == list(self.kwargs)
+            and len(values) == len(former)
+            and len(buffers) == len(self.buffers)
+            and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
+            and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
+            and children == self._children
+            and all(vars(part).get(name) == value for part, name, value in self.settings)
+        )
+        if same:
+            self._take(args, kwargs)
+        return same
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        if hasattr(self._original, "beta"):
+            beta = float(self._original.beta)
+            if not self._beta or self._beta_value != beta:
+                self._beta_value = beta
+                self._beta = [self.parameters[0].new_tensor(beta)]
+                self.estimator.beta = self._beta[0]
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
+
+    def _read_buffers(self) -> list[Tensor]:
+        buffers = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
+        frozen = [p for m in self._modules for p in m._parameters.values() if p is not None and not p.requires_grad]
+        return [*self._original.gradient.buffers(), *buffers, *frozen]
+
+    def __call__(self) -> Result:
+        """Runs the programs: the loss and a gradient, or None, for each parameter."""
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            with reduced(self.precision, self.parameters[0].device):
+                args = self.args if self.prepare is None else self.prepare(*self.args)
+                loss = self.estimator.differentiable_loss(*self.programs, *args, **self.kwargs)
+            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return loss.detach(), list(gradients)
+
+    def rehearse(self, run: Callable[[], _T]) -> _T:
+        """Runs, and leaves random generators and buffers (running means, say) as they were."""
+        devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
+        before = [buffer.clone() for buffer in self.buffers]
+        with torch.random.fork_rng(devices=devices):
+            result = run()
+        for buffer, value in zip(self.buffers, before, strict=True):
+            buffer.copy_(value)
+        return result
+
+    def changed_settings(self, former: Settings) -> str:
+        """What Python values of modules and loss differ from those of a former step."""
+        names = [
+            f"{type(part).__name__}.{name}: {before!r}, then {value!r}"
+            for (part, name, value), (_, _, before) in zip(self.settings, former, strict=False)
+            if value != before
+        ]
+        return "; ".join(names)
+
+
+@contextlib.contextmanager
+def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within it, matrix products have a precision, whatever torch's own setting is."""
+    if precision == "bfloat16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    elif precision == "tf32":
+        if device.type != "cuda":
+            raise ValueError(
+                f"SVI: expected parameters on a CUDA device for precision 'tf32'; got {device}. Use 'bfloat16' or "
+                "'float32' there."
+            )
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    elif precision == "float32":
+        yield
+    else:
+        raise ValueError(
+            f"SVI: expected precision 'float32', 'tf32' or 'bfloat16'; got {precision!r}. Use one of these."
+        )
+
+
+def _kind(value: Any) -> Hashable:
+    """What a graph depends on of an argument."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value.device, value.requires_grad
+    return repr(value)
