@@ -447,18 +447,21 @@ def test_a_compiled_step_in_bfloat16_is_the_eager_one_within_its_rounding() -> N
     assert (results[1][0] - results[0][0]).norm() < 2**-6 * results[0][0].norm()
 
 
-def test_large_products_go_to_onednn() -> None:
-    x, weight, bias = torch.randn(128, 200), torch.randn(100, 200), torch.randn(100)
+@pytest.mark.parametrize(("rows", "features", "outputs"), [(128, 200, 100), (2000, 50, 300)])
+def test_large_products_go_to_onednn(rows: int, features: int, outputs: int) -> None:
+    """The second transposes the product's smaller factor."""
+    x, weight, bias = torch.randn(rows, features), torch.randn(outputs, features), torch.randn(outputs)
 
     def products(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
         y = torch.nn.functional.linear(x, weight, bias)
-        return [y, y.t() @ x, torch.nn.functional.linear(x[:2], weight), y.double() @ weight.double()]
+        return [y, y.t() @ x, torch.nn.functional.linear(x[:2], weight), y.double() @ weight.double()]  # two are large
 
     recorded = make_fx(products)(x, weight, bias)
     onednn.use_onednn(recorded)
     replaced = [node for node in recorded.graph.nodes if "pyro_vae" in str(node.target)]
     available = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     assert len(replaced) == (2 if available else 0)
+    assert all(result.is_contiguous() for result in recorded(x, weight, bias))
     exact = products(x.double(), weight.double(), bias.double())
     for ours, mkl, expected in zip(recorded(x, weight, bias), products(x, weight, bias), exact, strict=True):
         assert (ours - expected).norm() < 1.5 * (mkl - expected).norm()  # rounding errors of the same size

@@ -12,7 +12,7 @@ import torch
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, SWAPS, MEASURE, COMPARE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, SWAPS, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def test_every_swap_is_one_line(names: dict[str, Any]) -> None:
         else:
             assert part in parts
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
+
+
+def test_the_code_of_speed_runs(names: dict[str, Any]) -> None:
+    exec(SPEED, names)
+    assert names["svi"].step(names["x"]) > 0
 
 
 @pytest.mark.slow

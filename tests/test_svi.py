@@ -283,6 +283,7 @@ def test_parameters_that_appear_later_join() -> None:
         assert svi.named_parameters()["loc"].item() != moved
 
 
+@pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 def test_parameters_that_the_user_gave_the_optimizer_are_not_added_again() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     frozen = next(iter(vae.guide.parameters())).requires_grad_(False)
