@@ -463,8 +463,9 @@ def test_large_products_go_to_onednn(rows: int, features: int, outputs: int) -> 
     assert len(replaced) == (2 if available else 0)
     assert all(result.is_contiguous() for result in recorded(x, weight, bias))
     exact = products(x.double(), weight.double(), bias.double())
-    for ours, mkl, expected in zip(recorded(x, weight, bias), products(x, weight, bias), exact, strict=True):
-        assert (ours - expected).norm() < 1.5 * (mkl - expected).norm()  # rounding errors of the same size
+    for ours, expected in zip(recorded(x, weight, bias), exact, strict=True):
+        # The rounding errors of a sum of n terms grow as a random walk, at most.
+        assert (ours - expected).norm() < 2**-24 * max(rows, features) ** 0.5 * expected.norm()
 
 
 # The whole step as a CUDA graph
