@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NoReturn, TypeGuard
@@ -234,7 +234,7 @@ class SVI:
     def _loss_and_grads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | float, bool]:
         """The loss, and whether parameters are updated already."""
         programs = self._programs()
-        if self.num_steps:  # the first step is eager: it finds the parameters, and Pyro validates it
+        if _shapes(args, kwargs) in self._validated:  # the first step is eager: it finds parameters, and is validated
             compiled = self.compiler.run(programs, self._trained(), args, kwargs, self.optimizer, self._update)
             if compiled is not None:
                 return compiled
@@ -316,7 +316,7 @@ class SVI:
     @contextlib.contextmanager
     def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
         """Leaves Pyro's validation as the user set it for the first call of a shape, and off after that."""
-        key = tuple((a.shape, a.dtype) if isinstance(a, Tensor) else None for a in (*args, *kwargs.values()))
+        key = _shapes(args, kwargs)
         if key in self._validated:
             with pyro.validation_enabled(False):
                 yield
@@ -370,6 +370,10 @@ def _check_contiguous(program: PyroProgram) -> None:
 
 def _forward(program: PyroProgram) -> PyroProgram:
     return partial(nn.Module.__call__, program) if _is_plain(program) else program
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else None for a in (*args, *kwargs.values()))
 
 
 def _number(loss: Any) -> float:

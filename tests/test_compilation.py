@@ -92,6 +92,8 @@ def test_beta_and_the_learning_rate_do_not_recompile_but_shapes_and_modes_do() -
             one.step(X)
     assert svi.compiler.num_graphs == 1
     torch.testing.assert_close(weights(vae), weights(eager), rtol=1e-10, atol=1e-12)
+    svi.step(X[:5])  # the first step of a shape is eager, and validated
+    assert svi.compiler.num_graphs == 1
     svi.step(X[:5])
     assert svi.compiler.num_graphs == 2
     vae.eval()
@@ -272,6 +274,18 @@ def test_a_buffer_that_changes_every_step_is_an_input() -> None:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs recorded graphs as they are recorded, for what does not concern the compiler."""
     monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
+
+
+def test_the_first_step_of_every_shape_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=True)
+    for _ in range(5):
+        svi.step(X)
+    with pytest.raises(ValueError, match="expected binary values, 0 or 1"):
+        svi.step(X[:5] + 0.5)
+    svi.step(X.t().contiguous().t())  # other strides are another graph
+    assert svi.compiler.num_graphs == 2
 
 
 def test_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:

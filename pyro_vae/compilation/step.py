@@ -170,5 +170,5 @@ def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
 def _kind(value: Any) -> Hashable:
     """What a graph depends on of an argument."""
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.device, value.requires_grad
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     return repr(value)
