@@ -125,6 +125,7 @@ class LinearHead(Head):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         flat = self.layer(features.flatten(-len(self.feature_shape)))
+        flat = flat.to(self.layer.weight.dtype)  # under autocast too: densities are not for eight bits
         parts = flat.split([shape.numel() for shape in self.shapes.values()], -1)
         lead = flat.shape[:-1]
         return {
@@ -141,7 +142,7 @@ class ConvHead(Head):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         lead = features.shape[:-3]
-        maps = self.layer(features.reshape(-1, *self.feature_shape))
+        maps = self.layer(features.reshape(-1, *self.feature_shape)).to(self.layer.weight.dtype)
         parts = maps.split([shape[0] for shape in self.shapes.values()], -3)
         return {
             name: part.reshape(lead + shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

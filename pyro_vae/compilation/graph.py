@@ -71,8 +71,8 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
     """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
     use_onednn(graph)
     _keep_draws(graph)
-    # Eager kernels draw the random numbers: those of an eager step, and no slower on a CPU.
-    options = {"config_patches": {"fallback_random": True}}
+    # Eager kernels draw the random numbers, in the order of an eager step: the same numbers, and no slower on a CPU.
+    options = {"config_patches": {"fallback_random": True, "reorder_for_peak_memory": False}}
     with torch.no_grad():
         return torch._inductor.standalone_compile(
             graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
