@@ -490,9 +490,9 @@ def test_pyros_renyi_bound_of_a_subsample_is_not_ours() -> None:
 
 
 def compiled() -> list[Any]:
-    """Every bound with two gradients and every other estimator on a VAE, two estimators on every program."""
+    """Every bound with one of its gradients and every other estimator on a VAE, two estimators on every program."""
     bounds = [f"{name}, {gradient}" for name, gradient in product(BOUNDS, GRADIENTS)]
-    some = [name for i, name in enumerate(bounds) if i % 5 in (i // 5 % 5, (i // 5 + 2) % 5)]
+    some = [name for i, name in enumerate(bounds) if i % 5 == i // 5 % 5]
     chosen = [("VAE", name, torch.float32) for name in ESTIMATORS if name in some or name not in bounds]
     for program in PROGRAMS:
         names = ("ELBO, beta, score" if program in DISCRETE else "ELBO, one draw", "IWELBO, vimco")
