@@ -204,6 +204,10 @@ class SVI:
             The loss, as a scalar tensor where the step is a CUDA graph. There a loss that is not finite leaves the
             parameters as they were, and is the caller's to find.
         """
+        if not self.compiler.serves(self.loss):  # the user has changed it
+            auto_steps = self.compiler.auto_steps
+            self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
+            self.compiler.auto_steps = auto_steps
         loss: Tensor | float
         try:
             repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._update)

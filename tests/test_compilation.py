@@ -588,6 +588,27 @@ def test_fit_on_cuda_reads_the_loss_once_per_epoch() -> None:
     assert all(isinstance(loss, Tensor) and bool(loss.isfinite()) for loss in losses)
 
 
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("how", ["another loss", "another setting"])
+def test_a_loss_that_the_user_changes_is_followed(how: str, stock: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    uncompiled(monkeypatch)
+    make: Any = pyro.infer.Trace_ELBO if stock else elbo.ELBO
+    results = []
+    for mode in (False, True):
+        vae = small_vae()
+        svi = SVI(vae.model, vae.guide, ADAM, make(), compile=mode)
+        torch.manual_seed(1)
+        for step in range(10):
+            if step == 5 and how == "another loss":
+                svi.loss = make(3)
+            elif step == 5:
+                svi.loss.num_particles = 3
+            svi.step(X)
+        results.append(weights(vae))
+        assert (svi.compiler.num_graphs > 0) == mode
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
 def test_another_module_in_place_of_one_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     results = []

@@ -71,10 +71,15 @@ class Compiler:
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
         self._steps: Counter[tuple[torch.Size, ...]] = Counter()
-        self._loss: Any = loss
+        self.loss: Any = loss
+        self._settings = _settings(loss)
         self._estimator = _equal_estimator(loss) if mode else None
         if mode is True and self._estimator is None:
             self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
+
+    def serves(self, loss: pyro.infer.ELBO) -> bool:
+        """Whether a loss is the one that this compiles, with the settings that it had."""
+        return loss is self.loss and _settings(loss) == self._settings
 
     @property
     def num_graphs(self) -> int:
@@ -126,7 +131,7 @@ class Compiler:
         if graph.checks:
             graph.checks -= 1
             expected = step.rehearse(step)
-            if self._loss is not self._estimator:  # one of Pyro's, which does another thing with some programs
+            if self.loss is not self._estimator:  # one of Pyro's, which does another thing with some programs
                 expected = self._loss_of(step), expected[1]
             loss, gradients = graph(step)
             if differing := _differing(step, (loss, gradients), expected):
@@ -176,7 +181,7 @@ class Compiler:
         def run() -> Tensor:
             with torch.no_grad(), pyro.validation_enabled(False):
                 args = step.args if step.prepare is None else step.prepare(*step.args)
-                return step.parameters[0].new_tensor(self._loss.loss(*step.programs, *args, **step.kwargs))
+                return step.parameters[0].new_tensor(self.loss.loss(*step.programs, *args, **step.kwargs))
 
         return step.rehearse(run)
 
@@ -215,6 +220,11 @@ def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], N
 def _set_gradients(step: Step, gradients: Sequence[Tensor | None]) -> None:
     for parameter, gradient in zip(step.parameters, gradients, strict=True):
         parameter.grad = gradient
+
+
+def _settings(loss: pyro.infer.ELBO) -> list[Any]:
+    """The settings of a loss that are not part of a step's signature: those of Pyro's classes."""
+    return [] if isinstance(loss, Estimator) else [v for v in vars(loss).values() if isinstance(v, bool | int | float)]
 
 
 def _equal_estimator(loss: Any) -> Estimator | None:
