@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "svi": {"elbo", "compilation", "optimizers"},
     "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
     "evaluation": PROGRAMS | {"elbo", "compilation"},
-    "lab": PROGRAMS | {"elbo", "evaluation", "svi", "data"},
+    "lab": PROGRAMS | {"elbo", "compilation", "evaluation", "svi", "data"},
     "data": set(),
     "plots": {"training"},
     "checkpoint": set(),

@@ -9,12 +9,12 @@ import torch._inductor
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.compilation.cuda_graph import CapturedStep
 from pyro_vae.compilation.onednn import use_onednn
-from pyro_vae.compilation.step import Result, Step, reduced
+from pyro_vae.compilation.step import Precision, Result, Step, reduced
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
@@ -46,14 +46,21 @@ class Graph:
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
                 "as a buffer of the model or the guide"
             )
-        self._run = compile_graph(graph, step.inputs)
+        compiled = compile_graph(graph, step.inputs)
+        # The record of bfloat16 has its roundings in it; tf32 is a mode of the kernels that it calls.
+        precision: Precision = "tf32" if step.precision == "tf32" else "float32"
+
+        def run(*inputs: Tensor) -> Sequence[Tensor]:
+            with torch.no_grad(), reduced(precision, inputs[0].device):
+                return compiled(*inputs)
+
+        self._run = run
 
     def __call__(self, step: Step) -> Result:
         """The result of a step of the same signature."""
         self.runs += 1
         self._inputs = step.inputs
-        with torch.no_grad(), reduced("tf32" if step.precision == "tf32" else "float32", step.inputs[0].device):
-            loss, *present = self._run(*step.inputs)
+        loss, *present = self._run(*step.inputs)
         remaining = iter(present)
         return loss, [next(remaining) if has else None for has in self._has_gradient]
 
@@ -90,10 +97,16 @@ def _keep_draws(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def mutates(node: Node) -> bool:
+    """Whether an operation writes into an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
     """The shape of a tensor that a recorded graph writes into though it is none of its inputs."""
     for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable and node.args[0].op == "get_attr":
-            return tuple(node.args[0].meta["val"].shape)
+        written = node.args[0] if mutates(node) else None
+        if isinstance(written, Node) and written.op == "get_attr":
+            return tuple(written.meta["val"].shape)
     return None

@@ -125,11 +125,12 @@ class Step:
         """Runs, and leaves random generators and buffers (running means, say) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
-        with torch.random.fork_rng(devices=devices):
-            result = run()
-        for buffer, value in zip(self.buffers, before, strict=True):
-            buffer.copy_(value)
-        return result
+        try:
+            with torch.random.fork_rng(devices=devices):
+                return run()
+        finally:
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
 
     def changed_settings(self, former: Settings) -> str:
         """What Python values of modules and loss differ from those of a former step."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.compilation.graph import mutates
 from pyro_vae.compilation.onednn import use_onednn
 
 Function = Callable[..., list[Tensor]]
@@ -38,12 +39,6 @@ def record(function: Function, *args: Tensor) -> GraphModule | None:
 def draws_random_numbers(node: Node) -> bool:
     """Whether an operation draws from a generator."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def mutates(node: Node) -> bool:
-    """Whether an operation writes into an argument."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 def random_state(args: Iterable[Tensor]) -> AbstractContextManager[None]:
