@@ -1,0 +1,136 @@
+"""Checks of plain arguments, in one wording; imports nothing, so that every module may use it.
+
+Each returns the value as the type it is declared to be, and says what was expected, what came, and the remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection
+from typing import Any
+
+
+def whole(subject: str, name: str, value: Any, minimum: int = 1) -> int:
+    """A whole number, of Python or numpy, that is at least ``minimum``.
+
+    Raises:
+        TypeError: something else; ``True`` is no number.
+        ValueError: a smaller one.
+
+    Example:
+        >>> whole("IWELBO", "num_particles", 5)
+        5
+        >>> whole("IWELBO", "num_particles", 0)
+        Traceback (most recent call last):
+        ValueError: IWELBO: expected num_particles at least 1; got 0. Give a larger number.
+    """
+    try:
+        number_ = operator.index(_plain(value))
+    except TypeError:
+        raise TypeError(
+            f"{subject}: expected {name} a whole number; got {_shown(value)}. Give an int of at least {minimum}."
+        ) from None
+    if number_ < minimum:
+        raise ValueError(f"{subject}: expected {name} at least {minimum}; got {number_}. Give a larger number.")
+    return number_
+
+
+def number(
+    subject: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """A finite number, of Python, numpy or torch, within the bounds.
+
+    Raises:
+        TypeError: something else; ``True`` is no number.
+        ValueError: NaN, infinity, or a number out of bounds.
+
+    Example:
+        >>> number("ELBO", "beta", 0.5, at_least=0)
+        0.5
+        >>> number("ELBO", "beta", float("nan"), at_least=0)
+        Traceback (most recent call last):
+        ValueError: ELBO: expected beta at least 0; got nan. Give such a number.
+    """
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        number_ = float(_plain(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{subject}: expected {name} a number; got {_shown(value)}. Give a float.") from None
+    within = above < number_ < below and at_least <= number_ <= at_most
+    if not (within and math.isfinite(number_)):
+        bounds = [("above", above), ("at least", at_least), ("below", below), ("at most", at_most)]
+        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound)) or "finite"
+        raise ValueError(f"{subject}: expected {name} {wanted}; got {number_:g}. Give such a number.")
+    return number_
+
+
+def flag(subject: str, name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: something else.
+
+    Example:
+        >>> flag("ELBO", "analytic_kl", "yes")
+        Traceback (most recent call last):
+        TypeError: ELBO: expected analytic_kl True or False; got 'yes'. Give one of these.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{subject}: expected {name} True or False; got {_shown(value)}. Give one of these.")
+    return value
+
+
+def choice(subject: str, name: str, value: Any, choices: Collection[str]) -> Any:
+    """One of some words.
+
+    Raises:
+        ValueError: something else.
+
+    Example:
+        >>> choice("VIMCO", "mean", "median", ["geometric", "arithmetic"])
+        Traceback (most recent call last):
+        ValueError: VIMCO: expected mean one of 'geometric', 'arithmetic'; got 'median'. Give one of these.
+    """
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{subject}: expected {name} one of {listed}; got {_shown(value)}. Give one of these.")
+    return value
+
+
+def instance(subject: str, name: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> Any:
+    """A value of a type, or of one of several.
+
+    Raises:
+        TypeError: something else.
+
+    Example:
+        >>> instance("VAE.sample", "name", 3, str, "Give a word.")
+        Traceback (most recent call last):
+        TypeError: VAE.sample: expected name a str; got 3. Give a word.
+    """
+    if not isinstance(value, kind):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"{subject}: expected {name} a {kinds}; got {_shown(value)}. {remedy}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """The value, unless it is a truth value, which Python, numpy and torch count as a number."""
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
+        raise TypeError
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: itself where it is short, else its type."""
+    plain = value is None or isinstance(value, bool | int | float | complex | str | bytes)
+    return repr(value) if plain and len(repr(value)) <= 60 else type(value).__name__
