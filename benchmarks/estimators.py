@@ -42,17 +42,17 @@ def contenders(k: int) -> dict[str, tuple[Callable[[], Estimator], str]]:
         "IWELBO, stl": (lambda: elbo.IWELBO(k, "stl"), "IWELBO"),
         "IWELBO, dreg": (lambda: elbo.IWELBO(k, "dreg"), "IWELBO"),
         "IWELBO, score": (lambda: elbo.IWELBO(k, "score"), "IWELBO"),
-        "CIWELBO": (lambda: elbo.CIWELBO(k, 0.5), "IWELBO"),
-        "PIWELBO": (lambda: elbo.PIWELBO(1 if k == 1 else 5, k // 5 or 1), "IWELBO"),
-        "TVO, pathwise": (lambda: elbo.ThermodynamicELBO(k, 5), "IWELBO"),
-        "TVO, covariance": (lambda: elbo.ThermodynamicELBO(k, 5, gradient="covariance"), "IWELBO, score"),
+        "CIWELBO": (lambda: elbo.CIWELBO(k, beta=0.5), "IWELBO"),
+        "PIWELBO": (lambda: elbo.PIWELBO(k // 5 or 1, num_bounds=1 if k == 1 else 5), "IWELBO"),
+        "TVO, pathwise": (lambda: elbo.ThermodynamicELBO(k, partitions=5), "IWELBO"),
+        "TVO, covariance": (lambda: elbo.ThermodynamicELBO(k, partitions=5, gradient="covariance"), "IWELBO, score"),
         "Pyro Trace_ELBO": (lambda: pyro.infer.Trace_ELBO(k, **pyro_several), "ELBO"),
         "Pyro TraceMeanField_ELBO": (lambda: pyro.infer.TraceMeanField_ELBO(k, **pyro_several), "ELBO, analytic KL"),
     }
     if k > 1:
         table |= {
-            "MIWELBO": (lambda: elbo.MIWELBO(5, k // 5), "IWELBO"),
-            "RenyiELBO(.5)": (lambda: elbo.RenyiELBO(0.5, k), "Pyro RenyiELBO(.5)"),
+            "MIWELBO": (lambda: elbo.MIWELBO(k // 5, num_bounds=5), "IWELBO"),
+            "RenyiELBO(.5)": (lambda: elbo.RenyiELBO(k, alpha=0.5), "Pyro RenyiELBO(.5)"),
             "VRMax": (lambda: elbo.VRMax(k), "IWELBO"),
             "JackknifeELBO": (lambda: elbo.JackknifeELBO(k), "IWELBO"),
             "IWELBO, vimco": (lambda: elbo.IWELBO(k, "vimco"), "IWELBO, score"),

@@ -35,14 +35,14 @@ BOUNDS: dict[str, Callable[[int, Any], Estimator]] = {
     "ELBO": lambda k, gradient: ELBO(k, gradient=gradient),
     "ELBO, beta": lambda k, gradient: ELBO(k, beta=0.7, gradient=gradient),
     "IWELBO": IWELBO,
-    "MIWELBO": lambda k, gradient: MIWELBO(2, k // 2, gradient),
-    "CIWELBO": lambda k, gradient: CIWELBO(k, 0.3, gradient),
-    "RenyiELBO": lambda k, gradient: RenyiELBO(0.6, k, gradient),
-    "RenyiELBO, negative": lambda k, gradient: RenyiELBO(-1.5, k, gradient),
+    "MIWELBO": lambda k, gradient: MIWELBO(k // 2, gradient, num_bounds=2),
+    "CIWELBO": lambda k, gradient: CIWELBO(k, gradient, beta=0.3),
+    "RenyiELBO": lambda k, gradient: RenyiELBO(k, gradient, alpha=0.6),
+    "RenyiELBO, negative": lambda k, gradient: RenyiELBO(k, gradient, alpha=-1.5),
     "VRMax": VRMax,
     "JackknifeELBO": JackknifeELBO,
-    "TVO, left": lambda k, gradient: ThermodynamicELBO(k, 3, first=0.1, gradient=gradient),
-    "TVO, right": lambda k, gradient: ThermodynamicELBO(k, [0.2, 0.7], sum="right", gradient=gradient),
+    "TVO, left": lambda k, gradient: ThermodynamicELBO(k, partitions=3, first=0.1, gradient=gradient),
+    "TVO, right": lambda k, gradient: ThermodynamicELBO(k, partitions=[0.2, 0.7], sum="right", gradient=gradient),
 }
 
 

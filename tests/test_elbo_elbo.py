@@ -189,7 +189,12 @@ def test_the_mean_is_the_closed_form(vectorize: bool, num_particles: int, analyt
     kl = (loc**2 + scale**2 - 1) / 2 - torch.tensor(scale).log().item()
     elbo_at_one = NormalNormal.elbo(x[:1], torch.tensor([loc]), torch.tensor([scale])).item()
     truth = -(elbo_at_one + kl - beta * kl)
-    loss = ELBO(num_particles, beta, analytic_kl, vectorize=vectorize).loss(program.model, program.guide, x) / n
+    loss = (
+        ELBO(num_particles, beta=beta, analytic_kl=analytic_kl, vectorize=vectorize).loss(
+            program.model, program.guide, x
+        )
+        / n
+    )
     # Variances of log p(x|z) + beta (log p - log q) at z = loc + scale e: e has coefficients a, e^2 has b.
     weight = 0.0 if analytic_kl else beta
     a = scale * ((1 - loc) - weight * loc)
@@ -276,8 +281,8 @@ def test_free_bits_bound_each_kl_from_below() -> None:
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_free_bits_that_bind_nowhere_change_nothing(num_particles: int) -> None:
     for programs in (function_programs, hierarchy):
-        plain = gradients_of(ELBO(num_particles, 2.0, analytic_kl=True), programs)
-        assert_same(gradients_of(ELBO(num_particles, 2.0, analytic_kl=True, free_bits=1e-9), programs), plain)
+        plain = gradients_of(ELBO(num_particles, beta=2.0, analytic_kl=True), programs)
+        assert_same(gradients_of(ELBO(num_particles, beta=2.0, analytic_kl=True, free_bits=1e-9), programs), plain)
 
 
 def test_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
@@ -452,9 +457,9 @@ def test_mixtures_auxiliaries_and_bottom_up_guides_are_fine_without_analytic_kl(
     ("options", "message"),
     [
         ({"num_particles": 0}, "ELBO: expected num_particles at least 1; got 0."),
-        ({"beta": -0.1}, "ELBO: expected beta at least 0; got -0.1. Give a non-negative number."),
+        ({"beta": -0.1}, "ELBO: expected beta at least 0; got -0.1. Give such a number."),
         ({"beta": float("nan")}, "ELBO: expected beta at least 0; got nan."),
-        ({"free_bits": -1.0}, "ELBO: expected free_bits at least 0; got -1.0."),
+        ({"free_bits": -1.0}, "ELBO: expected free_bits at least 0; got -1."),
         ({"free_bits": 1.0}, "ELBO: expected analytic_kl=True with free_bits; got False."),
         (
             {"analytic_kl": True, "gradient": "stl"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -21,17 +23,23 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae import SVI
+from pyro_vae import SVI, elbo
 from pyro_vae.elbo import (
+    CIWELBO,
     ELBO,
     IWELBO,
+    MIWELBO,
     OVIS,
     PIWELBO,
     VIMCO,
     Estimator,
+    JackknifeELBO,
+    Pathwise,
+    RenyiELBO,
     ReweightedWakeSleep,
     Score,
     ThermodynamicELBO,
+    VRMax,
     log_weights,
 )
 
@@ -54,8 +62,8 @@ ESTIMATORS |= {
     "IWELBO, OVIS 0": lambda: IWELBO(4, OVIS(0.0)),
     "IWELBO, OVIS 1": lambda: IWELBO(4, OVIS(1.0)),
     "IWELBO, looped": lambda: IWELBO(4, "dreg", vectorize=False),
-    "PIWELBO": lambda: PIWELBO(2, 2),
-    "TVO, covariance": lambda: ThermodynamicELBO(4, 3, gradient="covariance"),
+    "PIWELBO": lambda: PIWELBO(2, num_bounds=2),
+    "TVO, covariance": lambda: ThermodynamicELBO(4, partitions=3, gradient="covariance"),
     "wake": lambda: ReweightedWakeSleep(4),
     "wake and sleep": lambda: ReweightedWakeSleep(4, insomnia=0.5),
 }
@@ -189,6 +197,159 @@ def test_terms_are_per_datum_and_site_in_nats(name: str) -> None:
     assert terms.num_particles == 4
     assert list(terms.kl_by_site) == ["z"]
     torch.testing.assert_close(terms.expected_log_likelihood - terms.kl_by_site["z"], terms.elbo)
+
+
+# Arguments, in the same order and checked in the same way
+
+
+MAKERS: dict[str, Callable[..., Estimator]] = {
+    "ELBO": ELBO,
+    "IWELBO": IWELBO,
+    "VRMax": VRMax,
+    "JackknifeELBO": JackknifeELBO,
+    "ThermodynamicELBO": ThermodynamicELBO,
+    "RenyiELBO": partial(RenyiELBO, alpha=0.5),
+    "CIWELBO": partial(CIWELBO, beta=0.5),
+    "MIWELBO": partial(MIWELBO, num_bounds=1),
+    "PIWELBO": partial(PIWELBO, num_bounds=1),
+    "ReweightedWakeSleep": ReweightedWakeSleep,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_arguments_by_position_are_the_particles_and_the_gradient(name: str) -> None:
+    parameters = inspect.signature(getattr(elbo, name)).parameters.values()
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["num_particles", "gradient"][: 1 if name == "ReweightedWakeSleep" else 2]
+    assert MAKERS[name](np.int64(4)).num_particles == 4
+    if len(positional) == 2:
+        assert isinstance(MAKERS[name](4, "pathwise").gradient, Pathwise)
+
+
+@pytest.mark.parametrize("value", [True, 2.5, 2.0, "2", None, float("nan"), float("inf"), torch.tensor(2.0)])
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_no_number_of_draws_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected num_particles a whole number; got "):
+        MAKERS[name](value)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_other_arguments_are_checked(name: str) -> None:
+    for options in ({"plate": 3}, {"vectorize": "no"}, {"vectorize": 1}):
+        (argument,) = options
+        with pytest.raises(TypeError, match=f"^{name}: expected {argument} "):
+            MAKERS[name](**{"num_particles": 4} | options)
+
+
+NUMBERS: dict[str, Callable[[Any], Estimator]] = {
+    "ELBO: expected beta": lambda value: ELBO(beta=value),
+    "ELBO: expected free_bits": lambda value: ELBO(free_bits=value, analytic_kl=True),
+    "CIWELBO: expected beta": lambda value: CIWELBO(4, beta=value),
+    "RenyiELBO: expected alpha": lambda value: RenyiELBO(4, alpha=value),
+    "ThermodynamicELBO: expected first": lambda value: ThermodynamicELBO(4, first=value),
+    "ThermodynamicELBO: expected each of partitions": lambda value: ThermodynamicELBO(4, partitions=[0.1, value]),
+    "ReweightedWakeSleep: expected insomnia": lambda value: ReweightedWakeSleep(4, insomnia=value),
+    "OVIS: expected gamma": lambda value: IWELBO(4, OVIS(value)),
+}
+
+
+@pytest.mark.parametrize("subject", NUMBERS)
+def test_what_is_no_number_is_refused(subject: str) -> None:
+    for value in (True, "1", None, [0.5], torch.tensor([0.5, 0.5])):
+        with pytest.raises(TypeError, match=f"^{subject} a number; got "):
+            NUMBERS[subject](value)
+    for infinite in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"^{subject} "):
+            NUMBERS[subject](infinite)
+    NUMBERS[subject](np.float32(0.5))
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "2", None])
+def test_what_is_no_number_of_bounds_or_partitions_is_refused(value: Any) -> None:
+    for make in (lambda: MIWELBO(4, num_bounds=value), lambda: ThermodynamicELBO(4, partitions=value)):
+        with pytest.raises(TypeError, match=r"expected (num_bounds|partitions) a whole number; got "):
+            make()
+
+
+def test_an_analytic_kl_is_a_truth_value() -> None:
+    with pytest.raises(TypeError, match=r"^ELBO: expected analytic_kl True or False; got 'no'\."):
+        ELBO(analytic_kl="no")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^PIWELBO: expected gradient 'pathwise'; got Score\."):
+        PIWELBO(4, "score", num_bounds=2)
+    with pytest.raises(ValueError, match=r"^gradient: expected one of pathwise, .*; got 0\.5\."):
+        ELBO(4, 0.5)  # type: ignore[arg-type]
+
+
+# Subclasses
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score", "vimco", "ovis"])
+def test_a_subclass_has_the_gradients_of_its_class(gradient: Any) -> None:
+    class Mine(IWELBO):
+        pass
+
+    results = []
+    for make in (IWELBO, Mine):
+        torch.manual_seed(3)
+        results.append(stock_svi(programs(), make(4, gradient)))
+        pyro.clear_param_store()
+    assert results[0] == results[1]
+
+
+def test_a_subclass_with_another_bound_has_none_of_its_derivatives() -> None:
+    class Half(IWELBO):
+        def bound(self, log_weights: Tensor) -> Tensor:
+            return super().bound(log_weights) / 2
+
+    class Square(ELBO):
+        def bound(self, log_weights: Tensor) -> Tensor:
+            return -log_weights.square().mean(0)
+
+    with pytest.raises(ValueError, match=r"^Half: expected a gradient for this bound; got ovis, which is IWELBO's"):
+        Half(4, "ovis")
+    with pytest.raises(ValueError, match=r"^Half: expected a bound that defines path_scale, its second derivative"):
+        Half(4, "dreg")
+    with pytest.raises(ValueError, match=r"^Square: expected a sampling gradient; got enumerate"):
+        Square(1, "enumerate")
+    weights = torch.randn(4, 3)
+    assert Square(4, "score").signal(weights).shape == (3,)  # every draw is credited with the whole
+    assert Half(4, "score").loss(*programs_of(), X) == pytest.approx(IWELBO(4).loss(*programs_of(), X) / 2)
+
+
+def programs_of() -> tuple[Any, Any]:
+    torch.manual_seed(3)
+    program = programs()
+    return program.model, program.guide
+
+
+# A number of particles that changes on the way
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_number_of_particles_may_change_between_steps(name: str) -> None:
+    estimator, losses = MAKERS[name](2), []
+    for k in (2, 6, 2):
+        estimator.num_particles = k
+        torch.manual_seed(3)
+        losses.append(estimator.loss(*programs_of(), X))
+        torch.manual_seed(3)
+        assert losses[-1] == MAKERS[name](k).loss(*programs_of(), X)
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_a_number_of_particles_is_checked_when_it_changes() -> None:
+    for make, value, message in (
+        (lambda: IWELBO(4, "vimco"), 1, "IWELBO: expected num_particles at least 2 for vimco; got 1"),
+        (lambda: JackknifeELBO(4), 1, "JackknifeELBO: expected num_particles at least 2; got 1"),
+        (lambda: ELBO(4), 0, "ELBO: expected num_particles at least 1; got 0"),
+        (lambda: MIWELBO(2, num_bounds=2), 5, "MIWELBO: expected num_particles a multiple of num_bounds=2; got 5"),
+    ):
+        estimator = make()
+        with pytest.raises(ValueError, match=f"^{message}"):
+            estimator.num_particles = value
+        assert estimator.num_particles == 4
+    with pytest.raises(TypeError, match=r"^ELBO: expected num_particles a whole number; got 2.5"):
+        ELBO().num_particles = 2.5  # type: ignore[assignment]
 
 
 # A learned baseline

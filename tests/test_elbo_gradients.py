@@ -389,8 +389,8 @@ def test_gradients_of_nested_latents_agree_in_mean(gradient: Any) -> None:
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "VRMax with dreg": (
         lambda: VRMax(5, "dreg"),
-        "VRMax: expected a gradient that needs no second derivative of the bound; got dreg, whose mean would be wrong. "
-        "Use gradient='pathwise'.",
+        "VRMax: expected a bound that defines path_scale, its second derivative, for dreg; got none. Use "
+        "gradient='pathwise'.",
     ),
     "vimco with one particle": (
         lambda: IWELBO(1, "vimco"),
@@ -402,7 +402,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "ELBO: expected num_particles at least 2 for a leave-one-out baseline; got 1.",
     ),
     "ovis of another bound": (
-        lambda: RenyiELBO(0.5, 5, "ovis"),
+        lambda: RenyiELBO(5, "ovis", alpha=0.5),
         "RenyiELBO: expected a gradient for this bound; got ovis, which is IWELBO's. Use gradient='score' or 'vimco'.",
     ),
     "enumerate of another bound": (
@@ -425,10 +425,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown mean": (
         lambda: VIMCO("harmonic"),  # type: ignore[arg-type]
-        "VIMCO: expected mean 'geometric' or 'arithmetic'; got 'harmonic'. Use one of these.",
+        "VIMCO: expected mean one of 'geometric', 'arithmetic'; got 'harmonic'. Give one of these.",
     ),
-    "gamma": (lambda: OVIS(2.0), "OVIS: expected gamma in [0, 1]; got 2.0. Use 0 for an unbiased gradient."),
-    "no particle": (lambda: IWELBO(0), "IWELBO: expected num_particles at least 1; got 0. Draw more particles."),
+    "gamma": (lambda: OVIS(2.0), "OVIS: expected gamma at least 0 and at most 1; got 2."),
+    "no particle": (lambda: IWELBO(0), "IWELBO: expected num_particles at least 1; got 0. Give a larger number."),
 }
 
 
@@ -537,5 +537,5 @@ def test_gradients_by_name_and_by_object_are_the_same() -> None:
     assert IWELBO(2, own).gradient is own
     for name, gradient in (("stl", STL()), ("pathwise", Pathwise())):
         program = GivenNormalNormal(X, 0.3 * X, 0.8 + 0 * X, noise(4, 3))
-        by_name, by_object = (row_gradients(RenyiELBO(0.5, 4, g), program, X) for g in (name, gradient))  # type: ignore[arg-type]
+        by_name, by_object = (row_gradients(RenyiELBO(4, g, alpha=0.5), program, X) for g in (name, gradient))  # type: ignore[arg-type]
         torch.testing.assert_close(by_name, by_object, rtol=0, atol=0)

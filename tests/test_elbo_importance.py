@@ -56,14 +56,14 @@ def expected_bound(estimator: Estimator, num_draws: int) -> float:
 def test_importance_weighted_bounds(num_particles: int) -> None:
     expected = NormalNormal.bound_of_prior[num_particles]
     assert expected_bound(IWELBO(num_particles), num_particles) == pytest.approx(expected, abs=1e-7)
-    assert expected_bound(RenyiELBO(0.0, num_particles), num_particles) == pytest.approx(expected, abs=1e-7)
+    assert expected_bound(RenyiELBO(num_particles, alpha=0.0), num_particles) == pytest.approx(expected, abs=1e-7)
 
 
 def test_averages_of_bounds() -> None:
     loose, tight = NormalNormal.bound_of_prior[1], NormalNormal.bound_of_prior[2]
-    assert expected_bound(MIWELBO(2, 1), 2) == pytest.approx(loose, abs=1e-7)
-    assert expected_bound(MIWELBO(1, 2), 2) == pytest.approx(tight, abs=1e-7)
-    assert expected_bound(CIWELBO(2, 0.3), 2) == pytest.approx(0.3 * loose + 0.7 * tight, abs=1e-7)
+    assert expected_bound(MIWELBO(1, num_bounds=2), 2) == pytest.approx(loose, abs=1e-7)
+    assert expected_bound(MIWELBO(2, num_bounds=1), 2) == pytest.approx(tight, abs=1e-7)
+    assert expected_bound(CIWELBO(2, beta=0.3), 2) == pytest.approx(0.3 * loose + 0.7 * tight, abs=1e-7)
 
 
 @pytest.mark.parametrize("num_particles", [5, 10, 50, 100])
@@ -148,26 +148,26 @@ def same(first: Estimator, second: Estimator, num_draws: int) -> None:
 def test_with_one_draw_every_bound_is_the_elbo(gradient: Any) -> None:
     elbo = ELBO(1, gradient=gradient)
     same(IWELBO(1, gradient), elbo, 1)
-    same(MIWELBO(1, 1, gradient), elbo, 1)
-    same(CIWELBO(1, 0.3, gradient), elbo, 1)
-    same(RenyiELBO(0.5, 1, gradient), elbo, 1)
-    same(ThermodynamicELBO(1, 3, gradient=gradient), elbo, 1)
+    same(MIWELBO(1, gradient, num_bounds=1), elbo, 1)
+    same(CIWELBO(1, gradient, beta=0.3), elbo, 1)
+    same(RenyiELBO(1, gradient, alpha=0.5), elbo, 1)
+    same(ThermodynamicELBO(1, partitions=3, gradient=gradient), elbo, 1)
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
 def test_bounds_that_are_the_elbo_of_several_draws(gradient: Any) -> None:
     elbo = ELBO(6, gradient=gradient)
-    same(MIWELBO(6, 1, gradient), elbo, 6)
-    same(CIWELBO(6, 1.0, gradient), elbo, 6)
-    same(ThermodynamicELBO(6, 1, gradient=gradient), elbo, 6)
+    same(MIWELBO(1, gradient, num_bounds=6), elbo, 6)
+    same(CIWELBO(6, gradient, beta=1.0), elbo, 6)
+    same(ThermodynamicELBO(6, partitions=1, gradient=gradient), elbo, 6)
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score", "vimco"])
 def test_bounds_that_are_importance_weighted(gradient: Any) -> None:
     tight = IWELBO(6, gradient)
-    same(MIWELBO(1, 6, gradient), tight, 6)
-    same(CIWELBO(6, 0.0, gradient), tight, 6)
-    same(RenyiELBO(0.0, 6, gradient), tight, 6)
+    same(MIWELBO(6, gradient, num_bounds=1), tight, 6)
+    same(CIWELBO(6, gradient, beta=0.0), tight, 6)
+    same(RenyiELBO(6, gradient, alpha=0.0), tight, 6)
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name not in ("MIWELBO", "JackknifeELBO", "VRMax")])
@@ -178,9 +178,9 @@ def test_dreg_is_stl_with_one_draw(name: str) -> None:
 def test_combined_bounds_are_combined_draw_by_draw() -> None:
     weights = 3 * noise(6, 4)
     combined = 0.3 * weights.mean(0) + 0.7 * IWELBO(6).bound(weights)
-    torch.testing.assert_close(CIWELBO(6, 0.3).bound(weights), combined)
+    torch.testing.assert_close(CIWELBO(6, beta=0.3).bound(weights), combined)
     groups = torch.stack([IWELBO(3).bound(weights[:3]), IWELBO(3).bound(weights[3:])])
-    torch.testing.assert_close(MIWELBO(2, 3).bound(weights), groups.mean(0))
+    torch.testing.assert_close(MIWELBO(3, num_bounds=2).bound(weights), groups.mean(0))
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
@@ -189,9 +189,9 @@ def test_partially_weighted_bounds_give_each_program_its_own_gradient(vectorize:
     given = noise(2, 6, 3)
     found = {}
     for name, estimator in (
-        ("PIWELBO", PIWELBO(2, 3, vectorize=vectorize)),
+        ("PIWELBO", PIWELBO(3, vectorize=vectorize, num_bounds=2)),
         ("IWELBO", IWELBO(6)),
-        ("MIWELBO", MIWELBO(2, 3)),
+        ("MIWELBO", MIWELBO(3, num_bounds=2)),
     ):
         program = TwoLayers(X, given, off=0.3)
         estimator.loss(program.model, program.guide, X)
@@ -221,7 +221,7 @@ def test_loss_and_gradient_are_those_of_stock_pyro(alpha: float) -> None:
         return value, program.guide.loc.grad, program.guide.log_scale.grad
 
     stock = pyro.infer.RenyiELBO(alpha, num_particles=7, max_plate_nesting=1, vectorize_particles=True)
-    estimators = [RenyiELBO(alpha, 7)] + ([IWELBO(7)] if alpha == 0 else [])
+    estimators = [RenyiELBO(7, alpha=alpha)] + ([IWELBO(7)] if alpha == 0 else [])
     theirs = result(stock)
     for estimator in estimators:
         ours = result(estimator)
@@ -234,14 +234,17 @@ def test_loss_and_gradient_are_those_of_stock_pyro(alpha: float) -> None:
 
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no bound": (
-        lambda: MIWELBO(0, 5),
-        "MIWELBO: expected num_bounds at least 1; got 0. Give a positive number.",
+        lambda: MIWELBO(5, num_bounds=0),
+        "MIWELBO: expected num_bounds at least 1; got 0. Give a larger number.",
     ),
     "no draw per bound": (
-        lambda: PIWELBO(5, 0),
-        "PIWELBO: expected num_particles at least 1; got 0. Give a positive number.",
+        lambda: PIWELBO(0, num_bounds=5),
+        "PIWELBO: expected num_particles at least 1; got 0. Give a larger number.",
     ),
-    "no mixture": (lambda: CIWELBO(5, 1.5), "CIWELBO: expected beta in [0, 1]; got 1.5. It mixes two bounds."),
+    "no mixture": (
+        lambda: CIWELBO(5, beta=1.5),
+        "CIWELBO: expected beta at least 0 and at most 1; got 1.5. Give such a number.",
+    ),
 }
 
 

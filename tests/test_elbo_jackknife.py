@@ -68,6 +68,6 @@ def test_draws_without_the_largest_weight_are_not_lost_to_rounding() -> None:
 
 
 def test_one_draw_is_refused() -> None:
-    message = "JackknifeELBO: expected num_particles at least 2; got 1. Draw more particles."
+    message = "JackknifeELBO: expected num_particles at least 2; got 1. Give a larger number."
     with pytest.raises(ValueError, match=re.escape(message)):
         JackknifeELBO(1)

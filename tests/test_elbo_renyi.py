@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def many() -> GivenNormalNormal:
 
 @pytest.mark.parametrize(("alpha", "value"), [(0.5, -1.657737), (0.75, -1.765226), (-1.0, -1.360258)])
 def test_the_limit_of_many_draws(many: GivenNormalNormal, alpha: float, value: float) -> None:
-    loss = RenyiELBO(alpha, 200_000, "score").loss(many.model, many.guide, ONE)
+    loss = RenyiELBO(200_000, "score", alpha=alpha).loss(many.model, many.guide, ONE)
     assert -loss == pytest.approx(value, abs=5e-6)
     assert -loss == pytest.approx(NormalNormal.renyi_of_prior(ONE, alpha).item(), abs=5e-6)
 
@@ -35,24 +36,24 @@ def test_bounds_fall_with_alpha(many: GivenNormalNormal) -> None:
     weights = log_weights(many.model, many.guide, ONE, num_particles=200_000)
     falling = [
         VRMax(2).bound(weights),
-        *(RenyiELBO(alpha, 2).bound(weights) for alpha in (-50, -1, 0, 0.5, 0.99, 1.01, 5)),
+        *(RenyiELBO(2, alpha=alpha).bound(weights) for alpha in (-50, -1, 0, 0.5, 0.99, 1.01, 5)),
     ]
     assert [b.item() for b in falling] == sorted((b.item() for b in falling), reverse=True)
-    torch.testing.assert_close(RenyiELBO(-3000.0, 2).bound(weights), VRMax(2).bound(weights), rtol=0, atol=0.005)
-    torch.testing.assert_close(RenyiELBO(1 - 1e-6, 2).bound(weights), ELBO(2).bound(weights), rtol=0, atol=1e-5)
-    assert RenyiELBO(0.0, 2).bound(weights).item() == pytest.approx(-1.51551212, abs=5e-6)  # log p(x)
+    torch.testing.assert_close(RenyiELBO(2, alpha=-3000.0).bound(weights), VRMax(2).bound(weights), rtol=0, atol=0.005)
+    torch.testing.assert_close(RenyiELBO(2, alpha=1 - 1e-6).bound(weights), ELBO(2).bound(weights), rtol=0, atol=1e-5)
+    assert RenyiELBO(2, alpha=0.0).bound(weights).item() == pytest.approx(-1.51551212, abs=5e-6)  # log p(x)
 
 
 @pytest.mark.parametrize("alpha", [-3.0, 0.5, 2.0])
 def test_one_draw_is_the_elbo_whatever_alpha(alpha: float) -> None:
     logit = torch.tensor(0.4, dtype=torch.float64)
     expected = TwoStates.bound(1, logit).item()
-    assert exact_expectation(RenyiELBO(alpha, 1).bound, 1, logit).item() == pytest.approx(expected, abs=1e-12)
+    assert exact_expectation(RenyiELBO(1, alpha=alpha).bound, 1, logit).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_negative_alpha_bounds_from_above_at_many_draws_alone() -> None:
     logit = torch.zeros((), dtype=torch.float64)
-    few, many = (exact_expectation(RenyiELBO(-1.0, k).bound, k, logit).item() for k in (1, 10))
+    few, many = (exact_expectation(RenyiELBO(k, alpha=-1.0).bound, k, logit).item() for k in (1, 10))
     assert few < TwoStates.log_marginal_likelihood < many
 
 
@@ -65,18 +66,43 @@ def test_the_largest_weight() -> None:
 def test_large_weights_do_not_overflow() -> None:
     weights: Tensor = torch.tensor([[-1000.0], [-1010.0]])
     for alpha in (-20.0, 0.0, 0.5, 20.0):
-        assert torch.isfinite(RenyiELBO(alpha, 2).bound(weights)).all()
-        assert torch.isfinite(RenyiELBO(alpha, 2).path_scale(weights)).all()
+        assert torch.isfinite(RenyiELBO(2, alpha=alpha).bound(weights)).all()
+        assert torch.isfinite(RenyiELBO(2, alpha=alpha).path_scale(weights)).all()
 
 
-REFUSED: dict[str, Callable[[], object]] = {
-    "1": lambda: RenyiELBO(1, 5),
-    "inf": lambda: RenyiELBO(float("inf"), 5),
-}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [1 + sign * 10.0**-power for sign in (-1, 1) for power in (3, 6, 9, 12)])
+def test_nothing_cancels_near_one(alpha: float, dtype: torch.dtype) -> None:
+    """Value and gradient are the ELBO's, corrected by half of (1 - alpha) times the variance of the log-weights."""
+    weights = (10 * torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 100).to(dtype)
+    weights.requires_grad_()
+    found = RenyiELBO(7, alpha=alpha).bound(weights)
+    (slope,) = torch.autograd.grad(found.sum(), weights)
+    double, power = weights.detach().double(), 1 - alpha
+    centered = double - double.mean(0)
+    exact = double.mean(0) + power * centered.square().mean(0) / 2 + power**2 * (centered**3).mean(0) / 6
+    rounding = 64 * torch.finfo(dtype).eps
+    fourth = abs(power) ** 3 * float((centered**4).mean(0).max())
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=fourth)
+    torch.testing.assert_close(slope.double(), (power * double).softmax(0), rtol=200 * rounding, atol=0)
 
 
-@pytest.mark.parametrize("alpha", REFUSED)
-def test_alpha_one_is_the_elbo(alpha: str) -> None:
-    message = f"RenyiELBO: expected a finite alpha other than 1; got {alpha}. Use ELBO for its limit at 1."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        REFUSED[alpha]()
+def test_weights_of_zero_and_far_apart_ones_are_no_obstacle() -> None:
+    weights = torch.tensor([[0.0], [-math.inf], [-1e4]], dtype=torch.float64)
+    assert RenyiELBO(3, alpha=0.5).bound(weights).item() == pytest.approx(2 * math.log(1 / 3), rel=1e-12)
+    assert RenyiELBO(3, alpha=2.0).bound(weights).item() == -math.inf
+    assert RenyiELBO(2, alpha=2.0).bound(weights[::2]).item() == pytest.approx(-1e4 + math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "error", "message"),
+    [
+        (1, ValueError, "RenyiELBO: expected an alpha other than 1; got 1. Use ELBO, its limit at 1."),
+        (math.inf, ValueError, "RenyiELBO: expected alpha finite; got inf."),
+        (math.nan, ValueError, "RenyiELBO: expected alpha finite; got nan."),
+        ("0.5", TypeError, "RenyiELBO: expected alpha a number; got '0.5'."),
+    ],
+)
+def test_bad_orders_are_refused(alpha: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        RenyiELBO(5, alpha=alpha)

@@ -41,7 +41,10 @@ def test_sums_of_many_draws(num_partitions: int, left: float, right: float) -> N
     exact = [value.item() for value in NormalNormal.tvo_of_prior(ONE, num_partitions)]
     assert exact == pytest.approx([left, right], abs=1e-6)
     sums: tuple[Sum, Sum] = ("left", "right")
-    found = [ThermodynamicELBO(2, equal_partitions(num_partitions), sum=side).bound(weights).item() for side in sums]
+    found = [
+        ThermodynamicELBO(2, partitions=equal_partitions(num_partitions), sum=side).bound(weights).item()
+        for side in sums
+    ]
     assert found == pytest.approx([left, right], abs=1e-5)
     assert found[0] < LOG_P < found[1]
     assert found[1] - found[0] == pytest.approx(0.625 / num_partitions, abs=2e-5)
@@ -55,7 +58,7 @@ def test_the_sandwich_does_not_hold_at_few_draws() -> None:
         ones = torch.ones_like(probability)
         program = GivenNormalNormal(ones, 0 * ones, ones, noise)
         weights = log_weights(program.model, program.guide, ones, num_particles=num_particles)
-        right = ThermodynamicELBO(2, equal_partitions(10), sum="right")
+        right = ThermodynamicELBO(2, partitions=equal_partitions(10), sum="right")
         values[num_particles] = (probability @ right.bound(weights)).item()
     assert values[1] == pytest.approx(NormalNormal.bound_of_prior[1], abs=1e-7)
     assert values[1] < values[2] < LOG_P
@@ -63,23 +66,23 @@ def test_the_sandwich_does_not_hold_at_few_draws() -> None:
 
 def test_left_sums_bound_the_evidence_at_any_number_of_draws() -> None:
     logit = torch.tensor(-0.4, dtype=torch.float64)
-    lefts = [exact_expectation(ThermodynamicELBO(k, 3).bound, k, logit).item() for k in (1, 2, 4, 8)]
+    lefts = [exact_expectation(ThermodynamicELBO(k, partitions=3).bound, k, logit).item() for k in (1, 2, 4, 8)]
     assert lefts == sorted(lefts)
     assert lefts[-1] < TwoStates.log_marginal_likelihood
-    one = exact_expectation(ThermodynamicELBO(4, 1).bound, 4, logit)
+    one = exact_expectation(ThermodynamicELBO(4, partitions=1).bound, 4, logit)
     torch.testing.assert_close(one, TwoStates.bound(1, logit))  # one partition is the ELBO
 
 
 def test_partitions_by_number_are_uniform_in_the_logarithm() -> None:
-    assert ThermodynamicELBO(2, 1).points == [0.0, 1.0]
-    assert ThermodynamicELBO(2, 2, first=0.3).points == [0.0, 0.3, 1.0]
-    points = ThermodynamicELBO(2, 5, first=0.01).points
+    assert ThermodynamicELBO(2, partitions=1).points == [0.0, 1.0]
+    assert ThermodynamicELBO(2, partitions=2, first=0.3).points == [0.0, 0.3, 1.0]
+    points = ThermodynamicELBO(2, partitions=5, first=0.01).points
     assert points[:2] == [0.0, pytest.approx(0.01)]
     assert points[-1] == 1.0
     assert len(points) == 6
     ratios = [high / low for low, high in itertools.pairwise(points[1:])]
     assert ratios == pytest.approx([100 ** (1 / 4)] * 4)
-    assert ThermodynamicELBO(2, [0.2, 0.7]).points == [0.0, 0.2, 0.7, 1.0]
+    assert ThermodynamicELBO(2, partitions=[0.2, 0.7]).points == [0.0, 0.2, 0.7, 1.0]
 
 
 # Gradients
@@ -106,7 +109,7 @@ def test_gradients_of_many_draws(gradient: Any, side: Sum) -> None:
     points = [0.0, 0.2, 0.7, 1.0]
     exact = torch.autograd.grad(exact_sum(parameters[0], parameters[1], points, side), parameters)[0]
     program = GivenNormalNormal(ONE, 0.9 * ONE, 0.8 * ONE, quantiles(500_000))
-    estimator = ThermodynamicELBO(500_000, [0.2, 0.7], sum=side, gradient=gradient)
+    estimator = ThermodynamicELBO(500_000, partitions=[0.2, 0.7], sum=side, gradient=gradient)
     found = row_gradients(estimator, program, ONE)[0]
     assert found.tolist() == pytest.approx(exact.tolist(), abs=3e-4)
 
@@ -139,7 +142,7 @@ def test_covariance_gradient_of_discrete_draws(ones: int, side: Sum) -> None:
         path = ((1 - beta) * log_q + beta * log_joint).softmax(0)
         exact = exact + (high - low) * (path * (log_joint - log_q)).sum()
 
-    estimator = ThermodynamicELBO(4, [0.2, 0.7], sum=side, gradient=Covariance())
+    estimator = ThermodynamicELBO(4, partitions=[0.2, 0.7], sum=side, gradient=Covariance())
     loss = estimator.differentiable_loss(model, guide, ONE)
     assert -loss.item() == pytest.approx(exact.item(), rel=1e-12)
     found = torch.autograd.grad(-loss, [theta, logit])
@@ -152,19 +155,18 @@ def test_covariance_gradient_of_discrete_draws(ones: int, side: Sum) -> None:
     [
         (
             {"partitions": 0},
-            "ThermodynamicELBO: expected at least 1 partition and first in (0, 1); got partitions=0, first=0.01. Give "
-            "for instance partitions=2, first=0.01.",
+            "ThermodynamicELBO: expected partitions at least 1; got 0. Give a larger number.",
         ),
         (
             {"first": 1.0},
-            "ThermodynamicELBO: expected at least 1 partition and first in (0, 1); got partitions=2, first=1",
+            "ThermodynamicELBO: expected first above 0 and below 1; got 1. Give such a number.",
         ),
         (
             {"partitions": [0.5, 0.2]},
             "ThermodynamicELBO: expected points that rise within (0, 1); got [0.5, 0.2]. Sort them, without 0 and 1.",
         ),
         ({"partitions": [0.0, 0.2]}, "ThermodynamicELBO: expected points that rise within (0, 1); got [0.0, 0.2]."),
-        ({"sum": "middle"}, "ThermodynamicELBO: expected sum 'left' or 'right'; got 'middle'. Use one of these."),
+        ({"sum": "middle"}, "ThermodynamicELBO: expected sum one of 'left', 'right'; got 'middle'. Give one of these."),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:

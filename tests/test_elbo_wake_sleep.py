@@ -179,12 +179,12 @@ def test_a_guide_that_draws_what_the_model_does_not_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        ((5, 1.5), "ReweightedWakeSleep: expected insomnia in [0, 1]; got 1.5. It is a share."),
-        ((1,), "ReweightedWakeSleep: expected num_particles at least 2; got 1. Draw more particles."),
+        ({"insomnia": 1.5}, "ReweightedWakeSleep: expected insomnia at least 0 and at most 1; got 1.5."),
+        ({"num_particles": 1}, "ReweightedWakeSleep: expected num_particles at least 2; got 1."),
     ],
 )
-def test_bad_arguments_are_refused(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        ReweightedWakeSleep(*arguments)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        ReweightedWakeSleep(**options)

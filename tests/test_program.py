@@ -67,7 +67,7 @@ OURS: dict[str, Callable[[], elbo.Estimator]] = {
     "IWELBO": partial(elbo.IWELBO, num_particles=3),
     "IWELBO, dreg": partial(elbo.IWELBO, num_particles=3, gradient="dreg"),
     "IWELBO, vimco": partial(elbo.IWELBO, num_particles=3, gradient="vimco"),
-    "RenyiELBO": partial(elbo.RenyiELBO, 0.5, num_particles=3),
+    "RenyiELBO": partial(elbo.RenyiELBO, num_particles=3, alpha=0.5),
     "ReweightedWakeSleep": partial(elbo.ReweightedWakeSleep, num_particles=3),
 }
 # Why one of ours does not serve a program, as it says itself.

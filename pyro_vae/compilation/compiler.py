@@ -239,7 +239,7 @@ def _equal_estimator(loss: Any) -> Estimator | None:
     if type(loss) is pyro.infer.TraceMeanField_ELBO:
         return ELBO(loss.num_particles, analytic_kl=True, vectorize=loss.vectorize_particles)
     if type(loss) is pyro.infer.RenyiELBO:
-        return RenyiELBO(loss.alpha, loss.num_particles, vectorize=loss.vectorize_particles)
+        return RenyiELBO(loss.num_particles, alpha=loss.alpha, vectorize=loss.vectorize_particles)
     return None
 
 

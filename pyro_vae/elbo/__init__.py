@@ -3,12 +3,12 @@
 A bound and a gradient are separate choices: ``IWELBO(num_particles=5, gradient="dreg")``.
 """
 
+from pyro_vae.elbo.densities import log_weights
 from pyro_vae.elbo.elbo import ELBO
 from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.gradients import OVIS, STL, VIMCO, DReG, Enumerate, Gradient, Pathwise, Score
 from pyro_vae.elbo.importance import CIWELBO, IWELBO, MIWELBO, PIWELBO
 from pyro_vae.elbo.jackknife import JackknifeELBO
-from pyro_vae.elbo.log_weights import log_weights
 from pyro_vae.elbo.renyi import RenyiELBO, VRMax
 from pyro_vae.elbo.terms import Terms
 from pyro_vae.elbo.thermodynamic import Covariance, ThermodynamicELBO

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.log_weights import LogDensities, log_densities
+from pyro_vae.elbo.densities import LogDensities, log_densities
 from pyro_vae.elbo.tracing import PyroProgram, Site, Structure, Traces, across, trace_programs
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae.checks import flag, number
+from pyro_vae.elbo.densities import LogDensities, log_densities
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Gradient, GradientName, Pathwise, check_reparameterised
-from pyro_vae.elbo.log_weights import LogDensities, log_densities
+from pyro_vae.elbo.gradients import GradientChoice, Pathwise, check_reparameterised
 from pyro_vae.elbo.terms import analytic_kl as closed_form_kl
 from pyro_vae.elbo.terms import check_order
 from pyro_vae.elbo.tracing import Structure, per_datum
@@ -34,12 +35,12 @@ class ELBO(Estimator):
 
     Args:
         num_particles: K, draws per datum.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`; ``"enumerate"`` sums over discrete latents.
         beta: weight of the latents' terms. An objective with beta != 1 is not a bound for beta < 1, and a looser one
             for beta > 1 (Higgins et al., "beta-VAE", 2017, https://openreview.net/forum?id=Sy2fzU9gl).
         analytic_kl: take KL(q || p) in closed form in place of a difference of log-densities at the draw. There is no
             fallback: a pair of distributions without a closed form is an error, and so is a guide that draws its
             latents in another order than the model.
-        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`; ``"enumerate"`` sums over discrete latents.
         free_bits: with a value lambda > 0 in nats, each site's and datum's KL counts as max(lambda, KL), in closed
             form. The result is an objective, and no bound (Kingma et al., "Improved variational inference with inverse
             autoregressive flow", 2016, https://arxiv.org/abs/1606.04934).
@@ -47,6 +48,7 @@ class ELBO(Estimator):
         vectorize: make the K draws in one pass.
 
     Raises:
+        TypeError: a number or truth value that is none.
         ValueError: a number out of range; a combination of the options that is none; when run, a latent without a
             pathwise gradient, or without a closed-form KL where one was asked for.
 
@@ -57,28 +59,26 @@ class ELBO(Estimator):
     def __init__(
         self,
         num_particles: int = 1,
+        gradient: GradientChoice = "pathwise",
+        *,
         beta: float = 1.0,
         analytic_kl: bool = False,
-        *,
-        gradient: Gradient | GradientName = "pathwise",
         free_bits: float = 0.0,
         plate: str = "data",
         vectorize: bool = True,
     ) -> None:
-        for name, value in (("beta", beta), ("free_bits", free_bits)):
-            if not value >= 0:
-                raise ValueError(f"ELBO: expected {name} at least 0; got {value}. Give a non-negative number.")
-        self.beta = beta
-        self.analytic_kl = analytic_kl
-        self.free_bits = free_bits
+        name = type(self).__name__
+        self.beta = number(name, "beta", beta, at_least=0)
+        self.analytic_kl = flag(name, "analytic_kl", analytic_kl)
+        self.free_bits = number(name, "free_bits", free_bits, at_least=0)
         super().__init__(num_particles, gradient, plate=plate, vectorize=vectorize)
         if free_bits and not analytic_kl:
             raise ValueError(
-                "ELBO: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
+                f"{name}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
             )
         if analytic_kl and not isinstance(self.gradient, Pathwise):
             raise ValueError(
-                f"ELBO: expected gradient='pathwise' with analytic_kl=True; got {type(self.gradient).__name__}. "
+                f"{name}: expected gradient='pathwise' with analytic_kl=True; got {type(self.gradient).__name__}. "
                 "Use one or the other."
             )
 

@@ -22,9 +22,10 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_vae.checks import flag, instance, whole
+from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call
-from pyro_vae.elbo.gradients import Gradient, GradientName, gradient_of
-from pyro_vae.elbo.log_weights import LogDensities
+from pyro_vae.elbo.gradients import GradientChoice, gradient_of
 from pyro_vae.elbo.terms import Terms, terms_of
 from pyro_vae.elbo.tracing import PyroProgram, Structure, UndrawnLatentError, inspect, outside_plate
 
@@ -35,7 +36,8 @@ _Result = TypeVar("_Result")
 class Estimator(pyro.infer.ELBO):
     """A bound on log p(x) estimated from K draws per datum, as a ``pyro.infer.ELBO``.
 
-    A new bound overrides :meth:`bound`, and :meth:`path_scale` for the dreg gradient.
+    A new bound overrides :meth:`bound`, and :meth:`path_scale` for the dreg gradient. A subclass with another bound
+    inherits nothing that was derived from its parent's: no :meth:`path_scale`, no :meth:`signal`, no ovis.
 
     Args:
         num_particles: K, draws per datum.
@@ -44,13 +46,14 @@ class Estimator(pyro.infer.ELBO):
         vectorize: make the K draws in one pass; False runs the program K times, for programs that do not broadcast.
 
     Raises:
+        TypeError: a number that is no whole one, a plate that is no name.
         ValueError: a number out of range, or a gradient that this bound does not have; when run, a site whose gradient
             would be wrong.
     """
 
     min_particles = 1
-    smooth = True
-    """Whether the bound has the second derivatives that dreg needs."""
+    importance_weighted = False
+    """Whether the bound is that of :class:`~pyro_vae.elbo.importance.IWELBO`, whose baseline ovis knows."""
     enumerable = False
     """Whether the bound is linear in the log-weight, so that discrete latents of the guide can be summed over."""
     latent_weight: float = 1.0
@@ -59,21 +62,49 @@ class Estimator(pyro.infer.ELBO):
     def __init__(
         self,
         num_particles: int = 1,
-        gradient: Gradient | GradientName = "pathwise",
+        gradient: GradientChoice = "pathwise",
         *,
         plate: str = "data",
         vectorize: bool = True,
     ) -> None:
-        if num_particles < self.min_particles:
-            raise ValueError(
-                f"{type(self).__name__}: expected num_particles at least {self.min_particles}; got {num_particles}. "
-                "Draw more particles."
-            )
-        super().__init__(num_particles=num_particles, vectorize_particles=vectorize)
-        self.plate = plate
+        name = type(self).__name__
+        super().__init__(num_particles=num_particles, vectorize_particles=flag(name, "vectorize", vectorize))
+        self.plate = instance(name, "plate", plate, str, "Give the name of the plate over the data.")
         self.gradient = gradient_of(gradient)
         self.gradient.check(self)
         self._structures: dict[Any, Structure | None] = {}  # None for a program that runs without
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Withdraws what a parent's bound has and another bound may not have, where a class does not say it has."""
+        super().__init_subclass__(**kwargs)
+        if "bound" in vars(cls):
+            for name in ("path_scale", "signal", "importance_weighted", "enumerable"):
+                if name not in vars(cls):
+                    setattr(cls, name, vars(Estimator)[name])
+
+    @property
+    def num_particles(self) -> int:
+        """Draws per datum; may be set between steps."""
+        return self._num_particles
+
+    @num_particles.setter
+    def num_particles(self, value: int) -> None:
+        former = vars(self).copy()
+        self._num_particles = whole(type(self).__name__, "num_particles", value, self.min_particles)
+        try:
+            self.check_particles(self._num_particles)
+            if "gradient" in former:  # else it is being made, and checks the gradient itself
+                self.gradient.check(self)
+        except ValueError:
+            vars(self).update(former)
+            raise
+
+    def check_particles(self, num_particles: int) -> None:
+        """Refuses a number of draws that this bound cannot have.
+
+        Raises:
+            ValueError: with a number that works.
+        """
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:

@@ -31,21 +31,23 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
+from pyro_vae.checks import choice, number
+from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call, Draws
-from pyro_vae.elbo.log_weights import LogDensities
 from pyro_vae.elbo.terms import describe
 
 if TYPE_CHECKING:
     from pyro_vae.elbo.estimator import Estimator
 
 GradientName = Literal["pathwise", "stl", "dreg", "score", "vimco", "ovis", "enumerate", "covariance"]
+GradientChoice: TypeAlias = "Gradient | GradientName"
 
 
 class Gradient(ABC):
@@ -106,10 +108,12 @@ class DReG(Gradient):
     linear = True
 
     def check(self, estimator: Estimator) -> None:
-        if not estimator.smooth:
+        from pyro_vae.elbo.estimator import Estimator
+
+        if type(estimator).path_scale is Estimator.path_scale:
             raise ValueError(
-                f"{type(estimator).__name__}: expected a gradient that needs no second derivative of the bound; got "
-                "dreg, whose mean would be wrong. Use gradient='pathwise'."
+                f"{type(estimator).__name__}: expected a bound that defines path_scale, its second derivative, for "
+                "dreg; got none. Use gradient='pathwise'."
             )
 
     def loss(self, estimator: Estimator, call: Call) -> Tensor:
@@ -203,9 +207,7 @@ class VIMCO(Gradient):
     """
 
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
-        if mean not in ("geometric", "arithmetic"):
-            raise ValueError(f"VIMCO: expected mean 'geometric' or 'arithmetic'; got {mean!r}. Use one of these.")
-        self.mean = mean
+        self.mean = choice("VIMCO", "mean", mean, ["geometric", "arithmetic"])
 
     def check(self, estimator: Estimator) -> None:
         _check_several(estimator, "vimco")
@@ -232,12 +234,10 @@ class OVIS(Gradient):
     """
 
     def __init__(self, gamma: float = 0.0) -> None:
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"OVIS: expected gamma in [0, 1]; got {gamma}. Use 0 for an unbiased gradient.")
-        self.gamma = gamma
+        self.gamma = number("OVIS", "gamma", gamma, at_least=0, at_most=1)
 
     def check(self, estimator: Estimator) -> None:
-        if type(estimator).__name__ != "IWELBO":
+        if not estimator.importance_weighted:
             raise ValueError(
                 f"{type(estimator).__name__}: expected a gradient for this bound; got ovis, which is IWELBO's. "
                 "Use gradient='score' or 'vimco'."
@@ -304,7 +304,7 @@ def gradient_of(gradient: Gradient | GradientName) -> Gradient:
         "enumerate": Enumerate,
         "covariance": Covariance,
     }
-    if gradient not in named:
+    if not isinstance(gradient, str) or gradient not in named:
         raise ValueError(
             f"gradient: expected one of {', '.join(named)}, or a Gradient; got {gradient!r}. Use one of these."
         )

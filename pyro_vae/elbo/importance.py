@@ -18,13 +18,16 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vae.checks import number, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Gradient, GradientName, Pathwise, check_reparameterised, gradient_only
+from pyro_vae.elbo.gradients import GradientChoice, Pathwise, check_reparameterised, gradient_only
 
 
 class IWELBO(Estimator):
     r"""The importance-weighted bound, :math:`\log \frac1K \sum_k w_k`."""
+
+    importance_weighted = True
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.logsumexp(0) - math.log(len(log_weights))
@@ -37,22 +40,34 @@ class MIWELBO(Estimator):
     """The average of M importance-weighted bounds of K draws each (not the bound for missing data of the same name).
 
     Args:
-        num_bounds: M.
-        num_particles: K, draws per bound; M K draws are made.
+        num_particles: K, draws per bound; the attribute of this name counts all draws, M K.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
+        num_bounds: M.
         options: ``plate`` and ``vectorize``.
+
+    Raises:
+        TypeError: M or K is no whole number.
+        ValueError: M or K is below 1.
     """
 
     def __init__(
         self,
+        num_particles: int = 1,
+        gradient: GradientChoice = "pathwise",
+        *,
         num_bounds: int,
-        num_particles: int,
-        gradient: Gradient | GradientName = "pathwise",
         **options: Any,
     ) -> None:
-        _check_counts(type(self).__name__, num_bounds, num_particles)
-        self.num_bounds = num_bounds
-        super().__init__(num_bounds * num_particles, gradient, **options)
+        name = type(self).__name__
+        self.num_bounds = whole(name, "num_bounds", num_bounds)
+        super().__init__(self.num_bounds * whole(name, "num_particles", num_particles), gradient, **options)
+
+    def check_particles(self, num_particles: int) -> None:
+        if num_particles % self.num_bounds:
+            raise ValueError(
+                f"{type(self).__name__}: expected num_particles a multiple of num_bounds={self.num_bounds}; got "
+                f"{num_particles}. It counts the draws of all bounds together."
+            )
 
     def bound(self, log_weights: Tensor) -> Tensor:
         groups = log_weights.unflatten(0, (self.num_bounds, -1))
@@ -67,17 +82,24 @@ class CIWELBO(Estimator):
 
     Args:
         num_particles: K.
-        beta: in [0, 1]: 1 is the ELBO, 0 is IWELBO.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
+        beta: in [0, 1]: 1 is the ELBO, 0 is IWELBO.
         options: ``plate`` and ``vectorize``.
+
+    Raises:
+        TypeError: a ``beta`` that is no number.
+        ValueError: a ``beta`` outside [0, 1].
     """
 
     def __init__(
-        self, num_particles: int, beta: float, gradient: Gradient | GradientName = "pathwise", **options: Any
+        self,
+        num_particles: int = 1,
+        gradient: GradientChoice = "pathwise",
+        *,
+        beta: float,
+        **options: Any,
     ) -> None:
-        if not 0 <= beta <= 1:
-            raise ValueError(f"CIWELBO: expected beta in [0, 1]; got {beta}. It mixes two bounds.")
-        self.beta = beta
+        self.beta = number(type(self).__name__, "beta", beta, at_least=0, at_most=1)
         super().__init__(num_particles, gradient, **options)
 
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -95,13 +117,25 @@ class PIWELBO(MIWELBO):
     """Trains the model on IWELBO of all M K draws, and the guide on MIWELBO(M, K); its value is IWELBO's.
 
     Args:
-        num_bounds: M.
         num_particles: K, draws per bound of the guide.
+        gradient: ``"pathwise"``, the only one that keeps the two apart.
+        num_bounds: M.
         options: ``plate`` and ``vectorize``.
+
+    Raises:
+        TypeError: M or K is no whole number.
+        ValueError: M or K is below 1; another gradient.
     """
 
-    def __init__(self, num_bounds: int, num_particles: int, **options: Any) -> None:
-        super().__init__(num_bounds, num_particles, Pathwise(), **options)
+    def __init__(
+        self, num_particles: int = 1, gradient: GradientChoice = "pathwise", *, num_bounds: int, **options: Any
+    ) -> None:
+        super().__init__(num_particles, gradient, num_bounds=num_bounds, **options)
+        if not isinstance(self.gradient, Pathwise):
+            raise ValueError(
+                f"{type(self).__name__}: expected gradient 'pathwise'; got "
+                f"{type(self.gradient).__name__}. Leave it out."
+            )
 
     def loss_of(self, call: Call) -> Tensor:
         draws = call.draw()
@@ -113,9 +147,3 @@ class PIWELBO(MIWELBO):
         # The model's parameters cancel, and the guide's act through the draws and log q.
         for_guide = self.bound(densities.log_weights - gradient_only(constant))
         return -densities.scale * (for_model + gradient_only(for_guide)).sum()
-
-
-def _check_counts(name: str, num_bounds: int, num_particles: int) -> None:
-    for what, value in (("num_bounds", num_bounds), ("num_particles", num_particles)):
-        if value < 1:
-            raise ValueError(f"{name}: expected {what} at least 1; got {value}. Give a positive number.")

@@ -11,38 +11,52 @@ References:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_vae.checks import number
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Gradient, GradientName
+from pyro_vae.elbo.gradients import GradientChoice
 
 
 class RenyiELBO(Estimator):
     """The Rényi bound of order alpha.
 
     Args:
-        alpha: any number but 1.
         num_particles: K; with one draw every alpha is the ELBO.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
+        alpha: any number but 1; however near to 1, the value is exact to rounding.
         options: ``plate`` and ``vectorize``.
+
+    Raises:
+        TypeError: an ``alpha`` that is no number.
+        ValueError: an ``alpha`` that is 1 or not finite.
     """
 
     def __init__(
-        self, alpha: float, num_particles: int, gradient: Gradient | GradientName = "pathwise", **options: Any
+        self,
+        num_particles: int = 1,
+        gradient: GradientChoice = "pathwise",
+        *,
+        alpha: float,
+        **options: Any,
     ) -> None:
-        if alpha == 1 or not math.isfinite(alpha):
-            raise ValueError(
-                f"RenyiELBO: expected a finite alpha other than 1; got {alpha}. Use ELBO for its limit at 1."
-            )
-        self.alpha = alpha
+        self.alpha = number(type(self).__name__, "alpha", alpha)
+        if self.alpha == 1:
+            raise ValueError(f"{type(self).__name__}: expected an alpha other than 1; got 1. Use ELBO, its limit at 1.")
         super().__init__(num_particles, gradient, **options)
 
     def bound(self, log_weights: Tensor) -> Tensor:
         power = 1 - self.alpha
-        return ((power * log_weights).logsumexp(0) - math.log(len(log_weights))) / power
+        extreme = (log_weights.amax(0) if power > 0 else log_weights.amin(0)).detach()  # the heaviest term of the sum
+        extreme = extreme.where(extreme.isfinite(), 0.0)
+        excess = power * (log_weights - extreme)
+        # Near alpha = 1 the mean of the powers is 1 less a little, whose logarithm is taken without rounding it away.
+        little, mean = excess.expm1().mean(0), excess.exp().mean(0)
+        logarithm = torch.where(little > -0.5, little.clamp(min=-0.5).log1p(), mean.log())
+        return extreme + logarithm / power
 
     def path_scale(self, log_weights: Tensor) -> Tensor:
         power = 1 - self.alpha
@@ -51,8 +65,6 @@ class RenyiELBO(Estimator):
 
 class VRMax(Estimator):
     """The largest of K log-weights, the limit of alpha -> -inf: neither a lower nor an upper bound."""
-
-    smooth = False
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.max(0).values

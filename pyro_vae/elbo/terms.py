@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.densities import log_densities
 from pyro_vae.elbo.tracing import Site, Traces, per_datum
 
 

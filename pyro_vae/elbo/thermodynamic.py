@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from pyro_vae.checks import choice, number, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Gradient, GradientName, gradient_only
+from pyro_vae.elbo.gradients import Gradient, GradientChoice, gradient_only
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -28,44 +29,41 @@ class ThermodynamicELBO(Estimator):
 
     Args:
         num_particles: K.
+        gradient: as of any bound, or ``"covariance"``, the paper's own.
         partitions: T for partitions of equal width in log beta from ``first`` to 1, after one from 0; or the inner
             points :math:`0 < \beta_1 < \dots < \beta_{T-1} < 1` themselves.
         first: the first inner point when ``partitions`` is a number above 1.
         sum: ``"left"`` or ``"right"``.
-        gradient: as of any bound, or ``"covariance"``, the paper's own.
         options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
 
     Raises:
+        TypeError: points, or a number of partitions, that are no numbers.
         ValueError: points out of order or outside (0, 1), no partition, another sum.
     """
 
     def __init__(
         self,
-        num_particles: int,
-        partitions: int | Sequence[float] = 2,
+        num_particles: int = 1,
+        gradient: GradientChoice = "pathwise",
         *,
+        partitions: int | Sequence[float] = 2,
         first: float = 0.01,
         sum: Literal["left", "right"] = "left",
-        gradient: Gradient | GradientName = "pathwise",
         **options: Any,
     ) -> None:
-        if isinstance(partitions, int):
-            if partitions < 1 or not 0 < first < 1:
-                raise ValueError(
-                    "ThermodynamicELBO: expected at least 1 partition and first in (0, 1); got "
-                    f"partitions={partitions}, first={first}. Give for instance partitions=2, first=0.01."
-                )
-            inner = [first ** (1 - t / (partitions - 1)) for t in range(partitions - 1)] if partitions > 1 else []
+        name = type(self).__name__
+        first = number(name, "first", first, above=0, below=1)
+        if isinstance(partitions, Sequence) and not isinstance(partitions, str):
+            inner = [number(name, "each of partitions", point) for point in partitions]
         else:
-            inner = list(partitions)
+            count = whole(name, "partitions", partitions)
+            inner = [first ** (1 - t / (count - 1)) for t in range(count - 1)] if count > 1 else []
         self.points = [0.0, *inner, 1.0]
         if any(not low < high for low, high in zip(self.points, self.points[1:], strict=False)):
             raise ValueError(
-                f"ThermodynamicELBO: expected points that rise within (0, 1); got {inner}. Sort them, without 0 and 1."
+                f"{name}: expected points that rise within (0, 1); got {inner}. Sort them, without 0 and 1."
             )
-        if sum not in ("left", "right"):
-            raise ValueError(f"ThermodynamicELBO: expected sum 'left' or 'right'; got {sum!r}. Use one of these.")
-        self.sum = sum
+        self.sum = choice(name, "sum", sum, ["left", "right"])
         super().__init__(num_particles, gradient, **options)
 
     def path(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.checks import number
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.gradients import gradient_only
 from pyro_vae.elbo.importance import IWELBO
@@ -31,20 +32,22 @@ class ReweightedWakeSleep(IWELBO):
     Args:
         num_particles: K, at least 2: with one, wake-phi weighs every draw alike and learns nothing.
         insomnia: share of wake-phi in the guide's objective, in [0, 1]; the rest is sleep-phi.
-        options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
+        plate: see :class:`~pyro_vae.elbo.estimator.Estimator`.
+        vectorize: likewise.
 
     Raises:
+        TypeError: a number that is none.
         ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide, or
             a guide that draws what the model does not, as those of ``pyro.infer.autoguide`` do.
     """
 
     min_particles = 2
 
-    def __init__(self, num_particles: int, insomnia: float = 1.0, **options: Any) -> None:
-        if not 0 <= insomnia <= 1:
-            raise ValueError(f"ReweightedWakeSleep: expected insomnia in [0, 1]; got {insomnia}. It is a share.")
-        self.insomnia = insomnia
-        super().__init__(num_particles, "score", **options)
+    def __init__(
+        self, num_particles: int = 2, *, insomnia: float = 1.0, plate: str = "data", vectorize: bool = True
+    ) -> None:
+        self.insomnia = number(type(self).__name__, "insomnia", insomnia, at_least=0, at_most=1)
+        super().__init__(num_particles, "score", plate=plate, vectorize=vectorize)
 
     def loss_of(self, call: Call) -> Tensor:
         densities = call.draw(detach=True).densities()

@@ -23,7 +23,7 @@ from torch.distributions import Independent, transform_to
 from tqdm.auto import tqdm
 
 from pyro_vae.elbo import ELBO
-from pyro_vae.elbo.log_weights import log_weights
+from pyro_vae.elbo.densities import log_weights
 from pyro_vae.elbo.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.recording import random_state

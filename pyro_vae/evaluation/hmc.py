@@ -20,7 +20,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.densities import log_densities
 from pyro_vae.elbo.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import for_each_draw
 from pyro_vae.evaluation.recording import Function, record

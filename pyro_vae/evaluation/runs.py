@@ -13,7 +13,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.elbo.log_weights import log_densities
+from pyro_vae.elbo.densities import log_densities
 from pyro_vae.elbo.tracing import Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import by_draw
 from pyro_vae.evaluation.memory import peak_memory

@@ -126,7 +126,7 @@ def _bound(estimator: Any, plate: str) -> elbo.Estimator:
     if isinstance(estimator, pyro.infer.ReweightedWakeSleep) or getattr(estimator, "alpha", None) == 0:
         return elbo.IWELBO(k, plate=plate)
     if isinstance(estimator, pyro.infer.RenyiELBO):
-        return elbo.RenyiELBO(estimator.alpha, k, plate=plate)
+        return elbo.RenyiELBO(k, alpha=estimator.alpha, plate=plate)
     if isinstance(estimator, pyro.infer.Trace_ELBO | pyro.infer.TraceGraph_ELBO | pyro.infer.TraceEnum_ELBO):
         return elbo.ELBO(k, plate=plate)
     raise ValueError(

@@ -18,6 +18,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
+from pyro_vae.checks import flag, whole
 from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, trace_programs
 
 
@@ -146,12 +147,12 @@ def log_weights(
         Shape (K, N), masked, not scaled by the data plate's subsampling.
 
     Raises:
+        TypeError: a number that is no whole one.
         ValueError: a site outside the plate, a scale that is not uniform over it, a number below 1.
     """
-    chunk = 1 if not vectorize else num_particles if chunk_size is None else chunk_size
-    for name, value in (("num_particles", num_particles), ("chunk_size", chunk)):
-        if value < 1:
-            raise ValueError(f"log_weights: expected {name} at least 1; got {value}. Give a positive number.")
+    num_particles = whole("log_weights", "num_particles", num_particles)
+    chunk = num_particles if chunk_size is None else whole("log_weights", "chunk_size", chunk_size)
+    chunk = chunk if flag("log_weights", "vectorize", vectorize) else 1
     structure = inspect(model, guide, args, kwargs)
     sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
     rows, subsamples = [], None

@@ -163,7 +163,7 @@ def test_missing_parts_of_data_are_masked() -> None:
 
 def test_the_scale_of_the_data_plate_is_applied_outside_the_bound() -> None:
     program = Nested(size=1000, off=0.3)
-    for estimator in (IWELBO(5), CIWELBO(5, 0.5), ELBO(5, gradient="score")):
+    for estimator in (IWELBO(5), CIWELBO(5, beta=0.5), ELBO(5, gradient="score")):
         torch.manual_seed(3)
         weights = log_weights(program.model, program.guide, ROWS, num_particles=5)
         torch.manual_seed(3)
@@ -425,10 +425,10 @@ def test_a_data_plate_is_needed(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_particles": 0}, "log_weights: expected num_particles at least 1; got 0. Give a positive number."),
+        ({"num_particles": 0}, "log_weights: expected num_particles at least 1; got 0. Give a larger number."),
         (
             {"num_particles": 5, "chunk_size": 0},
-            "log_weights: expected chunk_size at least 1; got 0. Give a positive number.",
+            "log_weights: expected chunk_size at least 1; got 0. Give a larger number.",
         ),
     ],
 )
