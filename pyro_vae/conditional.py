@@ -31,6 +31,7 @@ from pyro_vae.program import (
     check_same,
     check_support,
     data_size,
+    for_decoder,
     for_network,
 )
 
@@ -64,7 +65,7 @@ class ConditionalModel(RootModule):
         check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, context, None)):
             z = pyro.sample("z", _of_context(prior, context))
-            return pyro.sample("x", likelihood(z, *context), obs=x)
+            return pyro.sample("x", likelihood(for_decoder(prior, z), *context), obs=x)
 
 
 class ConditionalGuide(RootModule):
@@ -172,7 +173,7 @@ class ConditionalVAE(ProgramModule):
 
     def decode(self, z: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z, c) for latents of shape (\\*lead, \\*latent_shape) and contexts (\\*lead, \\*context_shape)."""
-        return self.likelihood(z, *context)
+        return self.likelihood(for_decoder(self.prior, z), *context)
 
     @torch.no_grad()
     def sample(self, *context: Tensor, mean: bool = False) -> Tensor:

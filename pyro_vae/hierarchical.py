@@ -44,6 +44,7 @@ from pyro_vae.program import (
     check_same,
     check_support,
     data_size,
+    for_decoder,
     for_network,
 )
 
@@ -83,9 +84,10 @@ class HierarchicalModel(RootModule):
         likelihood, conditionals = self.likelihood, self.conditionals
         check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, context, size)):
-            z = pyro.sample(f"z{len(conditionals) + 1}", self.prior())
+            z = for_decoder(self.prior, pyro.sample(f"z{len(conditionals) + 1}", self.prior()))
             for level in range(len(conditionals), 0, -1):
-                z = pyro.sample(f"z{level}", conditionals[level - 1](z))
+                conditional = conditionals[level - 1]
+                z = for_decoder(conditional, pyro.sample(f"z{level}", conditional(z)))
             return pyro.sample("x", likelihood(z, *context), obs=x)
 
 
@@ -126,7 +128,8 @@ class BottomUpGuide(HierarchicalGuide):
         draws: dict[str, Tensor] = {}
         below = x
         for level, posterior in enumerate(self.parts, 1):
-            below = draws[f"z{level}"] = draw(f"z{level}", posterior(below))
+            draws[f"z{level}"] = draw(f"z{level}", posterior(below))
+            below = for_decoder(posterior, draws[f"z{level}"])
         return draws
 
 
@@ -277,7 +280,8 @@ class HierarchicalVAE(ProgramModule):
 
     def decode(self, z1: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z1) for latents of the lowest layer, of shape (\\*lead, \\*latent_shape)."""
-        return self.likelihood(z1, *context)
+        lowest = next(iter(self.model.conditionals), self.prior)
+        return self.likelihood(for_decoder(lowest, z1), *context)
 
     @torch.no_grad()
     def sample(self, size: int, *context: Tensor, mean: bool = False) -> Tensor:
@@ -288,9 +292,10 @@ class HierarchicalVAE(ProgramModule):
             context: what the likelihood takes beside z1, (size, ...) each.
             mean: return E[x|z1] in place of the draw of x, as pictures in papers do.
         """
+        above: nn.Module = self.prior
         z = self.prior().sample(Size((size,)))
         for conditional in reversed(self.model.conditionals):
-            z = conditional(z).sample()
+            z, above = conditional(for_decoder(above, z)).sample(), conditional
         distribution = self.decode(z, *context)
         return distribution.mean if mean else distribution.sample()
 

@@ -12,6 +12,8 @@ from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
+from pyro_vae.distributions import from_log_space
+
 
 @runtime_checkable
 class Program(Protocol):
@@ -105,6 +107,11 @@ def for_network(x: Tensor, *, missing: bool) -> Tensor:
     return torch.where(x.isnan(), 0.0, x) if missing else x
 
 
+def for_decoder(part: Any, z: Tensor) -> Tensor:
+    """What a network is given for a draw z of a part: proportions and probabilities in place of their logarithms."""
+    return from_log_space(part.support, z)
+
+
 def data_size(subject: str, x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:
     """Length of the data plate; x, the context and ``size`` agree or there is an error."""
     lengths = {len(value) for value in (x, *context) if value is not None} | ({size} if size is not None else set())
@@ -135,8 +142,8 @@ def check_same(subject: str, what: str, first: Size, second: Size) -> None:
 _SUPPORTS = {
     "Real()": "real vectors",
     "Sphere": "the unit sphere",
-    "Simplex()": "the simplex",
-    "Interval(lower_bound=0.0, upper_bound=1.0)": "the unit interval",
+    "LogSimplex()": "logarithms of proportions",
+    "LogOdds()": "log-odds",
     "OneHot()": "one-hot vectors",
     "Boolean()": "binary vectors",
 }

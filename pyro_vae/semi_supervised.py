@@ -46,6 +46,7 @@ from pyro_vae.program import (
     check_same,
     check_support,
     data_size,
+    for_decoder,
     for_network,
 )
 
@@ -105,7 +106,7 @@ class SemiSupervisedModel(RootModule):
                     pyro.factor("classification", self.classification_weight * log_q)
             y = pyro.sample("y", _knowing(class_prior(), labels))
             z = pyro.sample("z", prior())
-            return pyro.sample("x", likelihood(z, y, *context), obs=x)
+            return pyro.sample("x", likelihood(for_decoder(prior, z), y, *context), obs=x)
 
 
 class SemiSupervisedGuide(RootModule):
@@ -260,7 +261,7 @@ class SemiSupervisedVAE(ProgramModule):
 
     def decode(self, z: Tensor, y: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z, y) for latents of shape (\\*lead, \\*latent_shape) and one-hot classes (\\*lead, num_classes)."""
-        return self.likelihood(z, y, *context)
+        return self.likelihood(for_decoder(self.prior, z), y, *context)
 
     @torch.no_grad()
     def sample(self, size: int, labels: Tensor | None = None, *context: Tensor, mean: bool = False) -> Tensor:

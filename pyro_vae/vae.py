@@ -27,6 +27,7 @@ from pyro_vae.program import (
     check_same,
     check_support,
     data_size,
+    for_decoder,
     for_network,
 )
 
@@ -59,7 +60,7 @@ class Model(RootModule):
         check_observed(likelihood, x, context)
         with pyro.plate("data", data_size("VAE", x, context, size)):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", likelihood(z, *context), obs=x)
+            return pyro.sample("x", likelihood(for_decoder(self.prior, z), *context), obs=x)
 
 
 class Guide(RootModule):
@@ -159,7 +160,7 @@ class VAE(ProgramModule):
 
     def decode(self, z: Tensor, *context: Tensor) -> TorchDistribution:
         """p(x|z) for latents of shape (\\*lead, \\*latent_shape)."""
-        return self.likelihood(z, *context)
+        return self.likelihood(for_decoder(self.prior, z), *context)
 
     @torch.no_grad()
     def sample(self, size: int, *context: Tensor, mean: bool = False) -> Tensor:

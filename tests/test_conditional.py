@@ -272,8 +272,8 @@ def parts() -> dict[str, Any]:
         (
             {"prior": Dirichlet(MLP(4, []), 2)},
             ValueError,
-            "ConditionalVAE: expected a posterior on the support of the prior Dirichlet, the simplex; got "
-            "DiagonalNormal on real vectors.",
+            "ConditionalVAE: expected a posterior on the support of the prior Dirichlet, logarithms of proportions; "
+            "got DiagonalNormal on real vectors.",
         ),
         (
             {"prior": VampPrior(torch.zeros(3, *IMAGE))},

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.distributions import kl_divergence
 
-from pyro_vae.distributions import HypersphericalUniform, LogisticNormal, VonMisesFisher
+from pyro_vae.distributions import HypersphericalUniform, LogLogisticNormal, VonMisesFisher
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(3, 1.99573232), (4, 2.2610872)])
@@ -13,8 +13,8 @@ def test_von_mises_fisher_against_the_uniform(dim: int, expected: float) -> None
 
 
 def test_logistic_normal_agrees_with_monte_carlo() -> None:
-    q = LogisticNormal(torch.tensor([0.3, -1.0]).double(), torch.tensor([0.5, 2.0]).double())
-    p = LogisticNormal(torch.zeros(2).double(), torch.ones(2).double())
+    q = LogLogisticNormal(torch.tensor([0.3, -1.0]).double(), torch.tensor([0.5, 2.0]).double())
+    p = LogLogisticNormal(torch.zeros(2).double(), torch.ones(2).double())
     y = q.sample(torch.Size((20000,)))
     log_ratio = q.log_prob(y) - p.log_prob(y)
     error = abs(log_ratio.mean().item() - kl_divergence(q, p).item())

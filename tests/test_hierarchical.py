@@ -478,7 +478,7 @@ class Other(Conditional):
             {"posteriors": [Dirichlet(MLP(IMAGE, []), 3), DiagonalNormal(MLP(3, []), 4)]},
             ValueError,
             "HierarchicalVAE, z1: expected a posterior on the support of the prior DiagonalNormal, real vectors; got "
-            "Dirichlet on the simplex.",
+            "Dirichlet on logarithms of proportions.",
         ),
         (
             {"inference": "top-down"},

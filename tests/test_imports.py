@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "likelihoods": FAMILIES,
     "priors": FAMILIES,
     "conditionals": FAMILIES,
-    "program": set(),
+    "program": DENSITIES,
     "vae": PARTS,
     "hierarchical": PARTS,
     "conditional": PARTS,

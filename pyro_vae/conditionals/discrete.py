@@ -13,8 +13,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
 from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import LogOddsRelaxedBernoulli, LogRelaxedOneHotCategorical, log_odds, log_simplex
 from pyro_vae.distributions import OneHotCategorical as OneHotCategoricalDistribution
-from pyro_vae.distributions import RelaxedOneHotCategorical as RelaxedOneHotCategoricalDistribution
 from pyro_vae.nets import Body, Shape
 
 
@@ -90,13 +90,13 @@ class RelaxedBernoulli(_Relaxed):
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, https://arxiv.org/abs/1611.00712
     """
 
-    support = constraints.unit_interval
+    support = log_odds
 
     def __init__(self, body: Body, latent_dim: Shape, temperature: float = 0.5) -> None:
         super().__init__(body, latent_dim, temperature)
 
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return dist.RelaxedBernoulli(self.temperature, logits=logits).to_event(len(self.event_shape))
+        return LogOddsRelaxedBernoulli(self.temperature, logits).to_event(len(self.event_shape))
 
 
 class RelaxedOneHotCategorical(_Relaxed):
@@ -113,11 +113,11 @@ class RelaxedOneHotCategorical(_Relaxed):
         Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017, https://arxiv.org/abs/1611.01144
     """
 
-    support = constraints.simplex
+    support = log_simplex
 
     def __init__(self, body: Body, latent_dim: Shape, temperature: float = 0.5) -> None:
         super().__init__(body, latent_dim, temperature)
 
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        relaxed = RelaxedOneHotCategoricalDistribution(self.temperature, logits)
+        relaxed = LogRelaxedOneHotCategorical(self.temperature, logits)
         return relaxed.to_event(len(self.event_shape) - 1)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 from torch.nn.functional import softplus
 
 from pyro_vae.conditionals.base import Conditional
-from pyro_vae.distributions import LogisticNormal as LogisticNormalDistribution
+from pyro_vae.distributions import LogDirichlet, LogLogisticNormal, log_simplex
 
 MIN_CONCENTRATION = 1e-2
 """Below it nearly all draws are corners of the simplex to single precision."""
@@ -29,13 +27,13 @@ class Dirichlet(Conditional):
         Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, https://arxiv.org/abs/1805.08498
     """
 
-    support = constraints.simplex
+    support = log_simplex
 
     def parameter_shapes(self) -> dict[str, Size]:
         return {"concentration": self.event_shape}
 
     def distribution(self, *, concentration: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return dist.Dirichlet(MIN_CONCENTRATION + softplus(concentration))
+        return LogDirichlet(MIN_CONCENTRATION + softplus(concentration))
 
 
 class LogisticNormal(Conditional):
@@ -50,11 +48,11 @@ class LogisticNormal(Conditional):
         https://arxiv.org/abs/1703.01488
     """
 
-    support = constraints.simplex
+    support = log_simplex
 
     def parameter_shapes(self) -> dict[str, Size]:
         free = Size((self.event_shape[0] - 1,))
         return {"loc": free, "log_scale": free}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return LogisticNormalDistribution(loc, log_scale.exp())
+        return LogLogisticNormal(loc, log_scale.exp())

@@ -83,13 +83,13 @@ class ContinuousBernoulli(TorchDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile of each probability in ``value``."""
-        # By the symmetry x(u, l) = 1 - x(1 - u, -l) no exponential of a positive number is taken. Near l = 0 the
-        # expansion in l keeps the gradient in it.
+        # log(1 + u (e^l - 1)) / l, in two forms that take no exponential of a positive number and no difference from 1.
+        # Near l = 0 the expansion in l keeps the gradient in it.
         small = self.logits.abs() < 1e-4
-        logits = torch.where(small, torch.ones_like(self.logits), self.logits)
-        mirrored = torch.where(logits > 0, 1 - value, value)
-        x = -torch.log1p(mirrored * torch.expm1(-logits.abs())) / logits.abs()
-        x = torch.where(logits > 0, 1 - x, x)
+        a = torch.where(small, torch.ones_like(self.logits), self.logits).abs()
+        rising = torch.logaddexp(torch.log1p(-value), value.log() + a) / a
+        falling = -torch.log1p(value * torch.expm1(-a)) / a
+        x = torch.where(self.logits > 0, rising, falling)
         series = value + self.logits * value * (1 - value) / 2 * (1 + self.logits * (1 - 2 * value) / 3)
         return torch.where(small, series, x).clamp(0, 1)
 

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from pyro_vae.distributions.elementwise import elementwise_log_prob
-from pyro_vae.distributions.lattice import lattice
+from pyro_vae.distributions.lattices import lattice
 
 
 def dequantize(x: Tensor, levels: int = 256, generator: torch.Generator | None = None) -> Tensor:

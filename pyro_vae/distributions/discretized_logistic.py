@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 from torch.types import _size
 
-from pyro_vae.distributions.lattice import lattice
+from pyro_vae.distributions.lattices import lattice
 
 
 class DiscretizedLogistic(TorchDistribution):

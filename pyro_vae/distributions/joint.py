@@ -84,7 +84,11 @@ class columns_in(constraints.Constraint):
 
     def __init__(self, parts: Sequence[tuple[slice, constraints.Constraint]]) -> None:
         self.parts = parts
+        self.is_discrete = all(constraint.is_discrete for _, constraint in parts)
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         return torch.stack([constraint.check(value[..., columns]) for columns, constraint in self.parts]).all(0)
+
+    def __repr__(self) -> str:
+        return "columns of " + ", ".join(repr(constraint) for _, constraint in self.parts)

@@ -15,7 +15,8 @@ from torch.distributions import (
 )
 
 from pyro_vae.distributions.hyperspherical_uniform import HypersphericalUniform, log_surface_area
-from pyro_vae.distributions.logistic_normal import LogisticNormal
+from pyro_vae.distributions.log_dirichlet import LogDirichlet
+from pyro_vae.distributions.log_logistic_normal import LogLogisticNormal
 from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
 
 
@@ -23,9 +24,14 @@ def _von_mises_fisher(q: VonMisesFisher, p: HypersphericalUniform) -> Tensor:
     return log_surface_area(p.event_shape[0]) - q.entropy()
 
 
-def _logistic_normal(q: LogisticNormal, p: LogisticNormal) -> Tensor:
+def _log_logistic_normal(q: LogLogisticNormal, p: LogLogisticNormal) -> Tensor:
     # softmax(x, 0) is a bijection, under which the divergence does not change
     return kl_divergence(Normal(q.loc, q.scale), Normal(p.loc, p.scale)).sum(-1)
+
+
+def _log_dirichlet(q: LogDirichlet, p: LogDirichlet) -> Tensor:
+    in_double = [type(d.proportions)(d.concentration.double(), validate_args=False) for d in (q, p)]
+    return kl_divergence(*in_double).to(q.concentration.dtype)
 
 
 def _multivariate_normal(
@@ -40,6 +46,7 @@ def _multivariate_normal(
 
 
 register_kl(VonMisesFisher, HypersphericalUniform)(_von_mises_fisher)
-register_kl(LogisticNormal, LogisticNormal)(_logistic_normal)
+register_kl(LogLogisticNormal, LogLogisticNormal)(_log_logistic_normal)
+register_kl(LogDirichlet, LogDirichlet)(_log_dirichlet)
 register_kl(MultivariateNormal, Independent)(_multivariate_normal)
 register_kl(LowRankMultivariateNormal, Independent)(_multivariate_normal)

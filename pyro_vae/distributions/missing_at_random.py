@@ -87,3 +87,6 @@ class or_missing(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         return self.constraint.check(torch.where(value.isnan(), self.placeholder, value))
+
+    def __repr__(self) -> str:
+        return f"{self.constraint!r} or missing"

@@ -22,6 +22,9 @@ class counts_of(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         return ((value >= 0) & (value % 1 == 0)).all(-1) & (value.sum(-1) == self.total_count)
 
+    def __repr__(self) -> str:
+        return "counts that sum to total_count"
+
 
 class Multinomial(TorchDistribution):
     r"""Counts x of D categories among n draws: :math:`P(x) = n! \prod_d p_d^{x_d} / x_d!`, p = softmax(logits).
@@ -78,5 +81,7 @@ class Multinomial(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        coefficient = torch.lgamma(self.total_count + 1) - torch.lgamma(value + 1).sum(-1)
-        return coefficient + (value * self.logits).sum(-1)
+        # In double precision, in which the terms of many counts cancel.
+        total_count, x, log_p = self.total_count.double(), value.double(), self.logits.double()
+        coefficient = torch.lgamma(total_count + 1) - torch.lgamma(x + 1).sum(-1)
+        return (coefficient + (x * log_p).sum(-1)).to(self.logits.dtype)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_vae.elbo.possible import check_possible
 from pyro_vae.elbo.terms import terms_of
 from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
@@ -105,6 +106,7 @@ def rate_distortion(
         structure = inspect(program.model, program.guide, args, {})
         run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
     terms = terms_of([run], plate, analytic=analytic_kl)
+    check_possible("rate_distortion", terms.elbo, lambda: run, plate)
     return RateDistortion(
         rate=Estimate.of(terms.kl, num_particles),
         distortion=Estimate.of(-terms.expected_log_likelihood, num_particles),

@@ -20,6 +20,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.distributions import log_odds
 from pyro_vae.elbo.densities import log_densities
 from pyro_vae.elbo.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import for_each_draw
@@ -152,4 +153,4 @@ def _close(values: list[Tensor], others: list[Tensor]) -> bool:
 def _is_real(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support in (constraints.real, constraints.real_vector)
+    return support in (constraints.real, constraints.real_vector, log_odds)

@@ -17,11 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pyro_vae.elbo.possible import check_possible
 from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Batch, Pair, reduce_runs
+from pyro_vae.evaluation.runs import Batch, Pair, one_run, reduce_runs
 from pyro_vae.nets import Shape
 
 
@@ -134,6 +135,7 @@ def log_marginal_likelihood(
         progress=progress,
     )
     value, error, ess, k_hat = (torch.cat(column) for column in zip(*parts, strict=True))
+    check_possible("log_marginal_likelihood", value, partial(one_run, program, (x, *context)), plate)
     result = LogMarginalLikelihood(value, error, ess, k_hat, num_particles)
     _warn(result)
     return result

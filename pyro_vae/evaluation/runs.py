@@ -60,6 +60,14 @@ def guide_run(guide: Callable[..., Any], args: tuple[Tensor, ...], num_particles
         return trace_programs(guide, guide, args, {}, num_particles=num_particles, structure=structure)
 
 
+@torch.no_grad()
+def one_run(program: Pair, args: tuple[Tensor, ...]) -> Traces:
+    """A run of a program on all data at once, one draw for each."""
+    with unchanged_param_store():
+        structure = inspect(program.model, program.guide, args, {})
+        return trace_programs(program.model, program.guide, args, {}, structure=structure)
+
+
 def default_memory(x: Tensor) -> int:
     """Bytes that a run on these data takes unless told."""
     return DEFAULT_MEMORY if x.device.type == "cpu" else _DEFAULT_MEMORY_OF_DEVICES

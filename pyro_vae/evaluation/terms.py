@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.elbo import Terms
+from pyro_vae.elbo.possible import check_possible
 from pyro_vae.elbo.terms import terms_of
 from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
@@ -33,7 +34,8 @@ def elbo_terms(
         plate: name of the plate over the data.
 
     Raises:
-        ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for.
+        ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for; a
+            figure that is impossible, see :func:`~pyro_vae.elbo.possible.check_possible`.
     """
     if num_particles < 1:
         raise ValueError(f"elbo_terms: expected num_particles at least 1; got {num_particles}. Give a positive number.")
@@ -41,4 +43,6 @@ def elbo_terms(
     with unchanged_param_store():
         structure = inspect(program.model, program.guide, args, {})
         run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
-    return terms_of([run], plate, analytic=analytic_kl)
+    terms = terms_of([run], plate, analytic=analytic_kl)
+    check_possible("elbo_terms", terms.elbo, lambda: run, plate)
+    return terms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
@@ -96,7 +95,7 @@ class Beta(LocationScale):
         super().__init__(body, event_shape, scale=scale, min_scale=min_scale)
 
     def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
-        return dist.Beta(1 + loc.sigmoid() / scale**2, 1 + (-loc).sigmoid() / scale**2)
+        return distributions.Beta(1 + loc.sigmoid() / scale**2, 1 + (-loc).sigmoid() / scale**2)
 
 
 class LogitNormal(LocationScale):

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
+from pyro_vae import distributions
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.location_scale import LocationScale, Scale
 from pyro_vae.nets import Body, Shape
@@ -172,4 +173,4 @@ class StudentT(LocationScale):
 
     def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         df = loc.new_tensor(self.df) if self.raw_df is None else 1 + softplus(self.raw_df)
-        return dist.StudentT(df, loc, scale)
+        return distributions.StudentT(df, loc, scale)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
@@ -59,7 +58,7 @@ class Binomial(Likelihood):
         return {"logits": self.event_shape}
 
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
-        counts = dist.Binomial(self.total_count, logits=logits)
+        counts = distributions.Binomial(self.total_count, logits=logits)
         return distributions.Lattice(counts, self.spacing).to_event(len(self.event_shape))
 
 
@@ -123,7 +122,7 @@ class Poisson(Counts):
     def distribution(  # type: ignore[override]
         self, *, logits: Tensor, library_size: Tensor | None = None
     ) -> TorchDistribution:
-        return dist.Poisson(self.log_mean(logits, library_size).exp()).to_event(len(self.event_shape))
+        return distributions.Poisson(self.log_mean(logits, library_size).exp()).to_event(len(self.event_shape))
 
 
 class NegativeBinomial(Counts):
@@ -161,7 +160,7 @@ class NegativeBinomial(Counts):
         self, *, logits: Tensor, library_size: Tensor | None = None
     ) -> TorchDistribution:
         log_mean, log_dispersion = self.log_mean(logits, library_size), self.clamped_log_dispersion
-        counts = dist.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
+        counts = distributions.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
         return counts.to_event(len(self.event_shape))
 
     @property
@@ -194,7 +193,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         self, *, logits: Tensor, gate_logits: Tensor, library_size: Tensor | None = None
     ) -> TorchDistribution:
         log_mean, log_dispersion = self.log_mean(logits, library_size), self.clamped_log_dispersion
-        counts = dist.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
+        counts = distributions.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
         return distributions.ZeroInflated(counts, gate_logits).to_event(len(self.event_shape))
 
 

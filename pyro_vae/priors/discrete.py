@@ -8,8 +8,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.distributions import LogOddsRelaxedBernoulli, LogRelaxedOneHotCategorical, log_odds, log_simplex
 from pyro_vae.distributions import OneHotCategorical as OneHotCategoricalDistribution
-from pyro_vae.distributions import RelaxedOneHotCategorical as RelaxedOneHotCategoricalDistribution
 from pyro_vae.nets import Shape
 from pyro_vae.priors.base import Prior
 
@@ -90,17 +90,18 @@ class RelaxedBernoulli(_Relaxed):
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, https://arxiv.org/abs/1611.00712
 
     Example:
-        >>> round(RelaxedBernoulli(2, temperature=1.0)().log_prob(torch.tensor([0.3, 0.9])).item(), 4)  # uniform
-        0.0
+        >>> density = RelaxedBernoulli(2, temperature=1.0)().log_prob(torch.tensor([0.3, 0.9]).logit()).exp()
+        >>> round(density.item(), 4)  # of uniform y: the product of y (1 - y)
+        0.0189
     """
 
-    support = constraints.unit_interval
+    support = log_odds
 
     def __init__(self, latent_dim: Shape, temperature: float = 0.5) -> None:
         super().__init__(latent_dim, temperature)
 
     def forward(self) -> TorchDistribution:
-        return dist.RelaxedBernoulli(self.temperature, logits=self.logits).to_event(len(self.event_shape))
+        return LogOddsRelaxedBernoulli(self.temperature, self.logits).to_event(len(self.event_shape))
 
 
 class RelaxedOneHotCategorical(_Relaxed):
@@ -119,11 +120,11 @@ class RelaxedOneHotCategorical(_Relaxed):
         torch.Size([20])
     """
 
-    support = constraints.simplex
+    support = log_simplex
 
     def __init__(self, latent_dim: Shape, temperature: float = 0.5) -> None:
         super().__init__(latent_dim, temperature)
 
     def forward(self) -> TorchDistribution:
-        relaxed = RelaxedOneHotCategoricalDistribution(self.temperature, self.logits)
+        relaxed = LogRelaxedOneHotCategorical(self.temperature, self.logits)
         return relaxed.to_event(len(self.event_shape) - 1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.distributions import LogisticNormal as LogisticNormalDistribution
+from pyro_vae.distributions import LogDirichlet, LogLogisticNormal, log_simplex
 from pyro_vae.priors.base import Prior
 
 
@@ -23,11 +21,11 @@ class Dirichlet(Prior):
         ValueError: a ``latent_dim`` below 2, or a ``concentration`` that is not positive.
 
     Example:
-        >>> Dirichlet(3)().mean
+        >>> Dirichlet(3)().proportions.mean
         tensor([0.3333, 0.3333, 0.3333])
     """
 
-    support = constraints.simplex
+    support = log_simplex
     concentration: Tensor
 
     def __init__(self, latent_dim: int, concentration: float = 1.0) -> None:
@@ -36,7 +34,7 @@ class Dirichlet(Prior):
         self.register_buffer("concentration", torch.full((latent_dim,), concentration), persistent=False)
 
     def forward(self) -> TorchDistribution:
-        return dist.Dirichlet(self.concentration)
+        return LogDirichlet(self.concentration)
 
 
 class LogisticNormal(Prior):
@@ -60,7 +58,7 @@ class LogisticNormal(Prior):
         torch.Size([3])
     """
 
-    support = constraints.simplex
+    support = log_simplex
     loc: Tensor
     scale: Tensor
 
@@ -71,7 +69,7 @@ class LogisticNormal(Prior):
         self.register_buffer("scale", torch.full((latent_dim - 1,), scale), persistent=False)
 
     def forward(self) -> TorchDistribution:
-        return LogisticNormalDistribution(self.loc, self.scale)
+        return LogLogisticNormal(self.loc, self.scale)
 
 
 def _check(subject: str, latent_dim: int, name: str, value: float) -> None:

@@ -36,6 +36,9 @@ class lattice(constraints.Constraint):
         nearest = scaled.round()
         return ((scaled - nearest).abs() < _TOLERANCE) & self.counts.check(nearest)
 
+    def __repr__(self) -> str:
+        return f"{self.spacing:g} * {self.counts!r}"
+
 
 class Lattice(TorchDistribution):
     r"""x = spacing * k, k a whole number of another distribution: :math:`P(x) = P_k(x / \mathrm{spacing})`.

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch.distributions import Binomial, NegativeBinomial, Poisson
+
+from pyro_vae import distributions, likelihoods, nets
+
+
+@pytest.mark.parametrize("theta", [1e-4, 6.0, 400.0, 1e4])
+@pytest.mark.parametrize("size", [300.0, 1e6])
+def test_counts_of_two_thousand_genes_are_within_a_thousandth_of_a_nat(theta: float, size: float) -> None:
+    likelihood = likelihoods.NegativeBinomial(nets.MLP(2, []), 2000, library_size=True)
+    with torch.no_grad():
+        likelihood.log_dispersion.fill_(theta).log_()
+        d = likelihood.distribution(logits=torch.randn(5, 2000), library_size=torch.full((5,), size)).base_dist
+        x = d.sample()
+    exact = NegativeBinomial(d.total_count.double(), logits=d.logits.double()).log_prob(x.double()).sum(-1)
+    log_prob = d.log_prob(x)
+    assert (log_prob.double().sum(-1) - exact).abs().max() < 1e-4
+    rounding = 1e-7 * exact.abs().max()  # of a sum in single precision: .001 at 12,000 nats
+    assert (log_prob.sum(-1) - exact).abs().max() < 1e-3 + rounding
+
+
+def test_gradients_are_those_of_double_precision() -> None:
+    for logits in (torch.tensor([-9.0, 0.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])):
+        single, double = logits.clone().requires_grad_(), logits.double().requires_grad_()
+        x = torch.tensor([1.0, 1e4, 1e6])
+        ours = distributions.NegativeBinomial(torch.tensor(1e4), logits=single).log_prob(x)
+        exact = NegativeBinomial(torch.tensor(1e4).double(), logits=double).log_prob(x.double())
+        (gradient,), (expected,) = torch.autograd.grad(ours.sum(), single), torch.autograd.grad(exact.sum(), double)
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=0.0)
+
+
+def test_large_counts() -> None:
+    x = torch.tensor([999_000.0, 1e6, 1_003_000.0])
+    exact = Poisson(torch.tensor(1e6).double()).log_prob(x.double())
+    torch.testing.assert_close(
+        distributions.Poisson(torch.tensor(1e6)).log_prob(x).double(), exact, rtol=0.0, atol=1e-5
+    )
+    n, heads = torch.tensor(2e6), torch.tensor([1e6, 998_000.0])
+    exact = Binomial(n.double(), logits=torch.tensor(0.0).double()).log_prob(heads.double())
+    ours = distributions.Binomial(n, logits=torch.tensor(0.0)).log_prob(heads)
+    torch.testing.assert_close(ours.double(), exact, rtol=0.0, atol=1e-5)
+
+
+def test_types_and_expand_stay() -> None:
+    d = distributions.NegativeBinomial(torch.ones(3), logits=torch.zeros(3)).expand([2, 3])
+    assert type(d) is distributions.NegativeBinomial
+    assert d.log_prob(torch.ones(2, 3)).dtype == torch.float32

@@ -1,0 +1,18 @@
+"""Every density where its own sampler goes, from mild to extreme parameters, in single precision."""
+
+from collections.abc import Callable
+
+import extremes
+import pytest
+
+from pyro_vae.testing import check_own_draws
+
+CASES = dict(extremes.cases())
+MILD = {name for name in CASES if "dims=5000" not in name and "dims=2000" not in name}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in MILD else pytest.mark.slow) for n in CASES])
+def test_own_draws(name: str) -> None:
+    make: Callable[[], extremes.Case] = CASES[name]
+    q, p, divergence, num_draws = make()
+    check_own_draws(q, p, divergence, num_draws=num_draws)
