@@ -194,11 +194,10 @@ def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch
     torch.testing.assert_close(weights(vae), weights(expected), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss", [elbo.ELBO(gradient="enumerate"), pyro.infer.TraceGraph_ELBO()])
-def test_what_has_no_graph_is_refused_when_asked_for(loss: pyro.infer.ELBO) -> None:
+def test_what_has_no_graph_is_refused_when_asked_for() -> None:
     vae = small_vae()
-    with pytest.raises(RuntimeError, match=f"{type(loss).__name__} reads numbers from tensors, or has no equal"):
-        SVI(vae.model, vae.guide, ADAM, loss, compile=True)
+    with pytest.raises(RuntimeError, match="TraceGraph_ELBO reads numbers from tensors, or has no equal"):
+        SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO(), compile=True)
     assert SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO()).step(X)
 
 

@@ -67,6 +67,7 @@ ESTIMATORS |= {
     "TVO, covariance": lambda: elbo.ThermodynamicELBO(4, partitions=3, gradient="covariance"),
     "wake": lambda: elbo.ReweightedWakeSleep(4),
     "wake and sleep": lambda: elbo.ReweightedWakeSleep(2, insomnia=0.5),
+    "ELBO, enumerate": lambda: elbo.ELBO(2, "enumerate"),
     "pyro, Trace": pyro.infer.Trace_ELBO,
     "pyro, Trace, vectorised": lambda: pyro.infer.Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1),
     "pyro, TraceMeanField": lambda: pyro.infer.TraceMeanField_ELBO(2),
@@ -302,7 +303,7 @@ KINDS = (
 
 def cells() -> list[Any]:
     """Fast: every estimator on a VAE, and four on every program; the rest is slow."""
-    four = ("ELBO, one draw", "ELBO, beta, score", "IWELBO, dreg", "pyro, Trace")
+    four = ("ELBO, one draw", "ELBO, beta, score", "IWELBO, dreg", "ELBO, enumerate", "pyro, Trace")
     found = []
     for (program, estimator), dtype in product(COMPARED, TOLERANCE):
         if program != "VAE" and estimator not in KINDS and dtype == torch.float32:
@@ -348,6 +349,55 @@ def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str, monkeyp
         automatic = train(program, estimator, torch.float64, "auto")
     assert deviation(automatic, eager) == 0
     assert automatic.svi.compiler.num_graphs == 0
+
+
+# A gradient for each site
+
+
+BY_SITE: dict[str, Callable[[], elbo.Estimator]] = {
+    "score": lambda: elbo.ELBO(2, {"y": "score", "z": "pathwise"}),
+    "enumerate": lambda: elbo.ELBO(2, {"y": "enumerate", "z": "stl"}),
+    "enumerate, score": lambda: elbo.ELBO(2, {"y": "enumerate", "z": "score"}, beta=0.7, vectorize=False),
+    "left out": lambda: elbo.ELBO(3, {"y": elbo.Score("leave_one_out"), "z": "score"}),
+    "running mean": lambda: elbo.ELBO(1, {"y": elbo.Score("running_mean"), "z": "pathwise"}),
+    "learned": lambda: elbo.ELBO(1, {"y": elbo.Score(Baseline()), "z": "pathwise"}),
+    "IWELBO": lambda: elbo.IWELBO(3, {"y": "vimco", "z": "pathwise"}),
+    "IWELBO, ovis": lambda: elbo.IWELBO(3, {"y": "ovis", "z": elbo.Score("running_mean")}),
+}
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("name", BY_SITE)
+def test_a_recorded_step_by_site_is_an_eager_step(name: str) -> None:
+    results = []
+    for mode in (False, True):
+        programs, args = build("classes", torch.float64)
+        training = Training(programs, BY_SITE[name](), mode)
+        for _ in range(4):
+            training.step(*args)
+        assert training.svi.compiler.num_graphs == int(mode)
+        results.append(training)
+    same(*results)
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize(
+    "make",
+    [elbo.ELBO, partial(elbo.IWELBO, gradient="vimco"), partial(elbo.MIWELBO, num_bounds=1), elbo.ReweightedWakeSleep],
+)
+def test_the_number_of_particles_changes_on_the_way(make: Callable[[int], elbo.Estimator]) -> None:
+    """Every number has a graph of its own, which serves again when the number comes back."""
+    results = []
+    for mode in (False, True):
+        programs, args = build("VAE", torch.float64)
+        loss = make(2)
+        training = Training(programs, loss, mode)
+        for num_particles in (2, 2, 5, 5, 2, 5):
+            loss.num_particles = num_particles
+            training.step(*args)
+        assert training.svi.compiler.num_graphs == (2 if mode else 0)
+        results.append(training)
+    same(*results)
 
 
 # Changes on the way
@@ -497,6 +547,7 @@ def compiled() -> list[Any]:
     bounds = [f"{name}, {gradient}" for name, gradient in product(BOUNDS, GRADIENTS)]
     some = [name for i, name in enumerate(bounds) if i % 5 == i // 5 % 5]
     chosen = [("VAE", name, torch.float32) for name in ESTIMATORS if name in some or name not in bounds]
+    chosen += [("classes", "ELBO, enumerate", torch.float64)]
     for program in PROGRAMS:
         names = ("ELBO, beta, score" if program in DISCRETE else "ELBO, one draw", "IWELBO, vimco")
         chosen += [(program, name, torch.float64) for name in names]

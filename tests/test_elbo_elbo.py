@@ -290,8 +290,8 @@ def test_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
     torch.manual_seed(3)
     without = ELBO(beta=0.0, analytic_kl=True).loss(model, guide, x)
     torch.manual_seed(3)
-    # Two sites, 3 of 10 data.
-    assert ELBO(analytic_kl=True, free_bits=50.0).loss(model, guide, x) == pytest.approx(without + 10 / 3 * 2 * 3 * 50)
+    # Two sites, 3 of 10 data, of which one is masked out.
+    assert ELBO(analytic_kl=True, free_bits=50.0).loss(model, guide, x) == pytest.approx(without + 10 / 3 * 2 * 2 * 50)
 
 
 # Within Pyro

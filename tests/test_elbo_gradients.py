@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from pyro_vae import VAE, conditionals, likelihoods, nets, priors
 from pyro_vae.elbo import ELBO, IWELBO, OVIS, STL, VIMCO, DReG, Estimator, Pathwise, RenyiELBO, Score, VRMax
 from pyro_vae.elbo.draws import Call
-from pyro_vae.elbo.gradients import Gradient, gradient_of, gradient_only, leave_one_out_logsumexp
+from pyro_vae.elbo.gradients import Gradient, gradient_of, gradient_only
+from pyro_vae.elbo.score import leave_one_out_logsumexp
 
 pytestmark = pytest.mark.usefixtures("global_store")
 
@@ -407,7 +408,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "enumerate of another bound": (
         lambda: IWELBO(5, "enumerate"),
-        "IWELBO: expected a sampling gradient; got enumerate, which is for ELBO(beta=1, analytic_kl=False). Use "
+        "IWELBO: expected a sampling gradient; got enumerate, which is for ELBO(analytic_kl=False). Use "
         "gradient='score' or 'vimco'.",
     ),
     "covariance of another bound": (
@@ -416,8 +417,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown gradient": (
         lambda: IWELBO(5, "reinforce"),  # type: ignore[arg-type]
-        "gradient: expected one of pathwise, stl, dreg, score, vimco, ovis, enumerate, covariance, or a Gradient; got "
-        "'reinforce'. Use one of these.",
+        "gradient: expected one of pathwise, stl, dreg, score, vimco, ovis, enumerate, covariance, a Gradient, or a "
+        "mapping from sites to these; got 'reinforce'. Use one of these.",
     ),
     "an unknown baseline": (
         lambda: Score(baseline="mean"),  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.compilation.cuda_graph import can_capture
 from pyro_vae.compilation.graph import Graph
 from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
-from pyro_vae.elbo import ELBO, Enumerate, Estimator, RenyiELBO
+from pyro_vae.elbo import ELBO, Estimator, RenyiELBO
 from pyro_vae.elbo.tracing import PyroProgram
 
 Compile = Literal["auto"] | bool
@@ -116,7 +116,7 @@ class Compiler:
         self._steps[shapes] += 1
         if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
             return None
-        modules = _modules([*programs, self._estimator.gradient])
+        modules = _modules([*programs, *self._estimator.gradient.modules()])
         step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
             if self._makes_parameters(step):
@@ -233,7 +233,7 @@ def _settings(loss: pyro.infer.ELBO) -> list[Any]:
 def _equal_estimator(loss: Any) -> Estimator | None:
     """The estimator to record for a loss: itself, or the equal of one of Pyro's; None where there is none."""
     if isinstance(loss, Estimator):
-        return None if isinstance(loss.gradient, Enumerate) else loss
+        return loss
     if type(loss) is pyro.infer.Trace_ELBO:
         return ELBO(loss.num_particles, vectorize=loss.vectorize_particles)
     if type(loss) is pyro.infer.TraceMeanField_ELBO:

@@ -63,7 +63,7 @@ class Step:
         self._take(args, kwargs)
         self.settings: Settings = [
             (part, name, value)
-            for part in (estimator, estimator.gradient, *modules)
+            for part in (estimator, *estimator.gradient.parts(), *modules)
             for name, value in vars(part).items()
             if type(value) in _SETTINGS and not (part is estimator and name == "beta")
         ]

@@ -19,7 +19,7 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from pyro_vae.checks import flag, whole
-from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, trace_programs
+from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, score_of, trace_programs
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LogDensities:
         likelihood: log p(x|z), of everything observed; with discrete latents of the model summed out.
         priors: log p(z) of each latent that the guide draws; but of those in ``tied``.
         guides: log q(z|x) of each latent.
+        scores: what a score-function gradient differentiates: the same, without the scales that are applied where there
+            is no data plate.
         scale: what the data plate's subsampling multiplies a sum over the N data by.
         tied: latents that depend on a summed-out latent of the model together with others, or with something observed,
             so that their prior is a part of ``likelihood``.
@@ -38,6 +40,7 @@ class LogDensities:
     likelihood: Tensor
     priors: dict[str, Tensor]
     guides: dict[str, Tensor]
+    scores: dict[str, Tensor]
     scale: float
     tied: tuple[str, ...] = ()
 
@@ -71,6 +74,11 @@ class LogDensities:
     def guide(self) -> Tensor:
         """Log q(z|x)."""
         return _sum([*self.guides.values()], self.likelihood)
+
+    @property
+    def score(self) -> Tensor:
+        """The sum of :attr:`scores`."""
+        return _sum([*self.scores.values()], self.likelihood)
 
     @property
     def joint(self) -> Tensor:
@@ -107,6 +115,10 @@ def log_densities(traces: Traces, plate: str | None) -> LogDensities:
     likelihood = [rows(name, site) for name, site in traces.observed() if name not in summed]
     priors = {name: rows(name, site) for name, site, _ in latents if site is not None and name not in summed}
     guides = {name: rows(name, site) for name, _, site in latents}
+    scores = dict(guides)
+    if plate is None:  # the scales are in the densities, and none belongs in the derivative of a probability
+        scaled = [(name, site) for name, _, site in latents if isinstance(site["scale"], Tensor) or site["scale"] != 1]
+        scores |= {name: per_datum(name, site, score_of(site), traces, None) for name, site in scaled}
     tied: tuple[str, ...] = ()
     if summed:
         together = _sum_out(traces, summed, plate)
@@ -117,7 +129,7 @@ def log_densities(traces: Traces, plate: str | None) -> LogDensities:
             likelihood.append(together)
             tied = drawn
     like = next(iter((*guides.values(), *priors.values())), torch.zeros(1, 1))
-    return LogDensities(_sum(likelihood, like), priors, guides, scale, tied)
+    return LogDensities(_sum(likelihood, like), priors, guides, scores, scale, tied)
 
 
 def log_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.elbo.densities import LogDensities, log_densities
-from pyro_vae.elbo.tracing import PyroProgram, Site, Structure, Traces, across, trace_programs
+from pyro_vae.elbo.tracing import PyroProgram, Site, Structure, Traces, across, counted, trace_programs
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,18 @@ class Call:
     plate: str | None
     vectorize: bool
 
-    def draw(self, *, detach: bool = False, scale_paths: bool = False) -> Draws:
+    def draw(
+        self,
+        *,
+        detach: bool | Collection[str] = False,
+        enumerate_: Collection[str] = (),
+        scale_paths: bool = False,
+    ) -> Draws:
         """Runs guide and model.
 
         Args:
-            detach: make the draws constants.
+            detach: make the draws constants, all or those of some sites.
+            enumerate_: sites of the guide that take every value of their support, each in a dim of its own.
             scale_paths: let :meth:`Draws.scale_paths` scale the gradients that reach the draws through the densities.
         """
         draws = Draws(self)
@@ -59,6 +67,7 @@ class Call:
                     structure=self.structure,
                     subsamples=subsamples,
                     detach=detach,
+                    enumerate_=enumerate_,
                     hook=hook,
                 )
             )
@@ -92,6 +101,10 @@ class Draws:
         """Log p(x, sg z), (K, N): a function of the model's parameters at draws that are constants."""
         return _joined([log_densities(run.with_model_at_constants(), self.call.plate) for run in self.runs]).joint
 
+    def counted(self) -> Tensor | None:
+        """Which data are not masked out, (N,); None for all."""
+        return counted(self.runs[0], self.call.plate)
+
     def scale_paths(self, scale: Tensor) -> None:
         """Scales, when gradients are taken, what reaches draw k of datum n through the densities by ``scale[k, n]``."""
         self._path_scale = scale.detach()
@@ -113,4 +126,5 @@ def _joined(parts: list[LogDensities]) -> LogDensities:
         likelihood=torch.cat([part.likelihood for part in parts]),
         priors={name: torch.cat([part.priors[name] for part in parts]) for name in first.priors},
         guides={name: torch.cat([part.guides[name] for part in parts]) for name in first.guides},
+        scores={name: torch.cat([part.scores[name] for part in parts]) for name in first.scores},
     )

@@ -20,7 +20,7 @@ from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.gradients import GradientChoice, Pathwise, check_reparameterised
 from pyro_vae.elbo.terms import analytic_kl as closed_form_kl
 from pyro_vae.elbo.terms import check_order
-from pyro_vae.elbo.tracing import Structure, per_datum
+from pyro_vae.elbo.tracing import Structure, mask_of, per_datum
 
 
 class ELBO(Estimator):
@@ -35,7 +35,9 @@ class ELBO(Estimator):
 
     Args:
         num_particles: K, draws per datum.
-        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`; ``"enumerate"`` sums over discrete latents.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`; ``"enumerate"`` sums over discrete latents, and a
+            mapping such as ``{"k": "enumerate", "z": "pathwise"}`` gives each site of the guide its own, which a guide
+            of discrete and continuous latents needs: no mixture is chosen unasked.
         beta: weight of the latents' terms. An objective with beta != 1 is not a bound for beta < 1, and a looser one
             for beta > 1 (Higgins et al., "beta-VAE", 2017, https://openreview.net/forum?id=Sy2fzU9gl).
         analytic_kl: take KL(q || p) in closed form in place of a difference of log-densities at the draw. There is no
@@ -88,9 +90,9 @@ class ELBO(Estimator):
         return self.beta
 
     @property
-    def enumerable(self) -> bool:  # type: ignore[override]
-        """Whether the objective is the one that ``TraceEnum_ELBO`` computes."""
-        return self.beta == 1 and not self.analytic_kl
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether the objective is a mean of log-densities at the draws."""
+        return not self.analytic_kl
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.mean(0)
@@ -117,12 +119,20 @@ class ELBO(Estimator):
         densities = [log_densities(run, call.plate) for run in draws.runs]
         scale = densities[0].scale
         kls: dict[str, list[Tensor]] = {}
+        floors: dict[str, Tensor] = {}
         for run in draws.runs:
             for name, model_site, site in run.latents():
                 kl = closed_form_kl(name, model_site, site)
-                kls.setdefault(name, []).append(per_datum(name, site, kl / scale, run, call.plate))
-        by_site = [torch.cat(rows).mean(0) for rows in kls.values()]
-        kl = sum(((k.clamp(min=self.free_bits) if self.free_bits else k).sum() for k in by_site), torch.zeros(()))
+                rows = per_datum(name, site, kl / scale, run, call.plate)
+                if self.free_bits:  # what is masked out has no KL, and no floor
+                    floors.setdefault(
+                        name, per_datum(name, site, mask_of(site), run, call.plate).gt(0) * self.free_bits
+                    )
+                kls.setdefault(name, []).append(rows)
+        by_site = {name: torch.cat(rows).mean(0) for name, rows in kls.items()}
+        if self.free_bits:
+            by_site = {name: torch.maximum(kl, floors[name][0].to(kl)) for name, kl in by_site.items()}
+        kl = sum((rows.sum() for rows in by_site.values()), torch.zeros(()))
         likelihood = torch.cat([part.likelihood for part in densities]).mean(0).sum()
         return scale * (self.beta * kl - likelihood)
 

@@ -41,7 +41,8 @@ class Estimator(pyro.infer.ELBO):
 
     Args:
         num_particles: K, draws per datum.
-        gradient: a gradient estimator, by name or as an object of :mod:`pyro_vae.elbo.gradients`.
+        gradient: a gradient estimator, by name or as an object such as ``Score(baseline="running_mean")``; or a mapping
+            from each site of the guide to one (:class:`~pyro_vae.elbo.by_site.BySite`).
         plate: name of the plate over the data, which encloses every site.
         vectorize: make the K draws in one pass; False runs the program K times, for programs that do not broadcast.
 
@@ -54,8 +55,9 @@ class Estimator(pyro.infer.ELBO):
     min_particles = 1
     importance_weighted = False
     """Whether the bound is that of :class:`~pyro_vae.elbo.importance.IWELBO`, whose baseline ovis knows."""
-    enumerable = False
-    """Whether the bound is linear in the log-weight, so that discrete latents of the guide can be summed over."""
+    linear = False
+    """Whether the bound is the mean of the log-weights, so that each site of the guide may have its own costs and be
+    summed over."""
     latent_weight: float = 1.0
     """What log p(z) - log q(z|x) is multiplied by in the log-weight."""
 
@@ -77,8 +79,8 @@ class Estimator(pyro.infer.ELBO):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Withdraws what a parent's bound has and another bound may not have, where a class does not say it has."""
         super().__init_subclass__(**kwargs)
-        if "bound" in vars(cls):
-            for name in ("path_scale", "signal", "importance_weighted", "enumerable"):
+        if {"bound", "weigh", "loss_of"} & set(vars(cls)):
+            for name in ("path_scale", "signal", "importance_weighted", "linear"):
                 if name not in vars(cls):
                     setattr(cls, name, vars(Estimator)[name])
 

@@ -18,7 +18,7 @@ import math
 from torch import Tensor
 
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import leave_one_out_logsumexp
+from pyro_vae.elbo.score import leave_one_out_logsumexp
 
 
 class JackknifeELBO(Estimator):

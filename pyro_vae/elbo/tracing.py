@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -34,11 +35,13 @@ class Structure:
         nesting: number of nested plates.
         enumerated: latents of the model that are not in the guide and are marked for parallel enumeration.
         outside: for every plate, a site that is not inside it; None for a plate that encloses all sites.
+        guide: distributions of the guide's latents.
     """
 
     nesting: int
     enumerated: frozenset[str]
     outside: dict[str, str | None]
+    guide: dict[str, Any]
 
 
 class UndrawnLatentError(ValueError):
@@ -77,7 +80,8 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
         plate: next((name for name, stack in stacks if plate not in {frame.name for frame in stack}), None)
         for plate in plates
     }
-    return Structure(-min(plates.values(), default=0), frozenset(extra), outside)
+    latents = {name: site["fn"] for name, site in _sites(guide_trace)}
+    return Structure(-min(plates.values(), default=0), frozenset(extra), outside, latents)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ class Traces:
     particle_dim: int | None
     enumerated: frozenset[str]
     replay: Callable[[Literal["model", "guide"], Trace], Trace]
+
+    def of_model(self) -> Iterator[tuple[str, Site]]:
+        """Name and site of everything that the model samples or observes, in its order."""
+        return _sites(self.model)
 
     def observed(self) -> Iterator[tuple[str, Site]]:
         """Name and model site of everything observed."""
@@ -134,7 +142,8 @@ def trace_programs(
     num_particles: int = 1,
     structure: Structure | None = None,
     subsamples: Trace | None = None,
-    detach: bool = False,
+    detach: bool | Collection[str] = False,
+    enumerate_: Collection[str] = (),
     hook: Callable[[Site, Tensor], Tensor] | None = None,
 ) -> Traces:
     """Runs the guide, then the model on the guide's draws, for K particles in one vectorised pass.
@@ -147,7 +156,9 @@ def trace_programs(
         num_particles: K. A plate of this size encloses the program when K > 1, left of all of its own plates.
         structure: of :func:`inspect`; needed when K > 1 or where the model has latents that the guide has not.
         subsamples: of an earlier run, whose draws are of the same data then.
-        detach: make every draw a constant, so that no gradient reaches the parameters that made it.
+        detach: make draws constants, all or those of some sites, so that no gradient reaches the parameters that made
+            them.
+        enumerate_: sites of the guide that take every value of their support, each in a dim left of all plates.
         hook: maps a guide site and the gradient of its draw to the gradient that is passed on to the guide. It sees
             what comes through the log-densities, not what comes through draws made from this draw.
 
@@ -164,6 +175,8 @@ def trace_programs(
         model, guide = particles(model), particles(guide)
     if structure is not None and structure.enumerated:
         model = EnumMessenger(first_available_dim=-1 - int(nesting))(model)
+    if enumerate_:
+        guide = EnumMessenger(first_available_dim=-1 - int(nesting))(_marked(guide, enumerate_))
     if subsamples is not None:
         guide = poutine.replay(guide, trace=subsamples)
 
@@ -171,7 +184,7 @@ def trace_programs(
         program = poutine.replay(model if which == "model" else guide, trace=trace)
         return _with_log_probs(poutine.trace(program).get_trace(*args, **kwargs))
 
-    with _Detach() if detach else contextlib.nullcontext():
+    with _Detach(None if detach is True else detach) if detach else contextlib.nullcontext():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     if hook is None:
         _with_log_probs(guide_trace)
@@ -218,6 +231,26 @@ def outside_plate(site: str, plate: str) -> ValueError:
         f"Site {site!r}: expected to be inside the plate {plate!r}, so that its density belongs to a datum; got it "
         f"outside. Move it into the plate, or name the plate that runs over the data with plate=..."
     )
+
+
+def counted(traces: Traces, plate: str | None) -> Tensor | None:
+    """Which data have a density that is not masked out, (N,); None for all."""
+    sites = [*traces.observed(), *((name, site) for name, _, site in traces.latents())]
+    if plate is None or any(site["mask"] is None or site["mask"] is True for _, site in sites):
+        return None
+    rows = [per_datum(name, site, mask_of(site), traces, plate) for name, site in sites]
+    return torch.stack(rows).sum((0, 1)) > 0
+
+
+def mask_of(site: Site) -> Tensor:
+    """1 where a site's density counts and 0 where it is masked out, of the shape of its ``log_prob``."""
+    ones = torch.ones_like(site["log_prob"])
+    return ones if site["mask"] is None else ones * site["mask"]
+
+
+def score_of(site: Site) -> Tensor:
+    """A site's log-density, masked and not scaled: what a score-function gradient differentiates."""
+    return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
 
 
 def frame_of(site: Site, plate: str) -> Any:
@@ -282,10 +315,14 @@ def _unchanged_buffers() -> Iterator[None]:
 
 
 class _Detach(Messenger):
-    """Cuts every draw off from the parameters that made it, before anything is computed from it."""
+    """Cuts draws, of some sites or of all, off from the parameters that made them, before they are used."""
+
+    def __init__(self, sites: Collection[str] | None) -> None:
+        super().__init__()
+        self.sites = sites
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and (self.sites is None or msg["name"] in self.sites):
             msg["value"] = msg["value"].detach()
 
 
@@ -296,6 +333,15 @@ def _guide_at(original: Trace, changed: Trace, replay: Callable[[Literal["guide"
     run again, so that the later densities are conditioned on the changed values too.
     """
     return _with_log_probs(changed) if len(list(_sites(original))) == 1 else replay("guide", changed)
+
+
+def _marked(guide: PyroProgram, names: Collection[str]) -> PyroProgram:
+    """The guide with these sites marked for parallel enumeration, and no others."""
+
+    def mark(site: Site) -> Any:
+        return {"enumerate": "parallel" if site["name"] in names else None}
+
+    return poutine.infer_config(guide, mark)
 
 
 def _undrawn(model_trace: Trace, guide_trace: Trace) -> list[str]:

@@ -1,0 +1,290 @@
+r"""Each site of the guide with a gradient of its own: Schulman et al.'s stochastic computation graphs.
+
+A draw is differentiated, credited, or summed over, site by site. With S the sites that have a score-function gradient,
+and sg the stop-gradient, the surrogate of a bound F is
+
+.. math::  F + \sum_{s \in S} sg(\mathrm{signal}_s - b_s) \log q(s | \text{before}),
+
+whose draws of S are constants and whose other draws are differentiated, in log q(s) too. For ``ELBO``, which is a sum
+of log-densities, the signal of a site holds only what may depend on it: not what guide or model evaluate before it is
+drawn, and, in a plate, what is of its own element. A site that is summed over weighs each term of the sum with the
+guide's probabilities of all summed sites that the term depends on.
+
+References:
+    Schulman, Heess, Weber, Abbeel, "Gradient estimation using stochastic computation graphs", 2015,
+    https://arxiv.org/abs/1506.05254
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.checks import instance
+from pyro_vae.elbo.draws import Call, Draws
+from pyro_vae.elbo.gradients import STL, Gradient, GradientName, Pathwise, gradient_of, gradient_only
+from pyro_vae.elbo.score import Score, ScoreFunction
+from pyro_vae.elbo.terms import describe
+from pyro_vae.elbo.tracing import Site, Structure, Traces, frame_of, mask_of, outside_plate, score_of
+
+if TYPE_CHECKING:
+    from pyro_vae.elbo.estimator import Estimator
+
+_EACH = "pathwise, stl, score, vimco, ovis or enumerate"
+
+
+class Enumerate(Gradient):
+    """Sums over the guide's discrete latents in place of drawing them: exact, for ``ELBO``.
+
+    Every latent whose distribution can list its support is summed over, in parallel; others are differentiated where
+    they are reparameterised, and have the score-function gradient where they are not. In a mapping from sites, it is
+    one site that is summed over.
+    """
+
+    def check(self, estimator: Estimator) -> None:
+        if not estimator.linear:
+            raise ValueError(
+                f"{type(estimator).__name__}: expected a sampling gradient; got enumerate, which is for "
+                "ELBO(analytic_kl=False). Use gradient='score' or 'vimco'."
+            )
+
+    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+        assert call.structure is not None
+        own: dict[str, Gradient] = {
+            name: self if fn.has_enumerate_support else Pathwise() if fn.has_rsample else Score()
+            for name, fn in call.structure.guide.items()
+        }
+        return BySite(own).loss(estimator, call)
+
+
+class BySite(Gradient):
+    """A gradient for each site of the guide; ``gradient={"k": "score", "z": "pathwise"}`` makes one.
+
+    ``pathwise`` and the score-function gradients (``score`` with any baseline, ``vimco``, ``ovis`` for ``IWELBO``) mix
+    for every bound; ``stl`` and ``enumerate`` take part for ``ELBO`` alone. Learned baselines need the data plate.
+
+    Args:
+        gradients: a gradient, by name or as an object, for every site that the guide draws.
+
+    Raises:
+        TypeError: no mapping from names.
+        ValueError: a gradient that no single site can have; an object with a baseline that serves two sites; when run,
+            a site of the guide without a gradient, or with one that would be wrong.
+
+    Example:
+        >>> from pyro_vae import elbo
+        >>> gradient = {"k": elbo.Score(baseline="leave_one_out"), "z": "pathwise"}
+        >>> loss = elbo.ELBO(num_particles=8, gradient=gradient)
+        >>> {name: type(own).__name__ for name, own in loss.gradient.gradients.items()}
+        {'k': 'Score', 'z': 'Pathwise'}
+    """
+
+    def __init__(self, gradients: Mapping[str, Gradient | GradientName]) -> None:
+        self.gradients: dict[str, Gradient] = {}
+        for name, gradient in gradients.items():
+            instance("gradient", "every site", name, str, "Give a mapping from names of sites.")
+            own = gradient_of(gradient)
+            if not isinstance(own, Pathwise | STL | ScoreFunction | Enumerate):
+                raise ValueError(
+                    f"gradient: expected {_EACH} at site {name!r}; got {type(own).__name__.lower()}, which is for all "
+                    "sites together. Use one of these."
+                )
+            if isinstance(own, Score) and own.baseline is not None and own in self.gradients.values():
+                raise ValueError(
+                    f"gradient: expected a baseline of its own at site {name!r}; got one that serves another site. "
+                    "Make a Score for each."
+                )
+            self.gradients[name] = own
+
+    def parts(self) -> list[Gradient]:
+        return [self, *self.gradients.values()]
+
+    def modules(self) -> list[nn.Module]:
+        return [module for own in self.gradients.values() for module in own.modules()]
+
+    def buffers(self) -> list[Tensor]:
+        return [buffer for own in self.gradients.values() for buffer in own.buffers()]
+
+    def check(self, estimator: Estimator) -> None:
+        for name, own in self.gradients.items():
+            own.check(estimator)
+            if isinstance(own, STL) and not estimator.linear:
+                raise ValueError(
+                    f"{type(estimator).__name__}: expected a gradient that mixes, for this bound, at site {name!r}; "
+                    "got stl, which does for ELBO(analytic_kl=False). Use 'pathwise'."
+                )
+
+    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+        assert call.structure is not None
+        self._check_sites(type(estimator).__name__, call.structure)
+        summed = [name for name, own in self.gradients.items() if isinstance(own, Enumerate)]
+        draws = call.draw(detach=self._of(ScoreFunction) or False, enumerate_=summed)
+        if estimator.linear and not call.structure.enumerated:
+            return self._loss_of_terms(estimator, draws)
+        return self._loss_of_weights(estimator, draws)
+
+    def _of(self, kind: Any) -> dict[str, Any]:
+        """The sites that have a kind of gradient, and their gradients."""
+        return {name: own for name, own in self.gradients.items() if isinstance(own, kind)}
+
+    def _check_sites(self, estimator: str, structure: Structure) -> None:
+        latents = structure.guide
+        for names, of in (
+            ([name for name in self.gradients if name not in latents], "the mapping that the guide does not draw"),
+            ([name for name in latents if name not in self.gradients], "the guide that the mapping leaves out"),
+        ):
+            if names:
+                raise ValueError(
+                    f"{estimator}: expected a gradient for each of the guide's sites {list(latents)}; got {names} in "
+                    f"{of}. Give each site one of {_EACH}."
+                )
+        for name, own in self.gradients.items():
+            fn = latents[name]
+            if isinstance(own, Enumerate) and not fn.has_enumerate_support:
+                wanted, works = "a finite support", "'pathwise'" if fn.has_rsample else "'score'"
+            elif isinstance(own, Pathwise | STL) and not fn.has_rsample:
+                works = "'score' or, with ELBO, 'enumerate'" if fn.has_enumerate_support else "'score'"
+                wanted = "a reparameterised distribution"
+            else:
+                continue
+            raise ValueError(
+                f"{estimator}: expected {wanted} at site {name!r} for {type(own).__name__.lower()}; got "
+                f"{describe(fn)}. Use {works} there."
+            )
+        if structure.enumerated and (self._of(Enumerate) or self._of(STL)):
+            raise ValueError(
+                f"{estimator}: expected a model without latents of its own, for enumerate and stl by site; got "
+                f"{sorted(structure.enumerated)}, which the guide does not draw. Draw them in the guide too."
+            )
+
+    def _loss_of_weights(self, estimator: Estimator, draws: Draws) -> Tensor:
+        """For a bound of log-weights: every site is credited with the whole."""
+        densities = draws.densities()
+        log_weights = estimator.weigh(densities)
+        value = estimator.bound(log_weights).sum()
+        surrogate = value.new_zeros(())
+        for name, own in self._of(ScoreFunction).items():
+            credit, regression = own.credit(estimator, log_weights.detach(), draws.call, draws.counted())
+            surrogate = surrogate + (credit * densities.scores[name]).sum() - regression
+        return -densities.scale * (value + gradient_only(surrogate))
+
+    def _loss_of_terms(self, estimator: Estimator, draws: Draws) -> Tensor:
+        """For a sum of log-densities: every site is credited with the terms that may depend on it."""
+        scored = self._of(ScoreFunction)
+        runs = [_weighed(_terms(estimator, run, scored, self._of(STL)), run) for run in draws.runs]
+        value = torch.stack([term.value.sum() for terms in runs for term in terms]).sum() / draws.call.num_particles
+        surrogate = value.new_zeros(())
+        for name, own in scored.items():
+            plate = estimator.plate if own.modules() else None
+            rows = [_rows(name, terms, run, plate) for terms, run in zip(runs, draws.runs, strict=True)]
+            signal, score, counted = (torch.cat(parts) for parts in zip(*rows, strict=True))
+            credit, regression = own.credit(estimator, signal, draws.call, counted.sum(0) > 0)
+            surrogate = surrogate + (credit * score).sum() - regression
+        return -(value + gradient_only(surrogate))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A log-density of the ELBO.
+
+    Attributes:
+        name: its site.
+        site: likewise.
+        latest: position, in the guide, of the last latent that it may depend on; -1 where there is none.
+        value: with its sign and weight, of the shape of the site's ``log_prob``.
+    """
+
+    name: str
+    site: Site
+    latest: int
+    value: Tensor
+
+
+def _terms(estimator: Estimator, run: Traces, scored: Collection[str], stuck: Collection[str]) -> list[_Term]:
+    """All log-densities of a run, without the gradients of log q that have mean 0.
+
+    Args:
+        estimator: an ELBO.
+        run: of its programs.
+        scored: sites whose draws are constants, where the whole gradient of log q has mean 0.
+        stuck: sites with sticking-the-landing gradients, whose draws are differentiated and whose parameters are not.
+    """
+    order = _order(run)
+    latest, terms = -1, []
+    for name, site in run.of_model():
+        latest = max(latest, order.get(name, -1))  # the model may use a draw from here on, and what it depends on
+        value = site["log_prob"] if site["is_observed"] else estimator.latent_weight * site["log_prob"]
+        terms.append(_Term(name, site, latest, value))
+    constant = run.with_guide_at_constants().guide if stuck else run.guide
+    for name, _, site in run.latents():
+        log_q = site["log_prob"].detach() if name in scored else site["log_prob"]
+        if name in stuck:
+            log_q = log_q - gradient_only(constant.nodes[name]["log_prob"])
+        terms.append(_Term(name, site, order[name], -estimator.latent_weight * log_q))
+    return terms
+
+
+def _order(run: Traces) -> dict[str, int]:
+    return {name: position for position, (name, _, _) in enumerate(run.latents())}
+
+
+def _weighed(terms: list[_Term], run: Traces) -> list[_Term]:
+    """The terms of which every sum over an enumerated latent is weighed with the guide's probabilities.
+
+    From the last latent to the first: the probability of one brings in those that it depends on.
+    """
+    summed = [(name, site, site["infer"]["_enumerate_dim"]) for name, _, site in run.latents() if _is_summed(site)]
+    weighed = []
+    for term in terms:
+        value = term.value
+        for name, site, dim in reversed(summed):
+            if value.dim() < -dim or value.shape[dim] == 1:
+                continue
+            if outside := _plates(site) - _plates(term.site):
+                raise ValueError(
+                    f"Site {term.name!r}: expected to be inside the plate {min(outside)!r}, as the enumerated site "
+                    f"{name!r} is on which it depends; got it outside, where it depends on all elements of the plate "
+                    f"together. Use 'score' at site {name!r}."
+                )
+            probability = site["unscaled_log_prob"].exp()
+            value = probability * value.where(probability > 0, 0.0)  # what has probability 0 may have log-density -inf
+        weighed.append(replace(term, value=value))
+    return weighed
+
+
+def _is_summed(site: Site) -> bool:
+    return site["infer"].get("_enumerate_dim") is not None
+
+
+def _plates(site: Site) -> set[str]:
+    return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def _rows(name: str, terms: list[_Term], run: Traces, plate: str | None) -> list[Tensor]:
+    """The signal, log q and mask of a site, (K, M): M is N where a plate is named, else the number of its elements."""
+    site = run.guide.nodes[name]
+    shape = list(site["log_prob"].shape)
+    if plate is not None:
+        frame = frame_of(site, plate)
+        if frame is None:
+            raise outside_plate(name, plate)
+        kept = frame.dim, run.particle_dim
+        shape = [size if dim - len(shape) in kept else 1 for dim, size in enumerate(shape)]
+    position = _order(run)[name]
+    signals = [_sum_to(term.value.detach(), shape) for term in terms if term.latest >= position]
+    parts = [torch.stack(signals).sum(0), _sum_to(score_of(site), shape), _sum_to(mask_of(site), shape)]
+    if run.particle_dim is not None:
+        parts = [part.movedim(run.particle_dim, 0) for part in parts]
+    return [part.reshape(run.num_particles, -1) for part in parts]
+
+
+def _sum_to(value: Tensor, shape: list[int]) -> Tensor:
+    """Sums what ``shape`` has not, and repeats what it has and ``value`` has not."""
+    while value.dim() > len(shape):
+        value = value.sum(0)
+    dims = [dim for dim in range(-value.dim(), 0) if shape[dim] == 1 and value.shape[dim] > 1]
+    return (value.sum(dims, keepdim=True) if dims else value).expand(shape)
