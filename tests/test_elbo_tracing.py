@@ -190,3 +190,70 @@ def test_a_single_run_has_no_dim_for_particles() -> None:
     several = trace_programs(program.model, program.guide, (X,), {}, num_particles=4, structure=structure)
     assert several.particle_dim == -2
     assert several.model.nodes["x"]["log_prob"].shape == (4, 3)
+
+
+# Programs that do not broadcast
+
+
+def chain_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = torch.zeros_like(x)
+        for t in range(3):
+            z = pyro.sample(f"z{t}", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def chain_guide(x: Tensor) -> None:
+    """Stacks what it has drawn so far beside the data, which have no dim for particles."""
+    with pyro.plate("data", len(x)):
+        z = torch.zeros_like(x)
+        for t in range(3):
+            history = torch.stack([x, z], -1)
+            z = pyro.sample(f"z{t}", dist.Normal(history.mean(-1), 1.0))
+
+
+def pick(x: Tensor) -> Tensor:
+    """One weight for each of two classes."""
+    return x.new_tensor([0.4, 1.6])
+
+
+def indexing_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.ones(2, dtype=x.dtype)))
+        assert k.shape == x.shape
+        pyro.sample("x", dist.Normal(pick(x)[k], 1.0), obs=x)
+
+
+def indexing_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("k", dist.Categorical(torch.ones(2, dtype=x.dtype)))
+
+
+@pytest.mark.parametrize("estimator", [IWELBO(2), ELBO(2), ELBO(2, "dreg"), IWELBO(2, "score")])
+def test_a_guide_that_does_not_broadcast_is_told_what_to_do(estimator: Any) -> None:
+    message = (
+        "Site 'z1': expected programs that broadcast over 2 particles, in a dim left of all plates; got an error "
+        "here or just before: stack expects each tensor to be equal size"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.* Use vectorize=False, which runs them once for each"):
+        estimator.loss(chain_model, chain_guide, X)
+    with pytest.raises(ValueError, match=r"^Site 'z1': expected programs that broadcast over 2 particles"):
+        log_weights(chain_model, chain_guide, X, num_particles=2)
+    looped = type(estimator)(2, estimator.gradient, vectorize=False)
+    assert looped.loss(chain_model, chain_guide, X) > 0
+
+
+def test_a_program_that_does_not_broadcast_over_values_is_told_what_to_do() -> None:
+    message = "Site 'x': expected programs that broadcast over all values of ['k'], in a dim left of all plates; got an"
+    for estimator in (ELBO(1, "enumerate"), ELBO(2, {"k": "enumerate"}, vectorize=False)):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}.* Use 'score' there"):
+            estimator.loss(indexing_model, indexing_guide, X)
+    assert ELBO(1, "score").loss(indexing_model, indexing_guide, X) > 0
+
+
+def test_a_program_that_fails_for_one_draw_too_has_its_own_error() -> None:
+    def model(x: Tensor) -> None:
+        raise RuntimeError("no data today")
+
+    with pytest.raises(RuntimeError, match=r"^no data today"):
+        IWELBO(2).loss(model, chain_guide, X)

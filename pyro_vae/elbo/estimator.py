@@ -13,8 +13,9 @@ surrogate, so that any optimiser that calls ``backward`` gets the estimator, and
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pyro.infer
@@ -126,7 +127,8 @@ class Estimator(pyro.infer.ELBO):
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
         """The loss -F, summed over the data, as a scalar tensor whose gradient is the estimator's."""
-        return self._compute(self.loss_of, model, guide, args, kwargs)
+        with _some_data(type(self).__name__):
+            return self._compute(self.loss_of, model, guide, args, kwargs)
 
     def loss_of(self, call: Call) -> Tensor:
         """The loss of a call of model and guide; for estimators that are more than a bound and a gradient."""
@@ -147,7 +149,8 @@ class Estimator(pyro.infer.ELBO):
     @torch.no_grad()
     def terms(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Terms:
         """Per-datum terms of the ELBO, by site, in nats, averaged over as many draws as the estimator makes."""
-        return self._compute(lambda call: terms_of(call.draw().runs, self.plate), model, guide, args, kwargs)
+        with _some_data(type(self).__name__):
+            return self._compute(lambda call: terms_of(call.draw().runs, self.plate), model, guide, args, kwargs)
 
     def _compute(
         self,
@@ -220,6 +223,19 @@ class Estimator(pyro.infer.ELBO):
         if outside is not None:
             raise outside_plate(outside, self.plate)
         return self.plate
+
+
+@contextlib.contextmanager
+def _some_data(name: str) -> Iterator[None]:
+    """Within it, Pyro's error for a plate of size 0 is ours."""
+    try:
+        yield
+    except ZeroDivisionError as error:
+        if "size cannot be zero" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: expected at least one datum; got a plate of size 0. Leave out the empty batch."
+        ) from error
 
 
 def _generators(args: tuple[Any, ...]) -> list[tuple[torch.Generator, Tensor]]:

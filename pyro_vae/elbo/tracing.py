@@ -18,8 +18,9 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch import Tensor
+
+from pyro_vae.elbo.rehearsal import FAILURES, rehearsal, where_it_fails
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
@@ -66,8 +67,7 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
     Raises:
         UndrawnLatentError: a latent of the model that is neither in the guide nor marked for enumeration.
     """
-    devices = sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block(), _unchanged_buffers():
+    with rehearsal(args):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     extra = _undrawn(model_trace, guide_trace)
@@ -164,7 +164,41 @@ def trace_programs(
 
     Raises:
         UndrawnLatentError: the model has a latent that is neither in the guide nor in ``structure``.
+        ValueError: the programs run for one draw, but not in a pass for several, or for every value of a site.
     """
+    run = partial(_trace_programs, model, guide, args, kwargs, structure, subsamples, detach, hook)
+    try:
+        return run(num_particles, enumerate_)
+    except UndrawnLatentError:
+        raise
+    except FAILURES as error:
+        site = ""
+        if num_particles > 1 or enumerate_:
+            site = where_it_fails(partial(run, num_particles, enumerate_), partial(run, 1, ()), args)
+        if not site:
+            raise
+        over, remedy = f"{num_particles} particles", "vectorize=False, which runs them once for each particle"
+        if enumerate_:
+            over, remedy = f"all values of {list(enumerate_)}", "'score' there"
+        cause = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"Site {site!r}: expected programs that broadcast over {over}, in a dim left of all plates; got an error "
+            f"here or just before: {cause}. Use {remedy}."
+        ) from error
+
+
+def _trace_programs(
+    model: PyroProgram,
+    guide: PyroProgram,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    structure: Structure | None,
+    subsamples: Trace | None,
+    detach: bool | Collection[str],
+    hook: Callable[[Site, Tensor], Tensor] | None,
+    num_particles: int,
+    enumerate_: Collection[str],
+) -> Traces:
     particle_dim = None
     nesting = float("inf") if structure is None else structure.nesting
     if num_particles > 1:
@@ -295,23 +329,6 @@ def across(site: Site, coefficients: Tensor, particle_dim: int | None, plate: st
     if plate is not None:
         shape[frame_of(site, plate).dim] = coefficients.shape[1]
     return coefficients.reshape(shape + [1] * site["fn"].event_dim)
-
-
-@contextlib.contextmanager
-def _unchanged_buffers() -> Iterator[None]:
-    """Restores the buffers of every module that is called within it, whichever way a program reaches it."""
-    before: dict[Tensor, Tensor] = {}
-
-    def keep(module: nn.Module, _: Any) -> None:
-        before.update((buffer, buffer.clone()) for buffer in module.buffers(recurse=False) if buffer not in before)
-
-    hook = register_module_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for buffer, value in before.items():
-            buffer.copy_(value)
 
 
 class _Detach(Messenger):
