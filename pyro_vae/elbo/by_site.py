@@ -29,7 +29,7 @@ from pyro_vae.elbo.draws import Call, Draws
 from pyro_vae.elbo.gradients import STL, Gradient, GradientName, Pathwise, gradient_of, gradient_only
 from pyro_vae.elbo.score import Score, ScoreFunction
 from pyro_vae.elbo.terms import describe
-from pyro_vae.elbo.tracing import Site, Structure, Traces, frame_of, mask_of, outside_plate, score_of
+from pyro_vae.elbo.tracing import Site, Traces, frame_of, mask_of, outside_plate, score_of
 
 if TYPE_CHECKING:
     from pyro_vae.elbo.estimator import Estimator
@@ -120,9 +120,17 @@ class BySite(Gradient):
 
     def loss(self, estimator: Estimator, call: Call) -> Tensor:
         assert call.structure is not None
-        self._check_sites(type(estimator).__name__, call.structure)
+        name = type(estimator).__name__
+        self._check_sites(name, call.structure.guide)
+        if call.structure.enumerated and (self._of(Enumerate) or self._of(STL)):
+            raise ValueError(
+                f"{name}: expected a model without latents of its own, for enumerate and stl by site; got "
+                f"{sorted(call.structure.enumerated)}, which the guide does not draw. Draw them in the guide too."
+            )
         summed = [name for name, own in self.gradients.items() if isinstance(own, Enumerate)]
         draws = call.draw(detach=self._of(ScoreFunction) or False, enumerate_=summed)
+        for run in draws.runs:  # the guide may have changed since its structure was learnt
+            self._check_sites(name, {site: message["fn"] for site, _, message in run.latents()})
         if estimator.linear and not call.structure.enumerated:
             return self._loss_of_terms(estimator, draws)
         return self._loss_of_weights(estimator, draws)
@@ -131,8 +139,7 @@ class BySite(Gradient):
         """The sites that have a kind of gradient, and their gradients."""
         return {name: own for name, own in self.gradients.items() if isinstance(own, kind)}
 
-    def _check_sites(self, estimator: str, structure: Structure) -> None:
-        latents = structure.guide
+    def _check_sites(self, estimator: str, latents: dict[str, Any]) -> None:
         for names, of in (
             ([name for name in self.gradients if name not in latents], "the mapping that the guide does not draw"),
             ([name for name in latents if name not in self.gradients], "the guide that the mapping leaves out"),
@@ -155,11 +162,6 @@ class BySite(Gradient):
                 f"{estimator}: expected {wanted} at site {name!r} for {type(own).__name__.lower()}; got "
                 f"{describe(fn)}. Use {works} there."
             )
-        if structure.enumerated and (self._of(Enumerate) or self._of(STL)):
-            raise ValueError(
-                f"{estimator}: expected a model without latents of its own, for enumerate and stl by site; got "
-                f"{sorted(structure.enumerated)}, which the guide does not draw. Draw them in the guide too."
-            )
 
     def _loss_of_weights(self, estimator: Estimator, draws: Draws) -> Tensor:
         """For a bound of log-weights: every site is credited with the whole."""
@@ -175,6 +177,8 @@ class BySite(Gradient):
     def _loss_of_terms(self, estimator: Estimator, draws: Draws) -> Tensor:
         """For a sum of log-densities: every site is credited with the terms that may depend on it."""
         scored = self._of(ScoreFunction)
+        for run in draws.runs:
+            _check_dims(run)
         runs = [_weighed(_terms(estimator, run, scored, self._of(STL)), run) for run in draws.runs]
         value = torch.stack([term.value.sum() for terms in runs for term in terms]).sum() / draws.call.num_particles
         surrogate = value.new_zeros(())
@@ -228,6 +232,18 @@ def _terms(estimator: Estimator, run: Traces, scored: Collection[str], stuck: Co
     return terms
 
 
+def _check_dims(run: Traces) -> None:
+    """Refuses a plate of two dims, of which one would be summed and the other not."""
+    dims: dict[str, int] = {}
+    for name, site in (*run.of_model(), *((name, site) for name, _, site in run.latents())):
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and dims.setdefault(frame.name, frame.dim) != frame.dim:
+                raise ValueError(
+                    f"Site {name!r}: expected the plate {frame.name!r} at dim {dims[frame.name]}, as elsewhere; got "
+                    f"{frame.dim}. Give it the same dim in model and guide."
+                )
+
+
 def _order(run: Traces) -> dict[str, int]:
     return {name: position for position, (name, _, _) in enumerate(run.latents())}
 
@@ -275,11 +291,20 @@ def _rows(name: str, terms: list[_Term], run: Traces, plate: str | None) -> list
         kept = frame.dim, run.particle_dim
         shape = [size if dim - len(shape) in kept else 1 for dim, size in enumerate(shape)]
     position = _order(run)[name]
-    signals = [_sum_to(term.value.detach(), shape) for term in terms if term.latest >= position]
+    signals = [_sum_to(_without_plates(term, site).detach(), shape) for term in terms if term.latest >= position]
     parts = [torch.stack(signals).sum(0), _sum_to(score_of(site), shape), _sum_to(mask_of(site), shape)]
     if run.particle_dim is not None:
         parts = [part.movedim(run.particle_dim, 0) for part in parts]
     return [part.reshape(run.num_particles, -1) for part in parts]
+
+
+def _without_plates(term: _Term, site: Site) -> Tensor:
+    """A term summed over the plates that a site is not in, which may share a dim with one that it is in."""
+    value = term.value
+    for frame in term.site["cond_indep_stack"]:
+        if frame.vectorized and frame.name not in _plates(site) and value.dim() >= -frame.dim:
+            value = value.sum(frame.dim, keepdim=True)
+    return value
 
 
 def _sum_to(value: Tensor, shape: list[int]) -> Tensor:
