@@ -116,6 +116,11 @@ class HierarchicalGuide(RootModule):
             return self.infer(for_network(x, missing=self.missing), pyro.sample)
 
     @property
+    def posterior(self) -> Conditional:
+        """The posterior of the top layer."""
+        return self.parts[-1]
+
+    @property
     def parts(self) -> list[Conditional]:
         """The posteriors as a list, the layer nearest to x first."""
         return cast(list[Conditional], list(self.posteriors))
@@ -138,18 +143,17 @@ class TopDownGuide(HierarchicalGuide):
 
     Args:
         posteriors: the messages m_l. The body of each takes the features that the body before it makes; the first x.
-        conditionals: p(z1|z2), p(z2|z3), ... of the model, whose parameters the guide shares.
+        model: whose p(z1|z2), p(z2|z3), ... the guide shares.
         missing: whether NaN in x stands for a missing value, which the networks are given as 0.
     """
 
-    def __init__(
-        self, posteriors: Sequence[Conditional], conditionals: Sequence[Conditional], *, missing: bool = False
-    ) -> None:
+    def __init__(self, posteriors: Sequence[Conditional], model: HierarchicalModel, *, missing: bool = False) -> None:
         super().__init__(posteriors, missing=missing)
         # A tuple, because a second registration would put the model's parameters into the state_dict twice.
-        self._conditionals = tuple(conditionals)
+        self._model = (model,)
 
     def infer(self, x: Tensor, draw: Draw) -> dict[str, Tensor]:
+        (model,) = self._model
         features, messages = x, []
         for posterior in self.parts:
             features = posterior.body(features)
@@ -158,7 +162,7 @@ class TopDownGuide(HierarchicalGuide):
         above = draw(f"z{top}", messages[-1])
         draws = {f"z{top}": above}
         for level in range(top - 1, 0, -1):
-            posterior = _product(messages[level - 1], self._conditionals[level - 1](above))
+            posterior = _product(messages[level - 1], model.conditionals[level - 1](above))
             above = draws[f"z{level}"] = draw(f"z{level}", posterior)
         return draws
 
@@ -243,10 +247,11 @@ class HierarchicalVAE(ProgramModule):
         self.model = HierarchicalModel(prior, conditionals, likelihood)
         missing = likelihood.missing
         self.guide: HierarchicalGuide = (
-            TopDownGuide(posteriors, conditionals, missing=missing)
+            TopDownGuide(posteriors, self.model, missing=missing)
             if top_down
             else BottomUpGuide(posteriors, missing=missing)
         )
+        prior.bind(posteriors[-1], self.guide)
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -62,20 +62,20 @@ class SemiSupervisedModel(RootModule):
     Args:
         prior: p(z).
         likelihood: p(x|z, y).
-        classifier: q(y|x), the guide's.
+        guide: whose classifier q(y|x) learns from labels.
         classification_weight: weight of log q(label|x).
     """
 
     def __init__(
-        self, prior: Prior, likelihood: Likelihood, classifier: OneHotCategorical, classification_weight: float
+        self, prior: Prior, likelihood: Likelihood, guide: SemiSupervisedGuide, classification_weight: float
     ) -> None:
         super().__init__()
         self.prior = prior
         self.likelihood = likelihood
         self.classification_weight = classification_weight
-        self.class_prior = priors.OneHotCategorical(classifier.event_shape)
+        self.class_prior = priors.OneHotCategorical(guide.classifier.event_shape)
         # A tuple, because a second registration would put the guide's parameters into the state_dict twice.
-        self._classifier = (classifier,)
+        self._guide = (guide,)
 
     def forward(
         self, x: Tensor | None = None, labels: Tensor | None = None, *context: Tensor, size: int | None = None
@@ -99,9 +99,9 @@ class SemiSupervisedModel(RootModule):
                 observed = _is(labels.clamp(min=0), len(logits)).to(logits)  # any class for -1: both sites mask it
                 pyro.sample("label", class_prior().mask(labelled), obs=observed)
                 if self.training and self.classification_weight and x is not None:
-                    (classifier,) = self._classifier
+                    (guide,) = self._guide
                     log_q = torch.where(
-                        labelled, classifier(for_network(x, missing=likelihood.missing)).log_prob(observed), 0.0
+                        labelled, guide.classifier(for_network(x, missing=likelihood.missing)).log_prob(observed), 0.0
                     )
                     pyro.factor("classification", self.classification_weight * log_q)
             y = pyro.sample("y", _knowing(class_prior(), labels))
@@ -219,8 +219,8 @@ class SemiSupervisedVAE(ProgramModule):
         check_inputs(_NAME, "the posterior", posterior.body.input_shapes, [x_shape, *classes])
         check_inputs(_NAME, "the classifier", classifier.body.input_shapes, [x_shape])
         check_same(_NAME, "the classes of classifier and likelihood body", classifier.event_shape, classes[0])
-        self.model = SemiSupervisedModel(prior, likelihood, classifier, classification_weight)
         self.guide = SemiSupervisedGuide(classifier, posterior, missing=likelihood.missing)
+        self.model = SemiSupervisedModel(prior, likelihood, self.guide, classification_weight)
 
     @property
     def prior(self) -> Prior:

@@ -136,7 +136,7 @@ def fit(
 
     Raises:
         ValueError: data outside the likelihood's support or of a wrong shape, a setting out of range, a warm-up for a
-            loss without beta, data and parameters on different devices, a ``pyro.param`` that no module holds.
+            loss without beta, data and parameters on different devices.
             Always before the first step.
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
@@ -185,7 +185,6 @@ def fit(
     best = _Best(epoch=0, elbo=-math.inf, state=[])
     with _seeded(seed, train.device) as generator, tqdm(range(epochs), disable=not progress, unit="epoch") as bar:
         svi.initialize(torch.arange(min(batch_size, len(train)), device=train.device), *data)
-        _check_parameters(svi)
         _calibrate(program, train, generator)
         schedule = None if scheduler is None else scheduler(_torch_optimizer(svi))
         try:
@@ -331,16 +330,6 @@ def _check_data(program: Program, name: str, dataset: Dataset) -> None:
             check(*batch)
         except (TypeError, ValueError) as error:
             raise type(error)(f"fit, {name} data {dataset.name!r}: {error}") from error
-
-
-def _check_parameters(svi: SVI) -> None:
-    """Refuses parameters that no module holds: what they learned would be lost when training ends."""
-    lost = [name for name, parameter in svi.named_parameters().items() if not isinstance(parameter, nn.Parameter)]
-    if lost:
-        raise ValueError(
-            f"fit: expected every parameter in a module, which keeps it; got pyro.param statements for "
-            f"{', '.join(lost)}. Make each a PyroParam of a PyroModule, or use SVI, whose scope() keeps them."
-        )
 
 
 @contextlib.contextmanager

@@ -138,6 +138,7 @@ class VAE(ProgramModule):
         )
         self.model = Model(prior, likelihood)
         self.guide = Guide(posterior, missing=likelihood.missing)
+        prior.bind(posterior, self.guide)
 
     @property
     def prior(self) -> Prior:

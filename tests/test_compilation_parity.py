@@ -194,7 +194,7 @@ class Training:
         self.losses: list[float] = []
         self.gradients: list[Gradients] = []
         self.make_optimizer = optimizer
-        self.svi = SVI(*programs, self.watched, loss, compile=mode)
+        self.svi = SVI(*programs, self.watched, loss, compile=mode, isolated=True)
         torch.manual_seed(1)
 
     def watched(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -264,7 +264,7 @@ def test_a_ladder_shares_the_models_parameters_and_holds_them_once() -> None:
     assert len({value.data_ptr() for value in vae.state_dict().values()}) == len(names)
     copied = copy.deepcopy(vae)
     assert isinstance(copied.guide, TopDownGuide)
-    assert copied.guide._conditionals == tuple(copied.model.conditionals)
+    assert copied.guide._model == (copied.model,)
     # The guide's density follows the model's conditional, so its gradient reaches that.
     vae.encode(bits())["z1"].mean.sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.model.conditionals[0].parameters())

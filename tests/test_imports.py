@@ -35,8 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
     "elbo": set(),
     "compilation": {"elbo"},
-    "optimizers": set(),
-    "svi": {"elbo", "compilation", "optimizers"},
+    "svi": {"elbo", "compilation"},
     "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
     "evaluation": PROGRAMS | {"elbo", "compilation"},
     "lab": PROGRAMS | {"elbo", "compilation", "evaluation", "svi", "data"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch._inductor
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
@@ -76,6 +75,8 @@ class Graph:
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
+    import torch._inductor  # a second, and settings of the process, that only compiling is worth
+
     use_onednn(graph)
     _keep_draws(graph)
     # Eager kernels draw the random numbers, in the order of an eager step: the same numbers, and no slower on a CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.modules import bindings_of, is_bound
 from pyro_vae.elbo.tracing import PyroProgram
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -55,7 +57,8 @@ class Step:
         self.prepare, self.precision = prepare, precision
         self._original: Any = estimator
         self._modules = modules
-        self._children = [child for module in modules for child in module._modules.values()]
+        self._children = self._read_children()
+        self._bindings = bindings_of(programs)
         self.inputs: list[Tensor] = []
         self._beta: list[Tensor] = []
         self._beta_value = 0.0
@@ -80,7 +83,6 @@ class Step:
         """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
         values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
         buffers = self._read_buffers()
-        children = [child for module in self._modules for child in module._modules.values()]
         same = (
             parameters is self.by_name
             and list(kwargs) == list(self.kwargs)
@@ -88,12 +90,22 @@ class Step:
             and len(buffers) == len(self.buffers)
             and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
             and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
-            and children == self._children
+            and all(map(operator.is_, self._read_children(), self._children))
+            and all(map(is_bound, self._bindings))
             and all(vars(part).get(name) == value for part, name, value in self.settings)
         )
         if same:
             self._take(args, kwargs)
         return same
+
+    def _read_children(self) -> list[object]:
+        """Submodules and parameters, each of which the user may replace."""
+        return [
+            child
+            for module in self._modules
+            for held in (module._modules, module._parameters)
+            for child in (len(held), *held.values())
+        ]
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar, cast
 from pyro.poutine.messenger import unwrap
 from torch import nn
 
+from pyro_vae.elbo.threads import running_programs
 from pyro_vae.evaluation.runs import Pair
 
 P = ParamSpec("P")
@@ -29,12 +30,13 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
             part for part in (program, unwrap(program.model), unwrap(program.guide)) if isinstance(part, nn.Module)
         ]
         modes = {module: module.training for part in parts for module in part.modules()}
-        for part in parts:
-            part.eval()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with running_programs():
+            for part in parts:
+                part.eval()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
 
     return run

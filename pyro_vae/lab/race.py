@@ -145,7 +145,7 @@ def race(
             for part in (runner, runner.model, runner.guide):
                 if isinstance(part, nn.Module):
                     part.train()
-            svi = SVI(runner.model, runner.guide, optimizer, estimator, compile=False)
+            svi = SVI(runner.model, runner.guide, optimizer, estimator, compile=False, isolated=True)
             batches = _endless(train, batch_size, torch.Generator(device).manual_seed(seed))
             points: list[RacePoint] = []
             elapsed = 0.0

@@ -32,6 +32,6 @@ class Prior(nn.Module):
         """The distribution over z."""
         raise NotImplementedError
 
-    def bind(self, posterior: Family) -> Prior:
-        """Called by ``VAE`` with its posterior, for a prior that is made of it; returns the prior itself."""
+    def bind(self, posterior: Family, guide: nn.Module | None = None) -> Prior:
+        """Called by ``VAE`` with its posterior and guide, for a prior that is made of these; returns itself."""
         return self

@@ -59,10 +59,14 @@ class VampPrior(Prior):
         self.pseudo_inputs = nn.Parameter(values)
         self.clamp = clamp
         # A tuple, because nn.Module would register a module, and the encoder would be in the state_dict twice.
-        self._posterior: tuple[Family, ...] = ()
+        self._holder: tuple[Any, ...] = ()
 
-    def bind(self, posterior: Family) -> VampPrior:
+    def bind(self, posterior: Family, guide: nn.Module | None = None) -> VampPrior:
         """Takes the posterior q(z|x) whose average this is; returns itself.
+
+        Args:
+            posterior: q(z|x).
+            guide: what holds it as ``posterior``, where it may be replaced.
 
         Raises:
             ValueError: the posterior is none of such data alone, or its distributions are not diagonal Normals.
@@ -77,17 +81,18 @@ class VampPrior(Prior):
         with torch.no_grad():
             features = weight.new_zeros(posterior.body.feature_shape)
             self._normal(posterior.distribution(**posterior.head(features)), type(posterior).__name__)
-        self._posterior = (posterior,)
+        self._holder = (posterior if guide is None else guide,)
         self.event_shape = posterior.event_shape
         return self
 
     def forward(self) -> TorchDistribution:
-        if not self._posterior:
+        if not self._holder:
             raise ValueError(
                 "VampPrior: expected to be bound to a posterior; got none. Build a VAE with it, or call "
                 "prior.bind(posterior)."
             )
-        (posterior,) = self._posterior
+        (holder,) = self._holder
+        posterior = holder if isinstance(holder, Family) else holder.posterior
         inputs = self.pseudo_inputs.clamp(0, 1) if self.clamp else self.pseudo_inputs
         normal = self._normal(posterior(inputs), type(posterior).__name__)
         return MixtureOfDiagonalNormals(normal.loc, normal.scale, normal.loc.new_zeros(len(inputs)))
@@ -105,6 +110,6 @@ class VampPrior(Prior):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Pseudo-inputs go through the posterior, so that both have one precision and one device.
-        for posterior in self._posterior:
-            posterior._apply(fn, recurse)
+        for holder in self._holder:
+            holder._apply(fn, recurse)
         return super()._apply(fn, recurse)

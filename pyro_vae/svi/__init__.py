@@ -1,0 +1,5 @@
+"""Stochastic variational inference: one optimisation step at a time."""
+
+from pyro_vae.svi.svi import SVI, OptimizerFactory
+
+__all__ = ["SVI", "OptimizerFactory"]

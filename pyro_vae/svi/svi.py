@@ -1,0 +1,508 @@
+"""Stochastic variational inference: one optimisation step at a time.
+
+A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimiser (one fused update
+for all parameters), leaves the parameters of modules to their modules and nothing of them in Pyro's global param store,
+and lets Pyro validate the first step of every shape of arguments, then no more, since validation can double the cost of
+a step. Beyond that it accounts for what it trains: a tensor that takes part in the loss and that no step would move is
+an error, and so is an optimiser that does not hold what it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NoReturn, TypeGuard, get_args
+
+import pyro
+import pyro.infer
+import pyro.optim
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae import checks
+from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
+from pyro_vae.elbo import Estimator
+from pyro_vae.elbo.threads import running_programs
+from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.svi.diagnosis import diagnosis
+from pyro_vae.svi.optimizers import FusedOptimizer, owned
+from pyro_vae.svi.parameters import Declared, Parameters
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+class SVI:
+    """Optimises the parameters of a model and a guide.
+
+    Parameters are found when they are first used, so lazy guides (``pyro.infer.autoguide``) and functions that call
+    ``pyro.param`` work too. Those of ``pyro.param`` statements are in Pyro's global param store, as with
+    ``pyro.infer.SVI``, so that other programs and other steps find them; those of modules are the modules' own.
+
+    A parameter that takes no part in a step keeps its value with a ``torch.optim`` optimiser, which skips it. With a
+    ``pyro.optim`` optimiser its gradient is 0, as in Pyro, so that Adam still moves it by its momentum.
+
+    Args:
+        model: a Pyro program, module or function.
+        guide: likewise, taking the same arguments.
+        optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
+            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
+            one fused torch optimiser where its settings are the same for all parameters and no other SVI has it.
+        loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
+        max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
+        compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
+            at once, ``"auto"`` after some thousands of steps, False never.
+        prepare: makes the arguments of model and guide from those of :meth:`step`, as part of the compiled step:
+            ``dataset.gather``, say, which gathers and binarises a batch.
+        precision: of matrix products in :meth:`step`: ``"bfloat16"`` runs the programs under ``torch.autocast``,
+            ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa. Importance weights feel it most.
+        ema_decay: keep an exponential moving average of all parameters with this decay, .999 say, see
+            :meth:`averaged`; None for none (Polyak and Juditsky, "Acceleration of stochastic approximation by
+            averaging", 1992, https://doi.org/10.1137/0330046).
+        isolated: keep the parameters of ``pyro.param`` statements in this object, apart from Pyro's global store;
+            :meth:`scope` shows them.
+        optim: Pyro's name for ``optimizer``.
+
+    Raises:
+        TypeError: ``optimizer`` or ``loss`` is something else, such as an optimiser that already holds parameters.
+        ValueError: ``max_grad_norm``, ``ema_decay`` or ``precision`` is out of range, or a parameter is not contiguous.
+
+    Example:
+        >>> from functools import partial
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+        >>> svi = SVI(model, guide, partial(torch.optim.Adam, lr=0.05), loss=pyro.infer.Trace_ELBO())
+        >>> losses = [svi.step(torch.tensor(1.0)) for _ in range(3)]
+        >>> sorted(pyro.get_param_store())
+        ['loc']
+        >>> pyro.clear_param_store()
+    """
+
+    def __init__(
+        self,
+        model: PyroProgram,
+        guide: PyroProgram,
+        optimizer: OptimizerFactory | pyro.optim.PyroOptim | None = None,
+        loss: pyro.infer.ELBO | None = None,
+        *,
+        max_grad_norm: float | None = None,
+        compile: Compile = "auto",
+        prepare: Prepare | None = None,
+        precision: Precision = "float32",
+        ema_decay: float | None = None,
+        isolated: bool = False,
+        optim: OptimizerFactory | pyro.optim.PyroOptim | None = None,
+    ) -> None:
+        optimizer = _one_of(optimizer, optim)
+        if not isinstance(loss, pyro.infer.ELBO):
+            raise TypeError(
+                f"SVI: expected loss a pyro.infer.ELBO; got {type(loss).__name__}. "
+                "Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO()."
+            )
+        for role, program in (("model", model), ("guide", guide)):
+            if not callable(program):
+                raise TypeError(
+                    f"SVI: expected {role} a Pyro program; got {type(program).__name__}. Pass a module or a function."
+                )
+            _check_contiguous(program)
+        if prepare is not None and not callable(prepare):
+            raise TypeError(f"SVI: expected prepare callable; got {type(prepare).__name__}. Pass dataset.gather.")
+        if max_grad_norm is not None:
+            checks.number("SVI", "max_grad_norm", max_grad_norm, above=0)
+        if ema_decay is not None:
+            checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
+        self.model = model
+        self.guide = guide
+        self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
+        self.max_grad_norm = max_grad_norm
+        self.prepare = prepare
+        self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
+        self.ema_decay = ema_decay
+        self.num_steps = 0
+        self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
+        self.compiler = Compiler(loss, compile, prepare, precision)
+        self._make_optimizer = optimizer
+        self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = None
+        if isinstance(optimizer, pyro.optim.PyroOptim):
+            self._make_optimizer = owned(optimizer, self)
+            if self._make_optimizer is optimizer:
+                self.optimizer = optimizer
+        self._differentiated: dict[str, Tensor] | None = None
+        self._required: list[bool] = []
+        self._declared: dict[Hashable, set[str]] = {}
+        self._moved: set[Tensor] = set()
+        self._validated: set[Any] = set()
+        self._forwards: tuple[PyroProgram, PyroProgram] | None = None
+        self._plain: list[PyroModule] = []
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Context manager in which Pyro's param store holds the parameters of the programs, those of modules too."""
+        with self.parameters.scope():
+            yield
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Unconstrained parameters by their name in Pyro's param store; empty before the first step."""
+        return dict(self.parameters.named)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context manager in which every parameter has its average over past steps, for evaluation.
+
+        Raises:
+            ValueError: without ``ema_decay``, or before the first step.
+        """
+        if not self.parameters.has_averages:
+            raise ValueError(
+                f"SVI.averaged: expected averages; got none, with ema_decay={self.ema_decay} after {self.num_steps} "
+                "steps. Give ema_decay=0.999, for example, and take a step first."
+            )
+        with self.parameters.averaged():
+            yield
+
+    def unfuse(self, optimizer: pyro.optim.PyroOptim) -> None:
+        """Goes on with Pyro's own optimiser in place of a fused one, because another SVI shares it."""
+        if isinstance(self.optimizer, torch.optim.Optimizer) and isinstance(self._make_optimizer, FusedOptimizer):
+            self._make_optimizer.hand_back(self.optimizer)
+        self.optimizer = self._make_optimizer = optimizer
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the programs once, so that parameters and optimiser exist before the first step.
+
+        Only needed to reach :attr:`optimizer` before that, for example for a learning-rate schedule. Leaves the random
+        number generators as they were.
+        """
+        self.parameters.refresh()
+        with running_programs(), torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
+            with torch.no_grad(), Declared() as declared:
+                args = self._prepared(args)
+                trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+                poutine.replay(self.model, trace=trace)(*args, **kwargs)
+            self._adopt(declared.names)
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Takes one gradient step; arguments are passed to model and guide.
+
+        Returns:
+            The loss before the step, summed over the data, in nats. Of a loss in two parts, one for the model and one
+            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows.
+
+        Raises:
+            FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
+                left as they were.
+            ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does.
+        """
+        loss = float(self.advance(*args, **kwargs))
+        if not math.isfinite(loss):
+            self.refuse(loss, *args, **kwargs)
+        return loss
+
+    def advance(self, *args: Any, **kwargs: Any) -> Tensor | float:
+        """Takes a step as :meth:`step` does, but does not wait for a GPU.
+
+        Returns:
+            The loss, as a scalar tensor where the step is a CUDA graph. There a loss that is not finite leaves the
+            parameters as they were, and is the caller's to find.
+        """
+        # A step is one whatever mode of gradients it is called in.
+        with torch.inference_mode(False), torch.enable_grad():
+            if any(isinstance(a, Tensor) and a.is_inference() for a in (*args, *kwargs.values())):
+                args = tuple(map(_usual, args))
+                kwargs = {name: _usual(value) for name, value in kwargs.items()}
+            return self._advance(args, kwargs)
+
+    def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
+        if not self.compiler.serves(self.loss):  # the user has changed it
+            auto_steps = self.compiler.auto_steps
+            self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
+            self.compiler.auto_steps = auto_steps
+        loss: Tensor | float
+        try:
+            repeated = None
+            if self.parameters.in_store():
+                repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._update)
+            if repeated is None:
+                loss, updated = self._run(args, kwargs)
+            else:
+                loss, updated = repeated
+            if not updated:
+                loss = float(loss)
+                if not math.isfinite(loss):
+                    self.refuse(loss, *args, **kwargs)
+                self._update(self._declared.get(_call(args, kwargs), ()) if self._as_pyro else ())
+        finally:  # also after Ctrl-C
+            self._clear_gradients()
+        self.num_steps += 1
+        return loss
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | float, bool]:
+        """Loss and gradients by a look at the programs, and whether parameters are updated already."""
+        replaced = self.parameters.refresh()
+        self._clear_gradients()  # what a user's own backward has left is not of this step
+        if replaced:
+            self._differentiated = None
+        programs = self._programs()
+        known = not replaced and _shapes(args, kwargs) in self._validated
+        with running_programs(), self.scope(), self._validation(args, kwargs):
+            if known:  # the first step is eager: it finds parameters, and is validated
+                compiled = self.compiler.run(programs, self._trained(), args, kwargs, self.optimizer, self._update)
+                if compiled is not None:
+                    self._adopt(set())
+                    return compiled
+            others = {} if known else self._set_aside()
+            statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
+            with statements, self._reduced(args):
+                loss = _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
+            if isinstance(statements, Declared):
+                self._declared[_call(args, kwargs)] = statements.names
+            self._adopt(statements.names if isinstance(statements, Declared) else set())
+            if not known and math.isfinite(loss):
+                self._account(others)
+        return loss, False
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss, without a gradient step."""
+        self.parameters.refresh()
+        with running_programs(), self.scope(), torch.no_grad(), self._validation(args, kwargs):
+            loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
+        return _number(loss)
+
+    @property
+    def _as_pyro(self) -> bool:
+        """Whether the optimiser is Pyro's, which moves what takes no part in a step too."""
+        return isinstance(self.optimizer, pyro.optim.PyroOptim) or isinstance(self._make_optimizer, FusedOptimizer)
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What holds modules: model, guide, and a loss with learned baselines."""
+        learned = self.loss.gradient.modules() if isinstance(self.loss, Estimator) else ()
+        return self.model, self.guide, *learned
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.parameters.named.values():
+            parameter.grad = None
+
+    def _set_aside(self) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
+        """Takes the gradients of what modules hold and is not registered yet, to see which a step gives one."""
+        registered = {id(parameter) for parameter in self.parameters.named.values()}
+        others = {
+            name: (p, p.grad)
+            for name, p in self.parameters.module_parameters().items()
+            if id(p) not in registered and p.requires_grad
+        }
+        for parameter, _ in others.values():
+            parameter.grad = None
+        return others
+
+    def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]]) -> None:
+        """Refuses a step in which something takes part that it would not move.
+
+        Args:
+            others: parameters that were not registered before the step, and the gradients that they had.
+        """
+        registered = {id(parameter) for parameter in self.parameters.named.values()}
+        lost = [name for name, (p, _) in others.items() if p.grad is not None and id(p) not in registered]
+        for parameter, gradient in others.values():
+            if id(parameter) not in registered:
+                parameter.grad = gradient
+        if not registered:  # then Pyro's own estimators compute no gradient
+            lost = [name for name, (p, _) in others.items()]
+        if lost:
+            raise ValueError(
+                f"SVI: expected every trainable tensor that takes part in the loss to be registered with Pyro; got "
+                f"{len(lost)} that no step would move: {_listed(lost)}. Make model and guide PyroModules, call "
+                "pyro.module(name, module) in them, or freeze these with requires_grad_(False)."
+            )
+        if registered and all(parameter.grad is None for parameter in self.parameters.named.values()):
+            raise ValueError(
+                f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
+                "parameters. Unfreeze them, or use evaluate_loss."
+            )
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Parameters to differentiate by; the same dictionary as long as they are the same."""
+        named = self.parameters.named
+        required = [p.requires_grad for p in named.values()]
+        if self._differentiated is None or required != self._required:
+            self._required = required
+            by_identity = {p: name for name, p in named.items() if p.requires_grad}
+            self._differentiated = {name: p for p, name in by_identity.items()}
+        return self._differentiated
+
+    def _prepared(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The programs' arguments of a step's."""
+        return args if self.prepare is None else self.prepare(*args)
+
+    def _reduced(self, args: tuple[Any, ...]) -> AbstractContextManager[None]:
+        device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+        return reduced(self.precision, device)
+
+    def _programs(self) -> tuple[PyroProgram, PyroProgram]:
+        """Model and guide; without their parameter statements where these would tell us nothing new.
+
+        A ``PyroModule`` declares each of its parameters to Pyro's handlers at every use, a tenth of a small step. Once
+        the optimiser holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
+        to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
+        """
+        if not isinstance(self.loss, Estimator):
+            return self.model, self.guide
+        if self._forwards is None:  # made once: estimators remember what they know of a program by its identity
+            self._forwards = _forward(self.model), _forward(self.guide)
+            self._plain = [module for module in (self.model, self.guide) if _is_plain(module)]
+        own = {id(parameter) for module in self._plain for parameter in module.parameters()}
+        declared = {id(parameter) for parameter in self.parameters.named.values()}
+        return self._forwards if own and own == declared else (self.model, self.guide)
+
+    def _update(self, declared: Collection[str] = ()) -> None:
+        """Moves the parameters by their gradients.
+
+        Args:
+            declared: names of what the step has declared, which Pyro's optimisers move by a gradient of 0 where it has
+                none.
+        """
+        named = self.parameters.named
+        # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.
+        parameters = list(dict.fromkeys(named.values()))
+        if self._as_pyro:
+            for name in declared:
+                parameter = named.get(name)
+                if parameter is not None and parameter.grad is None and parameter in self._moved:
+                    parameter.grad = torch.zeros_like(parameter)
+            self._moved.update(p for p in parameters if p.grad is not None)
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if isinstance(self.optimizer, pyro.optim.PyroOptim):
+            with self.scope():  # it asks for the parameters' names
+                self.optimizer([p for p in parameters if p.grad is not None])
+        elif self.optimizer is not None:
+            self.optimizer.step()
+        if self.ema_decay is not None:
+            self.parameters.average(self.ema_decay)
+
+    def _adopt(self, declared: set[str]) -> None:
+        """Gives the optimiser the parameters that the programs have registered since the last step."""
+        new = self.parameters.adopt(declared)
+        if not new:
+            return
+        self._differentiated = None
+        if isinstance(self.optimizer, torch.optim.Optimizer):  # the user may have added a group
+            known = _held(self.optimizer)
+            new = [parameter for parameter in new if id(parameter) not in known]
+        if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
+            return
+        if self.optimizer is None:
+            self.optimizer = self._checked(self._make_optimizer(new), new)
+        else:
+            self.optimizer.add_param_group({"params": new})
+            if isinstance(self._make_optimizer, FusedOptimizer):
+                self._make_optimizer.share(self.optimizer, new)
+
+    def _checked(self, optimizer: object, given: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser that was made, once it holds what it was given."""
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
+                "the optimiser, as functools.partial(torch.optim.Adam, lr=1e-3) does."
+            )
+        missing = {id(parameter) for parameter in given} - _held(optimizer)
+        names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
+        if names:
+            raise ValueError(
+                f"SVI: expected an optimiser of all parameters that it is given; got one without {_listed(names)}. "
+                "Freeze what is not to be trained with requires_grad_(False)."
+            )
+        return optimizer
+
+    @contextlib.contextmanager
+    def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Leaves Pyro's validation as the user set it for the first call of a shape, and off after that."""
+        key = _shapes(args, kwargs)
+        if key in self._validated:
+            with pyro.validation_enabled(False):
+                yield
+        else:
+            yield
+            self._validated.add(key)
+
+    def refuse(self, loss: float, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises the error for a loss of :meth:`advance` that is not finite, after looking for where it comes from."""
+        with running_programs(), self.scope():
+            raise FloatingPointError(
+                f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. "
+                f"{diagnosis(self.model, self.guide, self._prepared(args), kwargs, self.parameters.named)}"
+            )
+
+
+def _one_of(optimizer: Any, optim: Any) -> Any:
+    """The optimiser, given by either name."""
+    if (optimizer is None) == (optim is None):
+        given = "none" if optimizer is None else "both optimizer and optim"
+        raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
+    chosen = optim if optimizer is None else optimizer
+    if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
+        raise TypeError(
+            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
+            f"optimiser; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+        )
+    return chosen
+
+
+def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
+    """Whether a program is a PyroModule without ``PyroParam`` or ``PyroSample`` anywhere in it."""
+    return isinstance(program, PyroModule) and not any(
+        module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
+    )
+
+
+def _check_contiguous(program: PyroProgram) -> None:
+    """Refuses parameters of which Pyro's param store would hold, and train, a copy: channels-last weights, say."""
+    for name, parameter in program.named_parameters() if isinstance(program, nn.Module) else ():
+        if parameter.requires_grad and not parameter.is_contiguous():
+            raise ValueError(
+                f"SVI: expected contiguous parameters; got {name} of strides {parameter.stride()}. Pyro's param store "
+                "would train a copy: use parameter.data = parameter.data.contiguous()."
+            )
+
+
+def _forward(program: PyroProgram) -> PyroProgram:
+    return partial(nn.Module.__call__, program) if _is_plain(program) else program
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else None for a in (*args, *kwargs.values()))
+
+
+def _number(loss: Any) -> float:
+    return sum(map(float, loss)) if isinstance(loss, tuple) else float(loss)
+
+
+def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
+    """Indices of the CUDA devices that the arguments lie on."""
+    return sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
+
+
+def _usual(value: Any) -> Any:
+    """A copy of a tensor that was made in inference mode, which autograd does not take."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """What tells calls apart whose programs may declare other parameters: shapes, and what is no tensor."""
+    values = (*args, *kwargs.values())
+    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in values), tuple(kwargs)

@@ -1,0 +1,459 @@
+"""What an SVI trains: nothing is left out without a word, and nothing else is moved."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae import SVI, VAE, conditionals, elbo, fit, likelihoods, nets, priors
+
+ADAM = partial(torch.optim.Adam, lr=0.1)
+OPTIM: Any = pyro.optim  # which makes its classes when it is imported
+
+
+def small_vae() -> VAE:
+    return VAE(
+        priors.StandardNormal(2),
+        likelihoods.Normal(nets.MLP(2, [4]), 5),
+        conditionals.DiagonalNormal(nets.MLP(5, [4]), 2),
+    )
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+class Program(nn.Module):
+    """A program of modules that are registered with Pyro in part: as many write them first."""
+
+    latents = ("z",)
+    observed = ("x",)
+
+    def __init__(self, *registered: str) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(5, 2), nn.Linear(2, 5)
+        self.registered = registered
+
+    def model(self, x: Tensor) -> None:
+        if "decoder" in self.registered:
+            pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        if "encoder" in self.registered:
+            pyro.module("encoder", self.encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+# Modules that Pyro does not know
+
+
+@pytest.mark.parametrize("loss", [elbo.ELBO, Trace_ELBO])
+@pytest.mark.parametrize(
+    ("registered", "lost"),
+    [
+        ((), "4 that no step would move: encoder.weight, encoder.bias, decoder.weight, decoder.bias"),
+        (("decoder",), "2 that no step would move: encoder.weight, encoder.bias"),
+    ],
+)
+def test_unregistered_modules_are_named_before_the_first_step(
+    registered: tuple[str, ...], lost: str, loss: Callable[[], pyro.infer.ELBO]
+) -> None:
+    program = Program(*registered)
+    before = snapshot(program)
+    with pytest.raises(ValueError, match=lost):
+        SVI(program.model, program.guide, ADAM, loss()).step(torch.ones(4, 5))
+    with pytest.raises(ValueError, match=lost):
+        fit(program, torch.ones(4, 5), epochs=1, loss=loss(), progress=False)
+    assert moved(program, before) == set()
+    assert all(parameter.grad is None for parameter in program.parameters())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_registered_and_frozen_modules_are_trained_and_left(compile: bool) -> None:
+    program = Program("encoder", "decoder")
+    program.encoder.requires_grad_(False).eval()
+    before = snapshot(program)
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), compile=compile)
+    for _ in range(4):
+        svi.step(torch.ones(4, 5))
+    assert moved(program, before) == {"decoder.weight", "decoder.bias"}
+
+
+def test_modules_that_take_no_part_are_no_error() -> None:
+    teacher = nn.Linear(5, 5)
+
+    def model(x: Tensor) -> None:
+        with torch.no_grad():
+            x = teacher(x)
+        slope = pyro.param("slope", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(slope * x, 1.0).to_event(1), obs=x)
+
+    svi = SVI(model, lambda x: None, ADAM, elbo.ELBO())
+    teacher.weight.grad = torch.ones_like(teacher.weight)  # of another loss
+    svi.step(torch.ones(4, 5))
+    assert teacher.weight.grad is not None
+    assert torch.equal(teacher.weight.grad, torch.ones(5, 5))
+
+
+# Optimisers
+
+
+def test_an_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    with pytest.raises(TypeError, match=r"expected optimizer to make a .*; got NoneType"):
+        SVI(vae.model, vae.guide, lambda parameters: None, elbo.ELBO()).step(x)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match=r"expected optimizer to make a .*; got NoneType"):
+        fit(vae, x, optimizer=lambda parameters: None, epochs=1, progress=False)  # type: ignore[arg-type, return-value]
+    with pytest.raises(
+        ValueError, match=r"expected an optimiser of all parameters that it is given; got one without .*bias"
+    ):
+        SVI(vae.model, vae.guide, lambda p: torch.optim.Adam([w for w in p if w.dim() > 1]), elbo.ELBO()).step(x)
+
+
+def test_optim_is_another_name_of_optimizer() -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    SVI(vae.model, vae.guide, optim=OPTIM.Adam({"lr": 0.1}), loss=elbo.ELBO()).step(x)
+    with pytest.raises(TypeError, match="SVI: expected one optimizer; got both optimizer and optim"):
+        SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), optim=ADAM)
+    with pytest.raises(TypeError, match="SVI: expected one optimizer; got none"):
+        SVI(vae.model, vae.guide, loss=elbo.ELBO())
+
+
+OPTIMIZERS: dict[str, Callable[[], pyro.optim.PyroOptim]] = {
+    "Adam": lambda: OPTIM.Adam({"lr": 0.1}),
+    "SGD": lambda: OPTIM.SGD({"lr": 0.01}),
+    "SGD with momentum": lambda: OPTIM.SGD({"lr": 0.01, "momentum": 0.9}),
+    "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.9}),
+    "ExponentialLR": lambda: OPTIM.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}
+    ),
+}
+
+
+def two_models_of_one_module(make: Any, optimizer: Any) -> list[float]:
+    """Losses of steps in turns, as in Pyro's semi-supervised example with an auxiliary loss."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    net = nn.Linear(3, 3)
+
+    def program(sign: float) -> Callable[[Tensor], None]:
+        def model(x: Tensor) -> None:
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=sign * x + 1)
+
+        return model
+
+    steps = [make(program(sign), lambda x: None, optimizer, loss=Trace_ELBO()) for sign in (1.0, -2.0)]
+    return [svi.step(torch.ones(4, 3)) for _ in range(5) for svi in steps]
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_shared_optimizer_takes_the_steps_of_stock_svi(name: str) -> None:
+    stock = two_models_of_one_module(pyro.infer.SVI, OPTIMIZERS[name]())
+    assert two_models_of_one_module(SVI, OPTIMIZERS[name]()) == pytest.approx(stock, rel=1e-6)
+
+
+@pytest.mark.usefixtures("global_store")
+def test_an_optimizer_that_comes_to_be_shared_keeps_its_state_and_settings() -> None:
+    def losses(make: Any) -> list[float]:
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        net, optimizer = nn.Linear(3, 3), OPTIM.Adam({"lr": 0.1})
+
+        def model(x: Tensor) -> None:
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x + 1)
+
+        first = make(model, lambda x: None, optimizer, loss=Trace_ELBO())
+        result = [first.step(torch.ones(4, 3)) for _ in range(5)]
+        second = make(model, lambda x: None, optimizer, loss=Trace_ELBO())
+        return result + [svi.step(torch.ones(4, 3)) for _ in range(3) for svi in (first, second)]
+
+    assert losses(SVI) == pytest.approx(losses(pyro.infer.SVI), rel=1e-5)
+
+
+# Parameters that take no part in a step
+
+
+def steps_in_turns(make: Any, optimizer: Any, options: dict[str, Any]) -> list[float]:
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    nets_ = [nn.Linear(3, 3), nn.Linear(3, 3)]
+
+    def model(x: Tensor, turn: int) -> None:
+        for i, net in enumerate(nets_):
+            pyro.module(f"net{i}", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(nets_[turn](x), 1.0).to_event(1), obs=x + 1)
+
+    svi = make(model, lambda x, turn: None, optimizer, loss=Trace_ELBO(), **options)
+    return [svi.step(torch.ones(4, 3), step // 2 % 2) for step in range(12)]
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_parameter_without_part_in_a_step_moves_as_in_pyro(name: str, compile: bool) -> None:
+    stock = steps_in_turns(pyro.infer.SVI, OPTIMIZERS[name](), {})
+    ours = steps_in_turns(SVI, OPTIMIZERS[name](), {"compile": compile})
+    assert ours == pytest.approx(stock, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+def test_a_parameter_without_part_in_a_step_is_left_by_a_torch_optimizer() -> None:
+    by_torch = steps_in_turns(SVI, ADAM, {"compile": False})
+    by_pyro = steps_in_turns(SVI, OPTIMIZERS["Adam"](), {"compile": False})
+    # the first network rests in steps 2 and 3, in which momentum moves it on
+    assert by_torch[:4] == pytest.approx(by_pyro[:4], rel=1e-5)
+    assert by_torch[4] != pytest.approx(by_pyro[4], rel=1e-3)
+
+
+# Pyro's store: function programs
+
+
+def slope_model(x: Tensor) -> None:
+    slope = pyro.param("slope", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(slope, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("loss", [elbo.ELBO, Trace_ELBO])
+def test_a_second_svi_evaluates_what_the_first_has_trained(loss: Callable[[], pyro.infer.ELBO]) -> None:
+    x = torch.full((5,), 3.0)
+    trained = SVI(slope_model, lambda x: None, ADAM, loss())
+    for _ in range(200):
+        trained.step(x)
+    assert pyro.param("slope").item() == pytest.approx(3, abs=0.05)
+    check = SVI(slope_model, lambda x: None, ADAM, loss())
+    assert check.evaluate_loss(x) == pytest.approx(trained.evaluate_loss(x))
+    assert pyro.infer.SVI(slope_model, lambda x: None, OPTIM.SGD({"lr": 0.1}), Trace_ELBO()).evaluate_loss(
+        x
+    ) == pytest.approx(trained.evaluate_loss(x))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_store_that_the_user_changes_is_followed(compile: bool) -> None:
+    x = torch.full((5,), 3.0)
+    svi = SVI(slope_model, lambda x: None, ADAM, elbo.ELBO(), compile=compile)
+    first = [svi.step(x) for _ in range(5)]
+    with torch.no_grad():  # as Pyro's example of sparse gammas clips its parameters
+        pyro.param("slope").copy_(torch.tensor(-1.0))
+    at_minus_one = -dist.Normal(-1.0, 1.0).log_prob(x).sum().item()
+    assert svi.step(x) == pytest.approx(at_minus_one)
+    pyro.get_param_store()["slope"] = torch.tensor(-1.0)
+    assert svi.step(x) == pytest.approx(at_minus_one)
+    assert svi.step(x) < at_minus_one
+    pyro.clear_param_store()
+    assert [svi.step(x) for _ in range(5)] == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.usefixtures("global_store")
+def test_modules_of_one_name_stay_apart() -> None:
+    # In Pyro's store both would have the entry "net$$$weight", and the second would stay untrained.
+    for make in (pyro.infer.SVI, SVI, SVI):
+        net = nn.Linear(1, 1)
+
+        def model(x: Tensor, net: nn.Module = net) -> None:
+            pyro.module("net", net)
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x + 1)
+
+        before = snapshot(net)
+        make(partial(model, net=net), lambda x: None, OPTIM.SGD({"lr": 0.1}), loss=Trace_ELBO()).step(torch.ones(4, 1))
+        assert moved(net, before) == {"weight", "bias"}
+
+
+# What changes under a step
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_replaced_parameter_is_trained(compile: bool) -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
+    for _ in range(4):
+        svi.step(x)
+    layer = next(module for module in vae.likelihood.modules() if isinstance(module, nn.Linear))
+    layer.bias = nn.Parameter(torch.full_like(layer.bias, 0.5))
+    torch.manual_seed(1)
+    expected = SVI(vae.model, vae.guide, ADAM, elbo.ELBO()).evaluate_loss(x)
+    for step in range(4):
+        torch.manual_seed(1)
+        loss = svi.step(x)
+        assert step > 0 or loss == pytest.approx(expected, rel=1e-5)
+    assert not torch.equal(layer.bias, torch.full_like(layer.bias, 0.5))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_replaced_module_is_trained(compile: bool) -> None:
+    vae, x = small_vae(), torch.randn(4, 5)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
+    for _ in range(4):
+        svi.step(x)
+    former = vae.likelihood
+    vae.model.likelihood = likelihoods.Normal(nets.MLP(2, [4]), 5)
+    before, untouched = snapshot(vae.likelihood), snapshot(former)
+    for _ in range(3):
+        svi.step(x)
+    assert moved(vae.likelihood, before) == set(before)
+    assert moved(former, untouched) == set()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_module_that_a_function_names_may_be_bound_anew(compile: bool) -> None:
+    net = nn.Linear(1, 1)
+
+    def model(x: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x + 1)
+
+    svi = SVI(model, lambda x: None, ADAM, elbo.ELBO(), compile=compile)
+    for _ in range(4):
+        svi.step(torch.ones(4, 1))
+    net = nn.Linear(1, 1)
+    before = snapshot(net)
+    svi.step(torch.ones(4, 1))
+    assert moved(net, before) == {"weight", "bias"}
+
+
+def test_a_vamp_prior_follows_a_replaced_posterior() -> None:
+    vae = VAE(
+        priors.VampPrior(torch.rand(3, 5)),
+        likelihoods.Normal(nets.MLP(2, [4]), 5),
+        conditionals.DiagonalNormal(nets.MLP(5, [4]), 2),
+    )
+    new = conditionals.DiagonalNormal(nets.MLP(5, [4]), 2)
+    vae.guide.posterior = new
+    z = torch.randn(6, 2)
+    inputs = vae.prior.get_parameter("pseudo_inputs").clamp(0, 1)
+    expected = torch.stack([new(x).log_prob(z) for x in inputs]).logsumexp(0)
+    torch.testing.assert_close(vae.prior().log_prob(z), expected - torch.tensor(3.0).log())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_step_needs_no_mode_of_gradients(mode: Callable[[], Any], compile: bool) -> None:
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
+    before = snapshot(vae)
+    with mode():
+        x = torch.randn(4, 5)  # in inference mode, a tensor that autograd does not take
+        for _ in range(4):
+            svi.step(x)
+    assert moved(vae, before) == set(before)
+    with mode():
+        fit(vae, x, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_inherits_no_gradient(compile: bool) -> None:
+    losses: list[list[float]] = []
+    for left in (False, True):
+        torch.manual_seed(0)
+        vae, x = small_vae(), torch.randn(4, 5)
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
+        losses.append([])
+        for _ in range(5):
+            for parameter in vae.parameters() if left else ():
+                parameter.grad = torch.full_like(parameter, 1e3)
+            losses[-1].append(svi.step(x))
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_without_gradient_is_refused() -> None:
+    class Cut(PyroModule):
+        def __init__(self) -> None:
+            super().__init__("cut")
+            self.slope = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(self.slope.detach(), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="SVI: expected a loss with a gradient; got one that depends on none of the 1"):
+        SVI(Cut(), lambda x: None, ADAM, elbo.ELBO()).step(torch.ones(3))
+
+
+def test_two_threads_train_two_programs() -> None:
+    x, errors = torch.randn(4, 5), []
+
+    def train() -> None:
+        vae = small_vae()
+        try:
+            svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=False)
+            for _ in range(50):
+                svi.step(x)
+        except Exception as error:  # noqa: BLE001 - a thread's error is its test's
+            errors.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+# Compiled steps and rounding
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference(scale: float) -> None:
+    torch.manual_seed(0)
+
+    class Normalized(nets.Body):
+        def __init__(self) -> None:
+            super().__init__([5], 16)
+            self.layers = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return self.layers(scale * inputs[0])
+
+    vae = VAE(
+        priors.StandardNormal(2),
+        likelihoods.Normal(nets.MLP(2, [4]), 5),
+        conditionals.DiagonalNormal(Normalized(), 2),
+    )
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=True)
+    for _ in range(5):
+        svi.step(torch.randn(64, 5))
+    assert svi.compiler.num_graphs == 1
+
+
+def test_every_pair_of_calls_in_turn_is_one_step_each() -> None:
+    # what the first call leaves must not show in the second
+    for first, second in itertools.product(("step", "evaluate_loss", "initialize"), repeat=2):
+        vae, x = small_vae(), torch.randn(4, 5)
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+        before = snapshot(vae)
+        getattr(svi, first)(x)
+        getattr(svi, second)(x)
+        assert svi.num_steps == [first, second].count("step")
+        assert bool(moved(vae, before)) == (svi.num_steps > 0)
