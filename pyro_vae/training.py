@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 from pyro_vae.compilation import AUTO_STEPS, Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
-from pyro_vae.elbo.tracing import UndrawnLatentError, inspect, trace_programs
+from pyro_vae.elbo.structure import UndrawnLatentError
+from pyro_vae.elbo.tracing import inspect, trace_programs
 from pyro_vae.program import Program
 from pyro_vae.svi import SVI, OptimizerFactory
 

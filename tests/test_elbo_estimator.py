@@ -271,6 +271,25 @@ def test_what_is_no_number_of_bounds_or_partitions_is_refused(value: Any) -> Non
             make()
 
 
+def test_programs_can_be_called() -> None:
+    program = programs()
+    for make in MAKERS.values():
+        estimator = make(2)
+        with pytest.raises(TypeError, match=r"^\w+: expected model a Pyro program; got Tensor\. Give a module or a"):
+            estimator.loss(X, program.guide, X)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^\w+: expected guide a Pyro program; got NoneType\."):
+            estimator.differentiable_loss(program.model, None, X)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^log_weights: expected guide a Pyro program; got str\."):
+        log_weights(program.model, "guide", X, num_particles=2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^BySite: expected gradients a Mapping; got 'score'\."):
+        elbo.BySite("score")  # type: ignore[arg-type]
+
+
+def test_points_may_be_an_array() -> None:
+    for points in (np.array([0.2, 0.7]), torch.tensor([0.2, 0.7], dtype=torch.float64), (0.2, 0.7)):
+        assert ThermodynamicELBO(4, partitions=points).points == [0.0, 0.2, 0.7, 1.0]
+
+
 def test_an_analytic_kl_is_a_truth_value() -> None:
     with pytest.raises(TypeError, match=r"^ELBO: expected analytic_kl True or False; got 'no'\."):
         ELBO(analytic_kl="no")  # type: ignore[arg-type]

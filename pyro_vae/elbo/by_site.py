@@ -28,7 +28,7 @@ from pyro_vae.checks import instance
 from pyro_vae.elbo.draws import Call, Draws
 from pyro_vae.elbo.gradients import STL, Gradient, GradientName, Pathwise, gradient_of, gradient_only
 from pyro_vae.elbo.score import Score, ScoreFunction
-from pyro_vae.elbo.terms import describe
+from pyro_vae.elbo.structure import Latent
 from pyro_vae.elbo.tracing import Site, Traces, frame_of, mask_of, outside_plate, score_of
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Enumerate(Gradient):
     def loss(self, estimator: Estimator, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
-            name: self if fn.has_enumerate_support else Pathwise() if fn.has_rsample else Score()
-            for name, fn in call.structure.guide.items()
+            name: self if latent.enumerable else Pathwise() if latent.reparameterised else Score()
+            for name, latent in call.structure.guide.items()
         }
         return BySite(own).loss(estimator, call)
 
@@ -85,6 +85,7 @@ class BySite(Gradient):
 
     def __init__(self, gradients: Mapping[str, Gradient | GradientName]) -> None:
         self.gradients: dict[str, Gradient] = {}
+        instance("BySite", "gradients", gradients, Mapping, "Give a gradient for every site of the guide.")
         for name, gradient in gradients.items():
             instance("gradient", "every site", name, str, "Give a mapping from names of sites.")
             own = gradient_of(gradient)
@@ -130,7 +131,7 @@ class BySite(Gradient):
         summed = [name for name, own in self.gradients.items() if isinstance(own, Enumerate)]
         draws = call.draw(detach=self._of(ScoreFunction) or False, enumerate_=summed)
         for run in draws.runs:  # the guide may have changed since its structure was learnt
-            self._check_sites(name, {site: message["fn"] for site, _, message in run.latents()})
+            self._check_sites(name, {site: Latent.of(message["fn"]) for site, _, message in run.latents()})
         if estimator.linear and not call.structure.enumerated:
             return self._loss_of_terms(estimator, draws)
         return self._loss_of_weights(estimator, draws)
@@ -139,7 +140,7 @@ class BySite(Gradient):
         """The sites that have a kind of gradient, and their gradients."""
         return {name: own for name, own in self.gradients.items() if isinstance(own, kind)}
 
-    def _check_sites(self, estimator: str, latents: dict[str, Any]) -> None:
+    def _check_sites(self, estimator: str, latents: dict[str, Latent]) -> None:
         for names, of in (
             ([name for name in self.gradients if name not in latents], "the mapping that the guide does not draw"),
             ([name for name in latents if name not in self.gradients], "the guide that the mapping leaves out"),
@@ -150,17 +151,17 @@ class BySite(Gradient):
                     f"{of}. Give each site one of {_EACH}."
                 )
         for name, own in self.gradients.items():
-            fn = latents[name]
-            if isinstance(own, Enumerate) and not fn.has_enumerate_support:
-                wanted, works = "a finite support", "'pathwise'" if fn.has_rsample else "'score'"
-            elif isinstance(own, Pathwise | STL) and not fn.has_rsample:
-                works = "'score' or, with ELBO, 'enumerate'" if fn.has_enumerate_support else "'score'"
+            latent = latents[name]
+            if isinstance(own, Enumerate) and not latent.enumerable:
+                wanted, works = "a finite support", "'pathwise'" if latent.reparameterised else "'score'"
+            elif isinstance(own, Pathwise | STL) and not latent.reparameterised:
+                works = "'score' or, with ELBO, 'enumerate'" if latent.enumerable else "'score'"
                 wanted = "a reparameterised distribution"
             else:
                 continue
             raise ValueError(
                 f"{estimator}: expected {wanted} at site {name!r} for {type(own).__name__.lower()}; got "
-                f"{describe(fn)}. Use {works} there."
+                f"{latent.distribution}. Use {works} there."
             )
 
     def _loss_of_weights(self, estimator: Estimator, draws: Draws) -> Tensor:

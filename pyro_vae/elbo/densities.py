@@ -19,6 +19,7 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from pyro_vae.checks import flag, whole
+from pyro_vae.elbo.structure import check_programs
 from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, score_of, trace_programs
 
 
@@ -159,9 +160,10 @@ def log_weights(
         Shape (K, N), masked, not scaled by the data plate's subsampling.
 
     Raises:
-        TypeError: a number that is no whole one.
+        TypeError: a number that is no whole one, a program that cannot be called.
         ValueError: a site outside the plate, a scale that is not uniform over it, a number below 1.
     """
+    check_programs("log_weights", model, guide)
     num_particles = whole("log_weights", "num_particles", num_particles)
     chunk = num_particles if chunk_size is None else whole("log_weights", "chunk_size", chunk_size)
     chunk = chunk if flag("log_weights", "vectorize", vectorize) else 1

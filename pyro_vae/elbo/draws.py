@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.elbo.densities import LogDensities, log_densities
-from pyro_vae.elbo.tracing import PyroProgram, Site, Structure, Traces, across, counted, trace_programs
+from pyro_vae.elbo.structure import Structure
+from pyro_vae.elbo.tracing import PyroProgram, Site, Traces, across, counted, trace_programs
 
 
 @dataclass(frozen=True)

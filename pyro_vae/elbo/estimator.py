@@ -27,8 +27,9 @@ from pyro_vae.checks import flag, instance, whole
 from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.gradients import GradientChoice, gradient_of
+from pyro_vae.elbo.structure import Structure, UndrawnLatentError, check_programs
 from pyro_vae.elbo.terms import Terms, terms_of
-from pyro_vae.elbo.tracing import PyroProgram, Structure, UndrawnLatentError, inspect, outside_plate
+from pyro_vae.elbo.tracing import PyroProgram, inspect, outside_plate
 
 _MAX_STRUCTURES = 16
 _Result = TypeVar("_Result")
@@ -161,6 +162,7 @@ class Estimator(pyro.infer.ELBO):
         kwargs: dict[str, Any],
     ) -> _Result:
         """What is to be computed from a call of model and guide, whose structure is learnt where it must be known."""
+        check_programs(type(self).__name__, model, guide)
         # Arguments that are left out may turn what is observed into a latent, so they count as another program.
         absent = tuple(a is None for a in args), frozenset(name for name, a in kwargs.items() if a is None)
         key = model, guide, absent

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call, Draws
-from pyro_vae.elbo.terms import describe
+from pyro_vae.elbo.structure import describe
 
 if TYPE_CHECKING:
     from pyro_vae.elbo.estimator import Estimator

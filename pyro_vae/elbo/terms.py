@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.elbo.densities import log_densities
+from pyro_vae.elbo.structure import describe
 from pyro_vae.elbo.tracing import Site, Traces, per_datum
 
 
@@ -106,10 +106,3 @@ def check_order(traces: Traces) -> None:
             f"Analytic KL: expected the guide to draw its latents in the model's order, {model}; got {guide}. "
             "Use analytic_kl=False, or a guide that runs top down."
         )
-
-
-def describe(distribution: Any) -> str:
-    """The name of a distribution, beneath the wrappers that only reshape it."""
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in ("Independent", "ExpandedDistribution"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__

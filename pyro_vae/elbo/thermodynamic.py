@@ -10,7 +10,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -46,14 +46,14 @@ class ThermodynamicELBO(Estimator):
         num_particles: int = 1,
         gradient: GradientChoice = "pathwise",
         *,
-        partitions: int | Sequence[float] = 2,
+        partitions: int | Iterable[float] = 2,
         first: float = 0.01,
         sum: Literal["left", "right"] = "left",
         **options: Any,
     ) -> None:
         name = type(self).__name__
         first = number(name, "first", first, above=0, below=1)
-        if isinstance(partitions, Sequence) and not isinstance(partitions, str):
+        if isinstance(partitions, Iterable) and not isinstance(partitions, str):
             inner = [number(name, "each of partitions", point) for point in partitions]
         else:
             count = whole(name, "partitions", partitions)

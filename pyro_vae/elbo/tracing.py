@@ -21,42 +21,12 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_vae.elbo.rehearsal import FAILURES, rehearsal, where_it_fails
+from pyro_vae.elbo.structure import Latent, Structure, UndrawnLatentError
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
 
 PARTICLES = "_particles"
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What must be known of a program before it is run for several particles or per datum.
-
-    Attributes:
-        nesting: number of nested plates.
-        enumerated: latents of the model that are not in the guide and are marked for parallel enumeration.
-        outside: for every plate, a site that is not inside it; None for a plate that encloses all sites.
-        guide: distributions of the guide's latents.
-    """
-
-    nesting: int
-    enumerated: frozenset[str]
-    outside: dict[str, str | None]
-    guide: dict[str, Any]
-
-
-class UndrawnLatentError(ValueError):
-    """The model has latents that the guide does not draw.
-
-    Args:
-        names: their sites.
-    """
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(
-            f"Guide: expected a site for every latent of the model; got none for {names}. Sample them in the guide "
-            'under the same names, or mark discrete ones with infer={"enumerate": "parallel"} to have them summed out.'
-        )
 
 
 def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
@@ -80,7 +50,7 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
         plate: next((name for name, stack in stacks if plate not in {frame.name for frame in stack}), None)
         for plate in plates
     }
-    latents = {name: site["fn"] for name, site in _sites(guide_trace)}
+    latents = {name: Latent.of(site["fn"]) for name, site in _sites(guide_trace)}
     return Structure(-min(plates.values(), default=0), frozenset(extra), outside, latents)
 
 

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.tracing import Structure, Traces, inspect, trace_programs, unchanged_param_store
+from pyro_vae.elbo.structure import Structure
+from pyro_vae.elbo.tracing import Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.layout import by_draw, to_site
 from pyro_vae.evaluation.memory import peak_memory
 from pyro_vae.evaluation.modes import in_evaluation_mode
