@@ -20,7 +20,19 @@ from typing import Literal
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_vae import VAE, HierarchicalVAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, priors
+from pyro_vae import (
+    VAE,
+    HierarchicalVAE,
+    conditionals,
+    data,
+    elbo,
+    evaluation,
+    fit,
+    likelihoods,
+    nets,
+    priors,
+    schedules,
+)
 
 LATENT = 50
 
@@ -102,7 +114,7 @@ def main() -> None:
             optimizer=partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True),
             scheduler=partial(CosineAnnealingLR, T_max=arguments.epochs),
             epochs=arguments.epochs,
-            beta_warmup=arguments.beta_warmup,
+            beta=schedules.linear(0.0, 1.0, arguments.beta_warmup) if arguments.beta_warmup else None,
             seed=arguments.seed,
             progress=False,
         )

@@ -1,6 +1,6 @@
 """Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
 
-from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors
+from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
 from pyro_vae.conditional import ConditionalVAE
 from pyro_vae.hierarchical import HierarchicalVAE
 from pyro_vae.semi_supervised import SemiSupervisedVAE
@@ -27,4 +27,5 @@ __all__ = [
     "likelihoods",
     "nets",
     "priors",
+    "schedules",
 ]

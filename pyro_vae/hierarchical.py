@@ -178,9 +178,9 @@ class HierarchicalVAE(ProgramModule):
 
     With ``inference="top-down"``, each of ``posteriors`` is the message of the data to its layer, and its body goes on
     from the features of the body before it: the second takes what the first one's body makes. Guide and model draw in
-    one order, and a KL in closed form is right. Train it with a warm-up, ``fit(..., beta_warmup=...)``, as the ladder's
-    authors do. Without one the KL may switch off a layer early on, and the gradient of a message vanishes along with
-    its precision, so that the layer stays off.
+    one order, and a KL in closed form is right. Train it with a warm-up, ``beta=schedules.linear(0, 1, epochs=2)`` for
+    ``fit``, as the ladder's authors do. Without one the KL may switch off a layer early on, and the gradient of a
+    message vanishes along with its precision, so that the layer stays off.
 
     Args:
         prior: p(zL), of :mod:`pyro_vae.priors`.

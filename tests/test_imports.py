@@ -18,7 +18,7 @@ DENSITIES = {"distributions", "nets"}
 FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals", "program"}
 PROGRAMS = PARTS | {"vae", "hierarchical", "conditional", "semi_supervised"}
-PUBLIC = PROGRAMS | {"elbo", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
+PUBLIC = PROGRAMS | {"elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # and everything may import it
     "distributions": set(),
@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "elbo": set(),
     "compilation": {"elbo"},
     "svi": {"elbo", "compilation"},
-    "training": {"program", "elbo", "compilation", "svi", "data", "evaluation"},
+    "schedules": set(),
+    "training": {"program", "elbo", "compilation", "schedules", "svi", "data", "evaluation"},
     "evaluation": PROGRAMS | {"elbo", "compilation"},
     "lab": PROGRAMS | {"elbo", "compilation", "evaluation", "svi", "data"},
     "data": set(),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,7 +22,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from pyro_vae import VAE, conditionals, data, elbo, fit, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, data, elbo, fit, likelihoods, nets, priors, schedules
 from pyro_vae.data import Dataset
 from pyro_vae.training import History
 
@@ -180,7 +181,7 @@ def test_the_columns_of_a_history() -> None:
     assert history.stopped == "completed"
     assert history.best_epoch is None
     expected = {"data": "array", "num_train": 10, "num_validation": 4, "loss": "ELBO", "epochs": 2, "batch_size": 4}
-    assert expected | {"seed": 3, "beta_warmup": 0.0, "binarization": "none"} == history.settings
+    assert expected | {"steps": None, "seed": 3, "beta": None, "binarization": "none"} == history.settings
     lines = str(history).splitlines()
     assert lines[0].split() == names
     assert len(lines) == 3
@@ -286,14 +287,93 @@ def test_one_epoch_on_mnist(mnist: Path) -> None:
     assert -185 < history["valid_elbo"][0] < -100
 
 
-def test_beta_rises_step_by_step_to_the_beta_of_the_loss() -> None:
-    loss = Watched(beta=4.0)
-    history = fit(small_vae(), bits(10), loss=loss, epochs=4, batch_size=4, beta_warmup=2.5, seed=0, progress=False)
+def test_beta_follows_a_schedule_step_by_step() -> None:
+    loss, beta = Watched(beta=0.7), schedules.linear(0.0, 4.0, epochs=2.5)
+    history = fit(small_vae(), bits(10), loss=loss, epochs=4, batch_size=4, beta=beta, seed=0, progress=False)
     assert loss.betas == pytest.approx([4 * min(1, step / 7.5) for step in range(12)])
     assert history["beta"] == pytest.approx([4 * 2 / 7.5, 4 * 5 / 7.5, 4.0, 4.0])
-    assert history.settings["beta_warmup"] == 2.5
-    fit(small_vae(), bits(10), loss=loss, epochs=1, beta_warmup=5.0, progress=False)
-    assert loss.beta == 4.0  # a copy was annealed
+    assert history.settings["beta"] == "linear(start=0.0, end=4.0, epochs=2.5)"
+    assert loss.beta == 0.7
+    fit(small_vae(), bits(10), loss=loss, epochs=1, batch_size=5, beta=3.0, progress=False)
+    assert loss.betas[-2:] == [3.0, 3.0]
+    assert loss.beta == 0.7
+
+
+def test_what_callbacks_set_on_the_loss_takes_effect_and_is_undone() -> None:
+    loss = Watched(beta=1.0)
+
+    def on_step(step: int, value: float) -> None:
+        loss.beta = 1.0 + step
+        if step == 3:
+            loss.num_particles = 2
+        if step == 5:
+            raise KeyboardInterrupt
+
+    fit(small_vae(), bits(10), loss=loss, epochs=4, batch_size=4, progress=False, compile=False, on_step=on_step)
+    assert loss.betas == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert (loss.beta, loss.num_particles) == (1.0, 1)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, None, "1"])
+def test_a_schedule_that_makes_no_beta_is_an_error_at_once(value: Any) -> None:
+    loss = Watched(beta=1.0)
+    with pytest.raises((TypeError, ValueError), match=r"fit: expected beta at epoch 0\.5"):
+        fit(
+            small_vae(),
+            bits(10),
+            loss=loss,
+            epochs=2,
+            batch_size=5,
+            beta=lambda epoch: 1.0 if epoch < 0.5 else value,
+            progress=False,
+        )
+    assert loss.betas == [1.0]
+    assert loss.beta == 1.0
+
+
+def test_a_run_of_steps_ends_within_an_epoch() -> None:
+    vae, taken = small_vae(), []
+    history = fit(
+        vae, bits(10), steps=8, batch_size=4, progress=False, on_step=lambda step, _: taken.append(step), seed=0
+    )
+    assert taken == list(range(1, 9))
+    assert history["epoch"] == [1, 2, 3]
+    assert (history.settings["epochs"], history.settings["steps"]) == (None, 8)
+    by_epochs = small_vae()
+    fit(by_epochs, bits(10), epochs=2, batch_size=4, progress=False, seed=0)
+    by_steps = small_vae()
+    fit(by_steps, bits(10), steps=6, batch_size=4, progress=False, seed=0)
+    assert same(weights(by_epochs), weights(by_steps))
+
+
+def test_a_last_batch_of_one_is_refused_for_batch_normalization() -> None:
+    vae = VAE(
+        priors.StandardNormal(2),
+        likelihoods.Normal(nets.MLP(2, [4]), 5, scale=1.0),
+        conditionals.DiagonalNormal(Normalised(5, 4), 2),
+    )
+    x, sizes = torch.randn(257, 5), []
+    with pytest.raises(ValueError, match=r"fit: expected batches of at least 2 data .*drop_last=True"):
+        fit(vae, x, epochs=1, progress=False)
+    vae.guide.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])) if module.training else None)
+    fit(vae, x, epochs=1, drop_last=True, progress=False, compile=False)
+    assert 1 not in sizes
+    with pytest.raises(ValueError, match="fit: expected at least batch_size=300 data with drop_last=True; got 257"):
+        fit(vae, x, epochs=1, batch_size=300, drop_last=True, progress=False)
+
+
+def test_an_impossible_bound_ends_training() -> None:
+    class Doubled(likelihoods.Bernoulli):
+        def distribution(self, *, logits: Tensor) -> dist.TorchDistribution:  # type: ignore[override]
+            return Generous(logits=logits).to_event(1)
+
+    class Generous(dist.Bernoulli):  # type: ignore[misc]
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) + 2
+
+    vae = VAE(priors.StandardNormal(2), Doubled(nets.MLP(2, [4]), 5), conditionals.DiagonalNormal(nets.MLP(5, [4]), 2))
+    with pytest.raises(ValueError, match=r"fit, train data: expected a bound on log p\(x\) of at most 0.*Site 'x'"):
+        fit(vae, bits(200), epochs=1, progress=False)
 
 
 def test_without_warmup_beta_stays() -> None:
@@ -390,7 +470,7 @@ def test_early_stopping_restores_the_best_weights_and_buffers(patience: int, war
         optimizer=SGD,
         epochs=20,
         patience=patience,
-        beta_warmup=warmup,
+        beta=schedules.linear(0.0, 1.0, epochs=warmup) if warmup else None,
         seed=0,
         progress=False,
         on_epoch=lambda row: saved.append(weights(vae)),
@@ -698,7 +778,7 @@ def vae() -> Iterator[VAE]:
         ({"train": torch.zeros(0, 5)}, ValueError, "Dataset 'array': expected shape .* at least one datum"),
         ({"validation": torch.zeros(0, 5)}, ValueError, "Dataset 'array': expected shape .* at least one datum"),
         ({"train": [[0.0] * 5]}, TypeError, "Dataset 'array': expected a Dataset, or a tensor or array"),
-        ({"epochs": 0}, ValueError, r"fit: expected epochs at least 1; got 0\. Give a positive number\."),
+        ({"epochs": 0}, ValueError, r"fit: expected epochs at least 1; got 0\. Give a larger number\."),
         ({"epochs": -3}, ValueError, "fit: expected epochs at least 1; got -3"),
         ({"batch_size": 0}, ValueError, "fit: expected batch_size at least 1; got 0"),
         ({"patience": 0, "validation": bits()}, ValueError, "fit: expected patience at least 1; got 0"),
@@ -707,12 +787,18 @@ def vae() -> Iterator[VAE]:
             ValueError,
             r"fit: expected validation data for early stopping; got none\. Pass validation=\.\.\., or no patience\.",
         ),
-        ({"beta_warmup": -1.0}, ValueError, r"fit: expected beta_warmup at least 0 epochs; got -1\.0\. Use 0 for no"),
+        ({"beta": -1.0}, ValueError, "fit: expected beta at least 0; got -1"),
         (
-            {"beta_warmup": 2.0, "loss": pyro.infer.Trace_ELBO()},
+            {"beta": 2.0, "loss": pyro.infer.Trace_ELBO()},
             ValueError,
-            r"fit: expected a loss with a beta for beta_warmup=2\.0; got Trace_ELBO\. Use pyro_vae\.elbo\.ELBO, or no",
+            r"fit: expected a loss with a beta for beta=2\.0; got Trace_ELBO\. Use pyro_vae\.elbo\.ELBO, or leave",
         ),
+        ({"epochs": 1, "steps": 1}, ValueError, "fit: expected either epochs or steps; got 1 and 1"),
+        ({"epochs": None, "steps": 2.5}, TypeError, r"fit: expected steps a whole number; got 2\.5"),
+        ({"batch_size": True}, TypeError, "fit: expected batch_size a whole number; got True"),
+        ({"seed": "a"}, TypeError, "fit: expected seed a whole number; got 'a'"),
+        ({"on_step": 3}, TypeError, "fit: expected on_step callable; got int"),
+        ({"scheduler": lambda optimizer: None}, TypeError, "fit: expected scheduler to make a learning-rate schedule"),
         ({"loss": pyro.infer.Trace_ELBO}, TypeError, "SVI: expected loss a pyro.infer.ELBO"),
         ({"optimizer": torch.optim.SGD([torch.zeros(1)], lr=0.1)}, TypeError, "SVI: expected optimizer a callable"),
         ({"max_grad_norm": -1.0}, ValueError, "SVI: expected max_grad_norm above 0"),

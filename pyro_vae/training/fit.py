@@ -1,0 +1,224 @@
+"""Training a program on a data set, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro.infer
+import pyro.optim
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from pyro_vae import checks
+from pyro_vae.compilation import Compile, Precision
+from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.elbo import ELBO
+from pyro_vae.program import Program
+from pyro_vae.schedules import Schedule
+from pyro_vae.svi import SVI, OptimizerFactory
+from pyro_vae.training.figures import EVALUATION_BATCH, seeded
+from pyro_vae.training.history import History, Row
+from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
+
+ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
+"""The default optimiser."""
+
+
+def fit(
+    program: Program,
+    train: Dataset | Tensor | np.ndarray[Any, Any],
+    validation: Dataset | Tensor | np.ndarray[Any, Any] | None = None,
+    *,
+    loss: pyro.infer.ELBO | None = None,
+    optimizer: OptimizerFactory | pyro.optim.PyroOptim = ADAM,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    drop_last: bool = False,
+    beta: float | Schedule | None = None,
+    patience: int | None = None,
+    max_grad_norm: float | None = None,
+    ema_decay: float | None = None,
+    precision: Precision = "float32",
+    compile: Compile = "auto",
+    seed: int | None = None,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+) -> History:
+    """Maximises a bound on the evidence of the training data.
+
+    Args:
+        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
+        train: training data; a tensor or array (N, ...) stands for a data set without labels.
+        validation: data for the figures of each epoch and for early stopping. Give no test data here.
+        loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
+        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser; Adam at 1e-3 by default.
+        scheduler: optimiser -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
+            stepped after each epoch, ``ReduceLROnPlateau`` with the validation -ELBO.
+        epochs: passes through the training data; 20 when neither these nor steps are given.
+        steps: length of the run in steps in place of epochs; the last epoch may be a part of one.
+        batch_size: data per step; the last step of an epoch may have fewer.
+        drop_last: leave out that last, smaller batch, as a network with batch normalization may need.
+        beta: the loss's ``beta`` while training: a number, or a function of the epoch as a fraction such as those of
+            :mod:`pyro_vae.schedules`, asked before each step. The figures of an epoch are of beta = 1 all the same.
+        patience: stop after this many epochs without a better validation ELBO, and restore the best weights; epochs
+            before beta has come to the value that it ends with do not count. None trains to the end and keeps the last
+            weights.
+        max_grad_norm: clip the gradient of all parameters together to this Euclidean norm.
+        ema_decay: decay of an exponential moving average of the parameters, see :class:`~pyro_vae.svi.SVI`; figures
+            are the average's, and so are the parameters that training leaves.
+        precision: of matrix products while training, see :class:`~pyro_vae.svi.SVI`.
+        compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so after the first epoch of a
+            run that is long enough to pay for it.
+        seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
+            from the global generator.
+        progress: show a bar with the figures of the last epoch.
+        on_step: called after each step with the number of steps taken and its loss per datum.
+        on_epoch: called after each epoch with its row of the history. What either sets on the loss or a module takes
+            effect with the next step: ``vae.prior.temperature.fill_(0.3)``, ``loss.num_particles = 5``. The loss has
+            its own settings again when training ends.
+
+    Returns:
+        The record of the run. Ctrl-C ends training and returns it, with what was learned so far in place. Modules are
+        left in evaluation mode.
+
+    Raises:
+        ValueError: data outside the likelihood's support or of a wrong shape, a setting out of range, a beta for a
+            loss without one, a last batch of one for batch normalization, data and parameters on different devices.
+            Always before the first step. A bound that is impossible, see
+            :func:`~pyro_vae.elbo.possible.check_possible`.
+        FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
+    """
+    if not isinstance(program, Program):
+        raise TypeError(
+            f"fit: expected a program with model, guide, latents and observed; got {type(program).__name__}. "
+            "Pass a VAE, or an object with these four attributes."
+        )
+    train = as_dataset(train)
+    validation = None if validation is None else as_dataset(validation)
+    loss = ELBO() if loss is None else loss
+    budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
+    _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
+    _check_batches(program, len(train), batch_size, drop_last)
+    for name, dataset in (("training", train), ("validation", validation)):
+        if dataset is not None:
+            _check_data(program, name, dataset)
+    svi = SVI(
+        program.model,
+        program.guide,
+        optimizer,
+        loss,
+        max_grad_norm=max_grad_norm,
+        compile=compile,
+        prepare=train.gather,
+        precision=precision,
+        ema_decay=ema_decay,
+    )
+    stopping = None if patience is None else EarlyStopping(patience)
+    settings = {
+        "data": train.name,
+        "num_train": len(train),
+        "num_validation": 0 if validation is None else len(validation),
+        "binarization": train.binarization,
+        "loss": type(loss).__name__,
+        "epochs": epochs if steps is not None else budget.num_epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "beta": beta if beta is None or isinstance(beta, int | float) else repr(beta),
+        "seed": seed,
+    }
+    run = Run(program, svi, train, validation, budget, History(settings), beta, stopping)
+    with (
+        seeded(seed, train.device) as generator,
+        run.loss_as_it_was(),
+        tqdm(range(budget.num_epochs), disable=not progress, unit="epoch") as bar,
+    ):
+        run.start(generator, scheduler)
+        try:
+            for _ in bar:
+                row = run.epoch(on_step)
+                bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-run.watched(row):.2f}"})
+                if on_epoch is not None:
+                    on_epoch(row)
+                if run.finish_epoch(row):
+                    break
+        except KeyboardInterrupt:
+            run.history.stopped = "interrupted"
+        finally:
+            run.set_training(False)
+        run.settle()
+    return run.history
+
+
+def _check_settings(
+    loss: pyro.infer.ELBO,
+    beta: float | Schedule | None,
+    patience: int | None,
+    validation: Dataset | None,
+    seed: int | None,
+    progress: bool,
+    on_step: object,
+    on_epoch: object,
+) -> None:
+    if beta is not None:
+        if not callable(beta):
+            checks.number("fit", "beta", beta, at_least=0)
+        if not hasattr(loss, "beta"):
+            raise ValueError(
+                f"fit: expected a loss with a beta for beta={beta!r}; got {type(loss).__name__}. "
+                "Use pyro_vae.elbo.ELBO, or leave beta out."
+            )
+    if patience is not None:
+        checks.whole("fit", "patience", patience)
+        if validation is None:
+            raise ValueError(
+                "fit: expected validation data for early stopping; got none. Pass validation=..., or no patience."
+            )
+    if seed is not None:
+        checks.whole("fit", "seed", seed, 0)
+    checks.flag("fit", "progress", progress)
+    for name, callback in (("on_step", on_step), ("on_epoch", on_epoch)):
+        if callback is not None and not callable(callback):
+            raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
+
+
+def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -> None:
+    """Refuses a batch of one datum where batch normalization would have no deviation to divide by."""
+    modules = (module for part in modules_of_program(program) for module in part.modules())
+    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    if normalized and (batch_size == 1 or n == 1 or (n % batch_size == 1 and not drop_last)):
+        raise ValueError(
+            f"fit: expected batches of at least 2 data for batch normalization; got a last batch of 1, with {n} data "
+            f"and batch_size={batch_size}. Use drop_last=True, or another batch_size."
+        )
+
+
+def _check_data(program: Program, name: str, dataset: Dataset) -> None:
+    """Refuses data before training: every datum, not only those of the first batch."""
+    parameter = next((p for m in modules_of_program(program) for p in m.parameters()), None)
+    if parameter is not None and parameter.device != dataset.device:
+        raise ValueError(
+            f"fit: expected {name} data and parameters on one device; got {dataset.device} and {parameter.device}. "
+            f'Move one: program.to("{dataset.device}"), or data.load(..., device="{parameter.device}").'
+        )
+    if parameter is not None and parameter.dtype != torch.float32:
+        raise ValueError(
+            f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), "
+            "or SVI with data of that type."
+        )
+    check = getattr(program, "check_data", None)
+    if check is None:
+        return
+    generator = torch.Generator(dataset.device).manual_seed(0)
+    for batch in dataset.batches(EVALUATION_BATCH, generator=generator):
+        try:
+            check(*batch)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"fit, {name} data {dataset.name!r}: {error}") from error

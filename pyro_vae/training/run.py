@@ -1,0 +1,285 @@
+"""A run of training: all that changes from step to step, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyro_vae import checks
+from pyro_vae.compilation import AUTO_STEPS
+from pyro_vae.data import Dataset
+from pyro_vae.program import Program
+from pyro_vae.schedules import Schedule
+from pyro_vae.svi import SVI
+from pyro_vae.training.figures import figures
+from pyro_vae.training.history import History, Row
+
+# Training figures are estimated on at most this many data: enough for a curve, and a small part of an epoch's time.
+_TRAIN_FIGURES = 5_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is.
+
+    Attributes:
+        batch_size: data per step.
+        drop_last: leave out the last, smaller batch of an epoch.
+        steps_per_epoch: of a whole one.
+        num_steps: of the run.
+    """
+
+    batch_size: int
+    drop_last: bool
+    steps_per_epoch: int
+    num_steps: int
+
+    @classmethod
+    def of(cls, n: int, batch_size: int, drop_last: bool, epochs: int | None, steps: int | None) -> Budget:
+        """The budget of a run on n data, in epochs or in steps; of 20 epochs where neither is given."""
+        checks.whole("fit", "batch_size", batch_size)
+        checks.flag("fit", "drop_last", drop_last)
+        if epochs is not None and steps is not None:
+            raise ValueError(f"fit: expected either epochs or steps; got {epochs} and {steps}. Give one of them.")
+        if n == 0:
+            raise ValueError("fit: expected at least 1 datum to train on; got 0. Give data.")
+        per_epoch = n // batch_size if drop_last else math.ceil(n / batch_size)
+        if per_epoch == 0:
+            raise ValueError(
+                f"fit: expected at least batch_size={batch_size} data with drop_last=True; got {n}. Use a smaller one."
+            )
+        if steps is not None:
+            return cls(batch_size, drop_last, per_epoch, checks.whole("fit", "steps", steps))
+        return cls(
+            batch_size,
+            drop_last,
+            per_epoch,
+            checks.whole("fit", "epochs", 20 if epochs is None else epochs) * per_epoch,
+        )
+
+    @property
+    def num_epochs(self) -> int:
+        """Of the run, the last of which may be a part of one."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+
+@dataclass
+class EarlyStopping:
+    """Ends a run some epochs after its best one, whose weights it keeps.
+
+    Attributes:
+        patience: how many epochs.
+        epoch: the best one so far; 0 before there is one.
+        elbo: its validation ELBO.
+        state: a copy of its parameters and buffers.
+    """
+
+    patience: int
+    epoch: int = 0
+    elbo: float = -math.inf
+    state: list[Tensor] = field(default_factory=list)
+
+    def see(self, epoch: int, elbo: float, tensors: list[Tensor]) -> None:
+        """Takes note of an epoch."""
+        if elbo > self.elbo:
+            self.epoch, self.elbo, self.state = epoch, elbo, [tensor.clone() for tensor in tensors]
+
+    def ends(self, epoch: int) -> bool:
+        """Whether the run is over after this epoch."""
+        return epoch - self.epoch >= self.patience
+
+
+class Run:
+    """One run of :func:`~pyro_vae.training.fit`.
+
+    Args:
+        program: what is trained.
+        svi: takes the steps.
+        train: training data.
+        validation: data for figures and early stopping.
+        budget: its length.
+        history: the record to write.
+        beta: of the loss: a number, a function of the epoch as a fraction, or None for the loss's own.
+        stopping: when it ends early; None for never.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        svi: SVI,
+        train: Dataset,
+        validation: Dataset | None,
+        budget: Budget,
+        history: History,
+        beta: float | Schedule | None,
+        stopping: EarlyStopping | None,
+    ) -> None:
+        self.program, self.svi = program, svi
+        self.train, self.validation = train, validation
+        self.budget, self.history = budget, history
+        self.stopping = stopping
+        self.scheduler: LRScheduler | None = None
+        self._beta = beta
+        self._data = train.images, *train.context
+        self._plate = getattr(svi.loss, "plate", "data")
+        self._generator = torch.Generator(train.device)
+        # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
+        long = budget.num_steps >= 2 * AUTO_STEPS
+        svi.compiler.auto_steps = min(budget.steps_per_epoch, AUTO_STEPS) if long else budget.num_steps
+
+    def start(
+        self, generator: torch.Generator, scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
+    ) -> None:
+        """Makes parameters, optimiser and learning-rate schedule; draws order and bits of the data from a generator."""
+        self._generator = generator
+        first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
+        self.svi.initialize(first, *self._data)
+        self._calibrate()
+        if scheduler is not None:
+            self.scheduler = _scheduler(scheduler, self.svi)
+
+    def epoch(self, on_step: Callable[[int, float], None] | None) -> Row:
+        """Takes the steps of an epoch; its row of the history."""
+        svi, total, seen = self.svi, 0.0, 0
+        index: Tensor | None = None
+        start = time.perf_counter()
+        self.set_training(True)
+        batches = self.train.indices(
+            self.budget.batch_size, shuffle=True, generator=self._generator, drop_last=self.budget.drop_last
+        )
+        for _, index in zip(range(self.budget.num_steps - svi.num_steps), batches, strict=False):
+            self._set_beta()
+            step_loss: Any = svi.advance(index, *self._data)
+            total += step_loss  # read from the device once per epoch
+            seen += len(index)
+            if on_step is not None:
+                on_step(svi.num_steps, float(step_loss) / len(index))
+        total = float(total)
+        if not math.isfinite(total):
+            svi.refuse(total, index, *self._data)
+        row = {"epoch": len(self.history) + 1, "loss": total / seen, "seconds": time.perf_counter() - start}
+        if isinstance(svi.optimizer, torch.optim.Optimizer):
+            row["lr"] = float(svi.optimizer.param_groups[0]["lr"])
+        if hasattr(svi.loss, "beta"):
+            row["beta"] = svi.loss.beta
+        self.set_training(False)
+        with self._averaged():
+            self._calibrate()
+            row |= self._figures()
+            if index is not None and any(math.isnan(value) for value in row.values()):
+                svi.refuse(math.nan, index, *self._data)
+            if self.stopping is not None and self._settled(row):
+                self.stopping.see(int(row["epoch"]), self.watched(row), self._tensors())
+        self.history.epochs.append(row)
+        return row
+
+    def finish_epoch(self, row: Row) -> bool:
+        """Steps the learning-rate schedule; whether the run is over."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-self.watched(row))
+        elif self.scheduler is not None:
+            self.scheduler.step()
+        if self.stopping is None or not self._settled(row) or not self.stopping.ends(int(row["epoch"])):
+            return False
+        self.history.stopped = "early stopping"
+        return True
+
+    def settle(self) -> None:
+        """Leaves the parameters that training ends with: the best ones, the averages, or the last."""
+        final: list[Tensor] = []
+        if self.stopping is not None and self.stopping.epoch:
+            self.history.best_epoch, final = self.stopping.epoch, self.stopping.state
+        elif self.svi.ema_decay is not None and self.svi.num_steps:
+            with self.svi.averaged():
+                final = [tensor.clone() for tensor in self._tensors()]
+        for tensor, value in zip(self._tensors(), final, strict=False):
+            tensor.copy_(value)
+
+    @staticmethod
+    def watched(row: Row) -> float:
+        """The ELBO that early stopping and learning-rate schedules look at."""
+        return row.get("valid_elbo", row["train_elbo"])
+
+    def set_training(self, training: bool) -> None:
+        """Puts the program's modules into a mode."""
+        for module in modules_of_program(self.program):
+            module.train(training)
+
+    @contextlib.contextmanager
+    def loss_as_it_was(self) -> Iterator[None]:
+        """Context manager that undoes what schedules and callbacks set on the loss."""
+        loss, before = self.svi.loss, dict(vars(self.svi.loss))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if vars(loss).get(name) is not value:
+                    setattr(loss, name, value)
+
+    def _set_beta(self) -> None:
+        if self._beta is not None:
+            epoch = self.svi.num_steps / self.budget.steps_per_epoch
+            self.svi.loss.beta = self._beta_at(epoch) if callable(self._beta) else float(self._beta)
+
+    def _beta_at(self, epoch: float) -> float:
+        assert callable(self._beta)
+        return checks.number("fit", f"beta at epoch {epoch:g}", self._beta(epoch), at_least=0)
+
+    def _settled(self, row: Row) -> bool:
+        """Whether beta has come to the value that it ends with."""
+        if not callable(self._beta):
+            return True
+        return self._beta_at(row["epoch"]) == self._beta_at(self.budget.num_steps / self.budget.steps_per_epoch)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.svi.ema_decay is None else self.svi.averaged()
+
+    def _calibrate(self) -> None:
+        """Lets a program set in closed form what no gradient learns."""
+        program: Any = self.program
+        if getattr(program, "calibrated", False):
+            some = torch.arange(min(len(self.train), _TRAIN_FIGURES), device=self.train.device)
+            program.calibrate(*self.train.batch(some, self._generator))
+
+    def _figures(self) -> Row:
+        sets = {"train": self.train.take(min(len(self.train), _TRAIN_FIGURES)), "valid": self.validation}
+        row: Row = {}
+        with self.svi.scope():
+            for prefix, dataset in sets.items():
+                if dataset is not None:
+                    row |= figures(prefix, self.svi.model, self.svi.guide, dataset, self._plate)
+        return row
+
+    def _tensors(self) -> list[Tensor]:
+        """Every parameter and buffer that training changes."""
+        buffers = [buffer for module in modules_of_program(self.program) for buffer in module.buffers()]
+        return [tensor.detach() for tensor in (*self.svi.named_parameters().values(), *buffers)]
+
+
+def modules_of_program(program: Program) -> list[nn.Module]:
+    """The modules that a program, its model and its guide are."""
+    return [part for part in (program, program.model, program.guide) if isinstance(part, nn.Module)]
+
+
+def _scheduler(make: Callable[[torch.optim.Optimizer], LRScheduler], svi: SVI) -> LRScheduler:
+    if not isinstance(svi.optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"fit: expected a torch.optim optimiser for a scheduler; got {type(svi.optimizer).__name__}. "
+            "Pass functools.partial(torch.optim.Adam, lr=...), or a pyro.optim scheduler as the optimiser."
+        )
+    scheduler = make(svi.optimizer) if callable(make) else None
+    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
+        raise TypeError(
+            f"fit: expected scheduler to make a learning-rate schedule; got {type(scheduler).__name__}. "
+            "Pass functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=20), for example."
+        )
+    return scheduler
