@@ -83,7 +83,7 @@ class ConditionalGuide(RootModule):
 
     def encode(self, x: Tensor, *context: Tensor) -> TorchDistribution:
         """q(z|x, c) for data of shape (\\*lead, \\*event_shape) and contexts (\\*lead, \\*context_shape)."""
-        return _of_context(self.posterior, context, for_network(x, missing=self.missing))
+        return _of_context(self.posterior, context, for_network(x, self.posterior.body, missing=self.missing))
 
     def forward(self, x: Tensor | None = None, *context: Tensor) -> Tensor:
         """Draws z ~ q(z|x, c) for data x of shape (N, \\*event_shape); takes the model's arguments."""

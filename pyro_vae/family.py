@@ -12,6 +12,21 @@ from torch import Size, Tensor, nn
 from pyro_vae.nets import Body, Shape, as_size
 
 
+def positive(log_scale: Tensor) -> Tensor:
+    """exp(log_scale), for any number that a network may make of data on any scale.
+
+    Beyond 16 in absolute value the logarithm grows as a logarithm itself, 16 + log(|l| - 15): the scale stays a finite
+    positive number, and its gradient does not vanish. Within, nothing is changed.
+
+    Example:
+        >>> import torch
+        >>> positive(torch.tensor([-200.0, 1.0, 200.0])).log().round()
+        tensor([-21.,   1.,  21.])
+    """
+    beyond = log_scale.abs().sub(16).clamp(min=0).log1p()
+    return (log_scale.clamp(-16, 16) + log_scale.sign() * beyond).exp()
+
+
 class Family(nn.Module):
     """A conditional density p(y | parents), one distribution per row of the parents.
 

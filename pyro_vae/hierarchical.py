@@ -38,6 +38,7 @@ from pyro_vae.priors import Prior
 from pyro_vae.program import (
     ProgramModule,
     RootModule,
+    check_batch,
     check_inputs,
     check_observed,
     check_part,
@@ -112,8 +113,13 @@ class HierarchicalGuide(RootModule):
         """Draws every latent for data x of shape (N, \\*event_shape); takes the model's arguments."""
         if x is None:
             raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
+        check_batch(_NAME, x, self.parts[0].body.input_shapes[0])
         with pyro.plate("data", data_size(_NAME, x, context, size)):
-            return self.infer(for_network(x, missing=self.missing), pyro.sample)
+            return self.infer(self.seen(x), pyro.sample)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """X as the first network is given it."""
+        return for_network(x, self.parts[0].body, missing=self.missing)
 
     @property
     def posterior(self) -> Conditional:
@@ -280,7 +286,7 @@ class HierarchicalVAE(ProgramModule):
             distributions[name] = distribution
             return distribution.rsample() if distribution.has_rsample else distribution.sample()
 
-        self.guide.infer(for_network(x, missing=self.guide.missing), draw)
+        self.guide.infer(self.guide.seen(x), draw)
         return distributions
 
     def decode(self, z1: Tensor, *context: Tensor) -> TorchDistribution:
@@ -307,8 +313,7 @@ class HierarchicalVAE(ProgramModule):
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
         """E[x'|z1] at one draw of the guide, of the shape of x."""
-        x = for_network(x, missing=self.guide.missing)
-        z1 = self.guide.infer(x, lambda _, distribution: distribution.sample())["z1"]
+        z1 = self.guide.infer(self.guide.seen(x), lambda _, distribution: distribution.sample())["z1"]
         return self.decode(z1, *context).mean
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
@@ -352,4 +357,4 @@ def _product(first: TorchDistribution, second: TorchDistribution) -> TorchDistri
     one, two = first.base_dist, second.base_dist
     precision, other = one.scale**-2, two.scale**-2
     variance = 1 / (precision + other)
-    return dist.Normal(variance * (precision * one.loc + other * two.loc), variance.sqrt()).to_event(1)
+    return dist.Normal(variance * (precision * one.loc + other * two.loc), variance.sqrt()).to_event(first.event_dim)

@@ -11,11 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_vae import checks
+
 Shape = int | Sequence[int]
+InputTransform = Literal["log1p"] | Callable[[Tensor], Tensor]
 
 
 def as_size(shape: Shape) -> Size:
@@ -26,6 +30,41 @@ def as_size(shape: Shape) -> Size:
     return size
 
 
+class Standardize(nn.Module):
+    """(x - mean) / deviation, elementwise: what a network is given of reals on any scale.
+
+    Args:
+        mean: in the units of x, of a shape that broadcasts with the event's.
+        deviation: likewise; 0, of an element that never varies, counts as 1.
+
+    Example:
+        >>> x = torch.tensor([[1000.0, 7.0], [3000.0, 7.0]])
+        >>> Standardize.of(x)(x)
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().clone())
+        self.register_buffer("deviation", torch.where(deviation > 0, deviation, 1.0).detach())
+
+    @classmethod
+    def of(cls, x: Tensor) -> Standardize:
+        """For data x (N, \\*event_shape), of the values that are not NaN."""
+        observed = ~x.isnan()
+        count = observed.sum(0).clamp(min=1)
+        mean = torch.where(observed, x.double(), 0.0).sum(0) / count
+        variance = torch.where(observed, (x.double() - mean) ** 2, 0.0).sum(0) / count
+        return cls(mean.to(x.dtype), variance.sqrt().to(x.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
 class Body(nn.Module):
     """A network from one or more inputs to features, over any number of leading dims.
 
@@ -34,10 +73,24 @@ class Body(nn.Module):
     Args:
         input_shapes: the event shape of each input: z or x first, then the contexts.
         feature_shape: the event shape of the features.
+        transform: what is done to the first input before the network sees it: ``"log1p"`` for counts,
+            :class:`Standardize` for reals on any scale, or a module or function that keeps its shape.
+        masked: whether NaN in the first input stands for a missing value. :meth:`features` is then given the values
+            with 0 in their place, and beside them, along the first dim of the event, a mask that is 1 where one is
+            observed.
     """
 
-    def __init__(self, input_shapes: Sequence[Shape], feature_shape: Shape) -> None:
+    def __init__(
+        self,
+        input_shapes: Sequence[Shape],
+        feature_shape: Shape,
+        *,
+        transform: InputTransform | None = None,
+        masked: bool = False,
+    ) -> None:
         super().__init__()
+        self.masked = checks.flag(type(self).__name__, "masked", masked)
+        self.transform = _input_transform(type(self).__name__, transform)
         self.input_shapes = tuple(as_size(shape) for shape in input_shapes)
         self.feature_shape = as_size(feature_shape)
 
@@ -69,7 +122,7 @@ class Body(nn.Module):
             leads.append(value.shape[:cut])
         lead = leads[0]
         if len(lead) == 1 and all(other == lead for other in leads):
-            return self.features(*inputs)  # the training step's case: nothing to fold
+            return self._features(*inputs)  # the training step's case: nothing to fold
         try:
             lead = torch.broadcast_shapes(*leads)
         except RuntimeError as error:
@@ -81,7 +134,27 @@ class Body(nn.Module):
             value.expand(lead + shape).reshape(-1, *shape)
             for value, shape in zip(inputs, self.input_shapes, strict=True)
         ]
-        return self.features(*folded).reshape(lead + self.feature_shape)
+        return self._features(*folded).reshape(lead + self.feature_shape)
+
+    def _features(self, *inputs: Tensor) -> Tensor:
+        """The features, of the first input as the network is to see it."""
+        first, *others = inputs
+        if self.transform is not None:
+            first = self.transform(first)
+        if self.masked:
+            observed = first.isfinite()
+            first = torch.cat([torch.where(observed, first, 0.0), observed.to(first.dtype)], 1)
+        try:
+            return self.features(first, *others)
+        except RuntimeError as error:  # torch's own tells of one layer
+            own = next(self.parameters(), inputs[0])
+            for value in inputs:
+                if (value.dtype, value.device) != (own.dtype, own.device):
+                    raise TypeError(
+                        f"{type(self).__name__}: expected inputs of {own.dtype} on {own.device}, like the parameters; "
+                        f"got {value.dtype} on {value.device}. Convert with .to({own.dtype}), or move one of them."
+                    ) from error
+            raise
 
     def head(self, shapes: Mapping[str, Size]) -> Head:
         """Builds the layer that makes parameters of these shapes from this body's features."""
@@ -157,6 +230,8 @@ class MLP(Body):
         hidden: width of each hidden layer; empty for none, where the head alone is the network.
         context_shapes: shape of each further input.
         activation: class of the non-linearity after every hidden layer.
+        transform: of the first input, see :class:`Body`.
+        masked: whether NaN in the first input stands for a missing value, see :class:`Body`.
 
     Example:
         >>> MLP(50, [200, 200])(torch.zeros(3, 50)).shape
@@ -172,10 +247,13 @@ class MLP(Body):
         *,
         context_shapes: Sequence[Shape] = (),
         activation: Callable[[], nn.Module] = nn.Tanh,
+        transform: InputTransform | None = None,
+        masked: bool = False,
     ) -> None:
         shapes = [as_size(input_shape), *map(as_size, context_shapes)]
-        widths = [sum(shape.numel() for shape in shapes), *as_size(hidden)]
-        super().__init__(shapes, widths[-1])
+        inputs = sum(shape.numel() for shape in shapes) + (shapes[0].numel() if masked else 0)
+        widths = [inputs, *(as_size(hidden) if len(hidden) else ())]
+        super().__init__(shapes, widths[-1], transform=transform, masked=masked)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), activation()]
@@ -195,6 +273,8 @@ class ConvEncoder(Body):
         channels: output channels of each convolution; each halves height and width, rounding up.
         context_shapes: shape of each further input; flattened.
         activation: class of the non-linearity after every convolution.
+        transform: of the image, see :class:`Body`.
+        masked: whether NaN in the image stands for a missing value, see :class:`Body`.
 
     Example:
         >>> ConvEncoder((3, 29, 17), [16, 32])(torch.zeros(2, 3, 29, 17)).shape
@@ -208,12 +288,14 @@ class ConvEncoder(Body):
         *,
         context_shapes: Sequence[Shape] = (),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        transform: InputTransform | None = None,
+        masked: bool = False,
     ) -> None:
         image = _image_shape("ConvEncoder", input_shape, channels)
         contexts = [as_size(shape) for shape in context_shapes]
-        counts = [image[0] + sum(shape.numel() for shape in contexts), *channels]
+        counts = [image[0] * (2 if masked else 1) + sum(shape.numel() for shape in contexts), *channels]
         spatial = _halvings(image, len(channels))[-1]
-        super().__init__([image, *contexts], (channels[-1], *spatial))
+        super().__init__([image, *contexts], (channels[-1], *spatial), transform=transform, masked=masked)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(counts):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
@@ -272,6 +354,17 @@ class ConvDecoder(Body):
 
     def features(self, *inputs: Tensor) -> Tensor:
         return self.layers(self.linear(_concatenated(inputs)).unflatten(-1, self.coarsest))
+
+
+def _input_transform(name: str, transform: InputTransform | None) -> Callable[[Tensor], Tensor] | None:
+    if transform == "log1p":
+        return torch.log1p
+    if transform is not None and not callable(transform):
+        raise TypeError(
+            f"{name}: expected transform 'log1p', a module or a function; got {transform!r}. Use nets.Standardize "
+            "for reals."
+        )
+    return transform
 
 
 def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Size:

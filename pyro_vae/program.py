@@ -13,6 +13,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_vae.distributions import from_log_space
+from pyro_vae.nets import Body
 
 
 @runtime_checkable
@@ -96,15 +97,28 @@ def check_observed(likelihood: Any, x: Tensor | None, context: tuple[Tensor, ...
     """Refuses data that the likelihood cannot have produced; their shape alone where Pyro's validation is off."""
     if x is None:
         return
+    check_batch(f"{type(likelihood).__name__} likelihood", x, likelihood.event_shape)
     if is_validation_enabled():
         likelihood.check_data(x, *context)
-    else:
-        likelihood.check_shape(x)
 
 
-def for_network(x: Tensor, *, missing: bool) -> Tensor:
-    """What a guide's network is given for x: 0 in place of missing values, which are NaN, where there may be any."""
-    return torch.where(x.isnan(), 0.0, x) if missing else x
+def check_batch(subject: str, x: object, event_shape: Size) -> None:
+    """Refuses data that are no tensor of shape (N, \\*event_shape): one dim more would count each datum N times."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{subject}: expected x a tensor; got {type(x).__name__}. Pass *batch for a batch of data and "
+            "contexts, and data.as_dataset(x).tensor() for arrays."
+        )
+    if x.shape[1:] != event_shape or x.dim() == 0:
+        raise ValueError(
+            f"{subject}: expected data of shape (N, {', '.join(map(str, event_shape))}); got {tuple(x.shape)}. "
+            "Reshape the data, or build the networks for their shape."
+        )
+
+
+def for_network(x: Tensor, body: Body, *, missing: bool) -> Tensor:
+    """What a guide's network is given for x: 0 in place of missing values, which are NaN, unless it takes a mask."""
+    return torch.where(x.isnan(), 0.0, x) if missing and not body.masked else x
 
 
 def for_decoder(part: Any, z: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from pyro_vae.priors import Prior
 from pyro_vae.program import (
     ProgramModule,
     RootModule,
+    check_batch,
     check_inputs,
     check_observed,
     check_part,
@@ -100,9 +101,7 @@ class SemiSupervisedModel(RootModule):
                 pyro.sample("label", class_prior().mask(labelled), obs=observed)
                 if self.training and self.classification_weight and x is not None:
                     (guide,) = self._guide
-                    log_q = torch.where(
-                        labelled, guide.classifier(for_network(x, missing=likelihood.missing)).log_prob(observed), 0.0
-                    )
+                    log_q = torch.where(labelled, guide.classify(x).log_prob(observed), 0.0)
                     pyro.factor("classification", self.classification_weight * log_q)
             y = pyro.sample("y", _knowing(class_prior(), labels))
             z = pyro.sample("z", prior())
@@ -132,10 +131,18 @@ class SemiSupervisedGuide(RootModule):
             raise ValueError(
                 "Guide: expected data x; got None. q(y, z|x) has no draw without x: run the model instead."
             )
+        check_batch(_NAME, x, self.posterior.body.input_shapes[0])
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
-            x = for_network(x, missing=self.missing)
-            y = pyro.sample("y", _knowing(self.classifier(x), labels), infer={"enumerate": "parallel"})
-            return pyro.sample("z", self.posterior(x, y))
+            y = pyro.sample("y", _knowing(self.classify(x), labels), infer={"enumerate": "parallel"})
+            return pyro.sample("z", self.encode(x, y))
+
+    def classify(self, x: Tensor) -> TorchDistribution:
+        """q(y|x)."""
+        return self.classifier(for_network(x, self.classifier.body, missing=self.missing))
+
+    def encode(self, x: Tensor, y: Tensor) -> TorchDistribution:
+        """q(z|x, y) for one-hot classes y."""
+        return self.posterior(for_network(x, self.posterior.body, missing=self.missing), y)
 
 
 class SemiSupervisedVAE(ProgramModule):
@@ -248,7 +255,7 @@ class SemiSupervisedVAE(ProgramModule):
 
         The probabilities are ``vae.classifier(x).probs``.
         """
-        return self.classifier(for_network(x, missing=self.guide.missing)).logits.argmax(-1)
+        return self.guide.classify(x).logits.argmax(-1)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> TorchDistribution:
         """q(z|x, y) at the labels' classes, and at a draw y ~ q(y|x) where there is no label.
@@ -285,9 +292,8 @@ class SemiSupervisedVAE(ProgramModule):
         return self.decode(posterior.sample(), y, *context).mean
 
     def _encode(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, TorchDistribution]:
-        x = for_network(x, missing=self.guide.missing)
-        y = _knowing(self.classifier(x), labels).sample()
-        return y, self.posterior(x, y)
+        y = _knowing(self.guide.classify(x), labels).sample()
+        return y, self.guide.encode(x, y)
 
     def check_data(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> None:
         """Refuses data the likelihood cannot have produced, and labels that are no classes.

@@ -22,6 +22,7 @@ from pyro_vae.priors import Prior
 from pyro_vae.program import (
     ProgramModule,
     RootModule,
+    check_batch,
     check_observed,
     check_part,
     check_same,
@@ -78,12 +79,13 @@ class Guide(RootModule):
 
     def encode(self, x: Tensor) -> TorchDistribution:
         """q(z|x) for data of shape (\\*lead, \\*event_shape)."""
-        return self.posterior(for_network(x, missing=self.missing))
+        return self.posterior(for_network(x, self.posterior.body, missing=self.missing))
 
     def forward(self, x: Tensor | None = None, *context: Tensor, size: int | None = None) -> Tensor:
         """Draws z ~ q(z|x) for data x of shape (N, \\*event_shape); takes the model's arguments."""
         if x is None:
             raise ValueError("Guide: expected data x; got None. q(z|x) has no draw without x: run the model instead.")
+        check_batch("VAE", x, self.posterior.body.input_shapes[0])
         with pyro.plate("data", data_size("VAE", x, context, size)):
             return pyro.sample("z", self.encode(x))
 

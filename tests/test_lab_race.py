@@ -180,7 +180,7 @@ def test_table_figure_and_file() -> None:
         ({"steps": 0}, ValueError, "race: expected a positive length .*; got length 0 and num_points 2"),
         ({"steps": 1}, ValueError, "from 1 to steps points; got length 1 and num_points 2"),
         ({"num_points": 0}, ValueError, "got length 6 and num_points 0"),
-        ({"batch_size": 0}, ValueError, "expected batch_size of at least 1; got 0"),
+        ({"batch_size": 0}, ValueError, "expected batch_size at least 1; got 0"),
         ({"num_particles": 0}, ValueError, "expected num_particles at least 1; got 0"),
         ({"estimators": []}, ValueError, "race: expected at least one estimator"),
         ({"estimators": ["elbo"]}, TypeError, "race: expected estimators of class pyro.infer.ELBO; got 'elbo'"),

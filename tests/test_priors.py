@@ -81,7 +81,7 @@ def test_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
         (lambda: priors.MixtureOfNormals(2, 3, loc=torch.zeros(3, 2)), r"got 3 and \(3, 2\)"),
         (lambda: priors.MixtureOfNormals(2, 0), "expected num_components at least 1; got 0"),
         (lambda: priors.MixtureOfNormals(2, loc=torch.zeros(3, 1)), r"of shape \(num_components, 2\); got \(3, 1\)"),
-        (lambda: priors.Laplace(2, scale=0.0), "Laplace prior: expected scale above 0; got 0.0"),
+        (lambda: priors.Laplace(2, scale=0.0), "Laplace prior: expected scale above 0; got 0"),
         (lambda: priors.Dirichlet(1), "Dirichlet prior: expected latent_dim at least 2; got 1"),
         (lambda: priors.Dirichlet(2, concentration=-1.0), "expected concentration above 0; got -1.0"),
         (lambda: priors.LogisticNormal(2, scale=0.0), "LogisticNormal prior: expected scale above 0"),

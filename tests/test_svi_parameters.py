@@ -424,8 +424,7 @@ def test_two_threads_train_two_programs() -> None:
 # Compiled steps and rounding
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference(scale: float) -> None:
+def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
     torch.manual_seed(0)
 
     class Normalized(nets.Body):
@@ -434,7 +433,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference(scale: float)
             self.layers = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU())
 
         def forward(self, *inputs: Tensor) -> Tensor:
-            return self.layers(scale * inputs[0])
+            return self.layers(inputs[0])
 
     vae = VAE(
         priors.StandardNormal(2),

@@ -777,7 +777,7 @@ def vae() -> Iterator[VAE]:
         ({"validation": bits()[:, :4]}, ValueError, r"fit, validation data 'array': .* shape \(N, 5\); got \(10, 4\)"),
         ({"train": torch.zeros(0, 5)}, ValueError, "Dataset 'array': expected shape .* at least one datum"),
         ({"validation": torch.zeros(0, 5)}, ValueError, "Dataset 'array': expected shape .* at least one datum"),
-        ({"train": [[0.0] * 5]}, TypeError, "Dataset 'array': expected a Dataset, or a tensor or array"),
+        ({"train": {"x": 1}}, TypeError, "Dataset 'array': expected a Dataset, a tensor, an array"),
         ({"epochs": 0}, ValueError, r"fit: expected epochs at least 1; got 0\. Give a larger number\."),
         ({"epochs": -3}, ValueError, "fit: expected epochs at least 1; got -3"),
         ({"batch_size": 0}, ValueError, "fit: expected batch_size at least 1; got 0"),

@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor, nn
 
-from pyro_vae import SVI, VAE, conditionals, elbo, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
 from pyro_vae.program import Program
 from pyro_vae.vae import Guide, Model
 
@@ -421,7 +421,7 @@ class NoBody(nn.Module):
         (
             lambda: small_vae().guide(torch.zeros(5, 6)),
             ValueError,
-            "MLP: expected an input of shape (..., 1, 2, 3); got (5, 6). Build the network for the shape of the data.",
+            "VAE: expected data of shape (N, 1, 2, 3); got (5, 6).",
         ),
         (
             lambda: vae_with_context().model(size=3),
@@ -443,3 +443,87 @@ def test_values_are_checked_under_validation_and_shapes_always() -> None:
         vae.model(torch.full((5, *IMAGE), 0.5))
         with pytest.raises(ValueError, match="expected data of shape"):
             vae.model(torch.zeros(5, 6))
+
+
+# Latents with a shape of their own
+
+GRID = (2, 2, 3)
+SHAPED_PRIORS: dict[str, Callable[[], priors.Prior]] = {
+    "StandardNormal": lambda: priors.StandardNormal(GRID),
+    "Normal": lambda: priors.Normal(GRID),
+    "Laplace": lambda: priors.Laplace(GRID),
+    "MixtureOfNormals": lambda: priors.MixtureOfNormals(GRID, 3),
+    "MixtureOfNormals, given means": lambda: priors.MixtureOfNormals(GRID, loc=torch.randn(3, *GRID)),
+    "VampPrior": lambda: priors.VampPrior(torch.rand(3, 1, 8, 12)),
+    "RealNVP": lambda: priors.RealNVP(GRID, hidden=[8]),
+    "NeuralSpline": lambda: priors.NeuralSpline(GRID, num_layers=2, hidden=[8], num_bins=4),
+    "MaskedAutoregressive": lambda: priors.MaskedAutoregressive(GRID, num_layers=2, hidden=[8]),
+}
+SHAPED_CONDITIONALS: dict[str, Callable[[nets.Body], conditionals.Conditional]] = {
+    "DiagonalNormal": lambda body: conditionals.DiagonalNormal(body, GRID),
+    "LowRankNormal": lambda body: conditionals.LowRankNormal(body, GRID, rank=2),
+    "FullRankNormal": lambda body: conditionals.FullRankNormal(body, GRID),
+    "MixtureOfNormals": lambda body: conditionals.MixtureOfNormals(body, GRID, num_components=2),
+    "InverseAutoregressiveFlow": lambda body: conditionals.InverseAutoregressiveFlow(body, GRID, hidden=[8]),
+    "RealNVP": lambda body: conditionals.RealNVP(body, GRID, hidden=[8]),
+    "NeuralSpline": lambda body: conditionals.NeuralSpline(body, GRID, num_layers=2, hidden=[8], num_bins=4),
+    "Householder": lambda body: conditionals.Householder(body, GRID),
+    "Planar": lambda body: conditionals.Planar(body, GRID),
+    "Sylvester": lambda body: conditionals.Sylvester(body, GRID),
+}
+
+
+def shaped_vae(prior: str = "StandardNormal", posterior: str = "DiagonalNormal") -> VAE:
+    image = (1, 8, 12)
+    return VAE(
+        SHAPED_PRIORS[prior](),
+        likelihoods.Bernoulli(nets.ConvDecoder(GRID, image, [4, 4], activation=nn.Tanh), image),
+        SHAPED_CONDITIONALS[posterior](nets.ConvEncoder(image, [4, 4], activation=nn.Tanh)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [(name, "DiagonalNormal") for name in SHAPED_PRIORS] + [("StandardNormal", name) for name in SHAPED_CONDITIONALS],
+)
+def test_latents_with_a_shape_train_and_are_evaluated(prior: str, posterior: str) -> None:
+    vae = shaped_vae(prior, posterior)
+    x = (torch.rand(12, 1, 8, 12) < 0.3).float()
+    assert vae.encode(x).event_shape == GRID
+    before = {name: parameter.detach().clone() for name, parameter in vae.named_parameters()}
+    fit(vae, x, epochs=2, batch_size=4, progress=False)
+    assert [name for name, parameter in vae.named_parameters() if torch.equal(parameter, before[name])] == []
+    terms = evaluation.elbo_terms(vae, x, num_particles=3)
+    assert terms.elbo.shape == (12,)
+    assert vae.sample(3).shape == (3, 1, 8, 12)
+    assert vae.reconstruct(x).shape == x.shape
+    nll = evaluation.log_marginal_likelihood(vae, x, num_particles=30, progress=False).value
+    assert nll.shape == (12,)
+    if posterior != "Planar":  # which has no inverse
+        vae.eval()
+        z = vae.encode(x).sample()
+        vectors = vae.encode(x).log_prob(z)
+        assert vectors.shape == (12,)
+
+
+def test_a_shaped_latent_is_evaluated_by_every_figure() -> None:
+    vae, x = shaped_vae(), (torch.rand(12, 1, 8, 12) < 0.3).float()
+    assert isinstance(vae.posterior.head, nets.ConvHead)
+    assert evaluation.active_units(vae, x).variance["z"].shape == GRID
+    evaluation.elbo_surgery(vae, x)
+    evaluation.ais(vae, x, num_particles=2, num_temperatures=3, progress=False)
+    evaluation.amortization_gap(vae, x, num_steps=2, num_particles=2, progress=False)
+    simulation = evaluation.simulate(vae, torch.zeros(100, 1, 8, 12))
+    evaluation.calibration(vae, simulation)
+    assert evaluation.posterior_samples(vae, x, num_samples=2, num_particles=5, progress=False)["z"].shape == (
+        2,
+        12,
+        *GRID,
+    )
+
+
+def test_a_shaped_density_is_that_of_the_vector() -> None:
+    torch.manual_seed(1)
+    conditional = conditionals.FullRankNormal(nets.MLP(3, [4]), GRID)
+    q, z = conditional(torch.ones(2, 3)), torch.randn(5, 2, *GRID)
+    torch.testing.assert_close(q.log_prob(z), q.base_dist.log_prob(z.flatten(2)))

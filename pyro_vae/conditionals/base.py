@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyro.distributions import constraints
+from torch import Size
 
 from pyro_vae.family import Family
 from pyro_vae.nets import Body, Shape
@@ -18,7 +19,7 @@ class Conditional(Family):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z; a tuple where the class allows latents that are not vectors.
+        latent_dim: dimensions of z; a tuple for latents that are not vectors, a grid for example.
     """
 
     support: ClassVar[constraints.Constraint] = constraints.real
@@ -26,3 +27,16 @@ class Conditional(Family):
 
     def __init__(self, body: Body, latent_dim: Shape) -> None:
         super().__init__(body, latent_dim)
+
+    def _check_vector(self, least: int) -> None:
+        """Refuses a latent that is no vector of at least so many dimensions."""
+        if len(self.event_shape) != 1 or self.event_shape[0] < least:
+            raise ValueError(
+                f"{type(self).__name__}: expected latent_dim an int of at least {least}; got "
+                f"{tuple(self.event_shape)}. Its draws are single vectors."
+            )
+
+    @property
+    def vector_shape(self) -> Size:
+        """The shape of z as a vector, for families of vectors; ``distributions.shaped`` shapes their draws."""
+        return Size((self.event_shape.numel(),))

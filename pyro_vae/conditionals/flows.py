@@ -17,9 +17,11 @@ from torch import Size, Tensor
 from torch.distributions import AffineTransform
 
 from pyro_vae.conditionals.base import Conditional
+from pyro_vae.distributions import shaped
 from pyro_vae.distributions.normalizing_flow import FlowLayers, NormalizingFlow
 from pyro_vae.distributions.zuko import transforms
-from pyro_vae.nets import Body
+from pyro_vae.family import positive
+from pyro_vae.nets import Body, Shape
 
 
 class FlowConditional(Conditional):
@@ -27,7 +29,7 @@ class FlowConditional(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         context_dim: size of h.
         kind: how a layer transforms a dimension; see :class:`~pyro_vae.distributions.normalizing_flow.FlowLayers`.
         num_layers: of f.
@@ -39,7 +41,7 @@ class FlowConditional(Conditional):
     def __init__(
         self,
         body: Body,
-        latent_dim: int,
+        latent_dim: Shape,
         *,
         context_dim: int,
         kind: Literal["affine", "spline"],
@@ -51,16 +53,23 @@ class FlowConditional(Conditional):
         self.context_dim = context_dim  # read by parameter_shapes
         super().__init__(body, latent_dim)
         self.layers = FlowLayers(
-            kind, latent_dim, num_layers, hidden, context_dim=context_dim, coupling=coupling, num_bins=num_bins
+            kind,
+            self.event_shape.numel(),
+            num_layers,
+            hidden,
+            context_dim=context_dim,
+            coupling=coupling,
+            num_bins=num_bins,
         )
 
     def parameter_shapes(self) -> dict[str, Size]:
-        return {"loc": self.event_shape, "log_scale": self.event_shape, "context": Size((self.context_dim,))}
+        return {"loc": self.vector_shape, "log_scale": self.vector_shape, "context": Size((self.context_dim,))}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor, context: Tensor) -> TorchDistribution:  # type: ignore[override]
         noise = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
-        affine = AffineTransform(loc, log_scale.exp(), event_dim=1)
-        return NormalizingFlow(noise, transforms.ComposedTransform(self.layers(context), affine))
+        affine = AffineTransform(loc, positive(log_scale), event_dim=1)
+        flow = NormalizingFlow(noise, transforms.ComposedTransform(self.layers(context), affine))
+        return shaped(flow, self.event_shape)
 
 
 class InverseAutoregressiveFlow(FlowConditional):
@@ -71,7 +80,7 @@ class InverseAutoregressiveFlow(FlowConditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: autoregressive layers; the order of the dimensions reverses from one to the next.
         hidden: width of each hidden layer of a layer's network.
         context_dim: size of the vector through which the layers see x.
@@ -89,7 +98,7 @@ class InverseAutoregressiveFlow(FlowConditional):
     def __init__(
         self,
         body: Body,
-        latent_dim: int,
+        latent_dim: Shape,
         num_layers: int = 2,
         hidden: Sequence[int] = (64, 64),
         *,
@@ -113,7 +122,7 @@ class RealNVP(FlowConditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: coupling layers; halves swap from one to the next.
         hidden: width of each hidden layer of a layer's network.
         context_dim: size of the vector through which the layers see x.
@@ -125,7 +134,7 @@ class RealNVP(FlowConditional):
     def __init__(
         self,
         body: Body,
-        latent_dim: int,
+        latent_dim: Shape,
         num_layers: int = 4,
         hidden: Sequence[int] = (64, 64),
         *,
@@ -149,7 +158,7 @@ class NeuralSpline(FlowConditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: coupling layers; halves swap from one to the next.
         hidden: width of each hidden layer of a layer's network.
         num_bins: bins of each spline.
@@ -162,7 +171,7 @@ class NeuralSpline(FlowConditional):
     def __init__(
         self,
         body: Body,
-        latent_dim: int,
+        latent_dim: Shape,
         num_layers: int = 4,
         hidden: Sequence[int] = (64, 64),
         num_bins: int = 8,

@@ -12,9 +12,10 @@ from torch import Size, Tensor
 from torch.distributions import Transform
 
 from pyro_vae.conditionals.base import Conditional
-from pyro_vae.distributions import HouseholderTransform, NormalizingFlow, PlanarTransform, SylvesterTransform
+from pyro_vae.distributions import HouseholderTransform, NormalizingFlow, PlanarTransform, SylvesterTransform, shaped
 from pyro_vae.distributions.zuko import transforms
-from pyro_vae.nets import Body
+from pyro_vae.family import positive
+from pyro_vae.nets import Body, Shape
 
 
 class TransformedNormal(Conditional):
@@ -24,14 +25,14 @@ class TransformedNormal(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: of the flow, at least 1.
 
     Raises:
         ValueError: ``num_layers`` below 1.
     """
 
-    def __init__(self, body: Body, latent_dim: int, num_layers: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, num_layers: int) -> None:
         self.num_layers = num_layers  # read by parameter_shapes
         if num_layers < 1:
             raise ValueError(
@@ -49,12 +50,12 @@ class TransformedNormal(Conditional):
 
     def parameter_shapes(self) -> dict[str, Size]:
         layers = {name: Size((self.num_layers, *shape)) for name, shape in self.layer_shapes().items()}
-        return {"loc": self.event_shape, "log_scale": self.event_shape, **layers}
+        return {"loc": self.vector_shape, "log_scale": self.vector_shape, **layers}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor, **layers: Tensor) -> TorchDistribution:  # type: ignore[override]
         each = zip(*(value.unbind(loc.dim() - 1) for value in layers.values()), strict=True)
         flow = transforms.ComposedTransform(*(self.layer(**dict(zip(layers, values, strict=True))) for values in each))
-        return NormalizingFlow(dist.Normal(loc, log_scale.exp()).to_event(1), flow)
+        return shaped(NormalizingFlow(dist.Normal(loc, positive(log_scale)).to_event(1), flow), self.event_shape)
 
 
 class Householder(TransformedNormal):
@@ -62,7 +63,7 @@ class Householder(TransformedNormal):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: reflections, one after the other.
 
     References:
@@ -70,11 +71,11 @@ class Householder(TransformedNormal):
         https://arxiv.org/abs/1611.09630
     """
 
-    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4) -> None:
         super().__init__(body, latent_dim, num_layers)
 
     def layer_shapes(self) -> dict[str, Size]:
-        return {"normal": self.event_shape}
+        return {"normal": self.vector_shape}
 
     def layer(self, *, normal: Tensor) -> Transform:  # type: ignore[override]
         return HouseholderTransform(normal.unsqueeze(-2))
@@ -85,18 +86,18 @@ class Planar(TransformedNormal):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: of them.
 
     References:
         Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, https://arxiv.org/abs/1505.05770
     """
 
-    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4) -> None:
         super().__init__(body, latent_dim, num_layers)
 
     def layer_shapes(self) -> dict[str, Size]:
-        return {"bias": Size((1,)), "u": self.event_shape, "w": self.event_shape}
+        return {"bias": Size((1,)), "u": self.vector_shape, "w": self.vector_shape}
 
     def layer(self, *, bias: Tensor, u: Tensor, w: Tensor) -> Transform:  # type: ignore[override]
         return PlanarTransform((bias, u, w))
@@ -110,7 +111,7 @@ class Sylvester(TransformedNormal):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: of them.
         num_reflections: that Q is the product of, at least 1.
 
@@ -119,7 +120,7 @@ class Sylvester(TransformedNormal):
         https://arxiv.org/abs/1803.05649
     """
 
-    def __init__(self, body: Body, latent_dim: int, num_layers: int = 4, num_reflections: int = 4) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4, num_reflections: int = 4) -> None:
         self.num_reflections = num_reflections  # read by parameter_shapes
         if num_reflections < 1:
             raise ValueError(
@@ -128,7 +129,7 @@ class Sylvester(TransformedNormal):
         super().__init__(body, latent_dim, num_layers)
 
     def layer_shapes(self) -> dict[str, Size]:
-        (dim,) = self.event_shape
+        (dim,) = self.vector_shape
         return {
             "triangles": Size((dim, dim)),
             "diagonals": Size((2, dim)),

@@ -8,8 +8,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
 from pyro_vae.conditionals.base import Conditional
-from pyro_vae.distributions import MixtureOfDiagonalNormals
-from pyro_vae.nets import Body
+from pyro_vae.distributions import MixtureOfDiagonalNormals, shaped
+from pyro_vae.family import positive
+from pyro_vae.nets import Body, Shape
 
 
 class DiagonalNormal(Conditional):
@@ -19,7 +20,7 @@ class DiagonalNormal(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114
@@ -35,7 +36,7 @@ class DiagonalNormal(Conditional):
         return {"loc": self.event_shape, "log_scale": self.event_shape}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.Normal(loc, positive(log_scale)).to_event(len(self.event_shape))
 
 
 class LowRankNormal(Conditional):
@@ -45,7 +46,7 @@ class LowRankNormal(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         rank: columns of F, at least 1.
 
     References:
@@ -53,17 +54,18 @@ class LowRankNormal(Conditional):
         https://arxiv.org/abs/1701.03208
     """
 
-    def __init__(self, body: Body, latent_dim: int, rank: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, rank: int) -> None:
         self.rank = rank  # read by parameter_shapes
         if rank < 1:
             raise ValueError(f"LowRankNormal: expected rank at least 1; got {rank}. Use DiagonalNormal for rank 0.")
         super().__init__(body, latent_dim)
 
     def parameter_shapes(self) -> dict[str, Size]:
-        return {"loc": self.event_shape, "log_scale": self.event_shape, "factor": Size((*self.event_shape, self.rank))}
+        shape = self.vector_shape
+        return {"loc": shape, "log_scale": shape, "factor": Size((*shape, self.rank))}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor, factor: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+        return shaped(dist.LowRankMultivariateNormal(loc, factor, positive(log_scale) ** 2), self.event_shape)
 
 
 class FullRankNormal(Conditional):
@@ -73,7 +75,7 @@ class FullRankNormal(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
 
     References:
         Kingma, Welling, "An Introduction to Variational Autoencoders", 2019, section 2.5.1,
@@ -81,17 +83,17 @@ class FullRankNormal(Conditional):
     """
 
     def parameter_shapes(self) -> dict[str, Size]:
-        dim = self.event_shape[0]
+        (dim,) = self.vector_shape
         return {"loc": Size((dim,)), "log_scale": Size((dim,)), "below_diagonal": Size((dim * (dim - 1) // 2,))}
 
     def distribution(  # type: ignore[override]
         self, *, loc: Tensor, log_scale: Tensor, below_diagonal: Tensor
     ) -> TorchDistribution:
-        dim = self.event_shape[0]
+        (dim,) = self.vector_shape
         row, column = torch.tril_indices(dim, dim, -1, device=loc.device)
-        scale_tril = torch.diag_embed(log_scale.exp())
+        scale_tril = torch.diag_embed(positive(log_scale))
         scale_tril[..., row, column] = below_diagonal
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return shaped(dist.MultivariateNormal(loc, scale_tril=scale_tril), self.event_shape)
 
 
 class MixtureOfNormals(Conditional):
@@ -102,7 +104,7 @@ class MixtureOfNormals(Conditional):
 
     Args:
         body: network from y to features.
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_components: at least 1.
 
     References:
@@ -110,7 +112,7 @@ class MixtureOfNormals(Conditional):
         http://bayesiandeeplearning.org/2016/papers/BDL_20.pdf
     """
 
-    def __init__(self, body: Body, latent_dim: int, num_components: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, num_components: int) -> None:
         self.num_components = num_components  # read by parameter_shapes
         if num_components < 1:
             raise ValueError(
@@ -119,8 +121,8 @@ class MixtureOfNormals(Conditional):
         super().__init__(body, latent_dim)
 
     def parameter_shapes(self) -> dict[str, Size]:
-        each = Size((self.num_components, *self.event_shape))
+        each = Size((self.num_components, *self.vector_shape))
         return {"logits": each[:1], "loc": each, "log_scale": each}
 
     def distribution(self, *, logits: Tensor, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return MixtureOfDiagonalNormals(loc, log_scale.exp(), logits)
+        return shaped(MixtureOfDiagonalNormals(loc, positive(log_scale), logits), self.event_shape)

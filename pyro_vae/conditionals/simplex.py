@@ -8,6 +8,8 @@ from torch.nn.functional import softplus
 
 from pyro_vae.conditionals.base import Conditional
 from pyro_vae.distributions import LogDirichlet, LogLogisticNormal, log_simplex
+from pyro_vae.family import positive
+from pyro_vae.nets import Body
 
 MIN_CONCENTRATION = 1e-2
 """Below it nearly all draws are corners of the simplex to single precision."""
@@ -28,6 +30,10 @@ class Dirichlet(Conditional):
     """
 
     support = log_simplex
+
+    def __init__(self, body: Body, latent_dim: int) -> None:
+        super().__init__(body, latent_dim)
+        self._check_vector(2)
 
     def parameter_shapes(self) -> dict[str, Size]:
         return {"concentration": self.event_shape}
@@ -50,9 +56,13 @@ class LogisticNormal(Conditional):
 
     support = log_simplex
 
+    def __init__(self, body: Body, latent_dim: int) -> None:
+        super().__init__(body, latent_dim)
+        self._check_vector(2)
+
     def parameter_shapes(self) -> dict[str, Size]:
         free = Size((self.event_shape[0] - 1,))
         return {"loc": free, "log_scale": free}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
-        return LogLogisticNormal(loc, log_scale.exp())
+        return LogLogisticNormal(loc, positive(log_scale).clamp(min=1e-3))

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize, softplus
 
 from pyro_vae.conditionals.base import Conditional
 from pyro_vae.distributions import VonMisesFisher as VonMisesFisherDistribution
+from pyro_vae.nets import Body
 
 
 class VonMisesFisher(Conditional):
@@ -27,6 +28,10 @@ class VonMisesFisher(Conditional):
     """
 
     support = constraints.sphere
+
+    def __init__(self, body: Body, latent_dim: int) -> None:
+        super().__init__(body, latent_dim)
+        self._check_vector(2)
 
     def parameter_shapes(self) -> dict[str, Size]:
         return {"loc": self.event_shape, "concentration": Size(())}

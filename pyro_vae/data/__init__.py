@@ -23,10 +23,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.data import files, named
 from pyro_vae.data.dataset import Binarize, Dataset, as_dataset, binarized, present_device, unknown
 from pyro_vae.data.named import DatasetNotFoundError
@@ -43,7 +42,7 @@ class Splits(NamedTuple):
 
 
 def load(
-    source: str | Path | Tensor | npt.NDArray[Any] | Dataset,
+    source: Any,
     root: str | Path | None = None,
     *,
     binarize: Binarize = "none",
@@ -62,7 +61,8 @@ def load(
             28x28 file is another rendering), ``svhn``, ``cifar10``, or ``digits`` (8x8, comes with scikit-learn);
             or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
-            or a folder of images of one size, whose subfolders, if any, are the classes.
+            or a folder of images of one size, whose subfolders, if any, are the classes. Subfolders ``train``,
+            ``valid`` (``val``, ``validation``) and ``test`` are the parts.
         root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
             else the user's cache folder. A named set that is not there is downloaded into it.
         binarize: ``"dynamic"`` makes every training batch binary afresh, and the validation and test data once;
@@ -83,14 +83,16 @@ def load(
     Example:
         >>> train, valid, test = load("digits", binarize="dynamic")
         >>> train
-        Dataset('digits', 1349 x (1, 8, 8), 17 levels, binarization='dynamic', device='cpu')
+        Dataset('digits', 1349 x (1, 8, 8), 17 levels, binarization='dynamic', device='cpu', labels of 10 classes)
         >>> len(valid), len(test), test.binarization
         (149, 299, 'static')
     """
     if binarize not in get_args(Binarize):
         raise ValueError(unknown("binarize", binarize, get_args(Binarize)))
+    checks.whole("data.load", "seed", seed, 0)
     device = present_device(device)
     held_out: int | float = 0.1
+    valid: Dataset | None = None
     test: Dataset | None = None
     if not isinstance(source, (str, Path)):
         train = as_dataset(source)
@@ -103,7 +105,7 @@ def load(
         path = Path(source).expanduser()
         if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
             raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
-        train = files.read(path)
+        train, valid, test = files.read_splits(path)
 
     if train.binarization != "none":
         raise ValueError(
@@ -122,9 +124,14 @@ def load(
         order = torch.randperm(len(train), generator=generator)
         held = max(1, len(train) // 6)
         test, train = train.subset(order[:held]), train.subset(order[held:])
-    size = _validation_size(held_out if validation is None else validation, train)
-    valid = train.subset(torch.arange(len(train) - size, len(train)))
-    train = train.take(len(train) - size)
+    if valid is None:
+        size = _validation_size(held_out if validation is None else validation, train)
+        valid = train.subset(torch.arange(len(train) - size, len(train)))
+        train = train.take(len(train) - size)
+    elif validation is not None:
+        raise ValueError(
+            f"data.load: expected no validation for a folder with a part of that name; got {validation}. Leave it out."
+        )
 
     fixed: Binarize = "static" if binarize == "dynamic" else binarize
     test = binarized(test, fixed, generator)
@@ -139,6 +146,7 @@ def available(name: str, root: str | Path | None = None) -> bool:
     Raises:
         ValueError: An unknown name.
     """
+    checks.instance("data.available", "name", name, str, "Give the name of a set.")
     if name == "digits":
         return True
     if name not in named.SOURCES:
@@ -147,6 +155,8 @@ def available(name: str, root: str | Path | None = None) -> bool:
 
 
 def _validation_size(validation: int | float, train: Dataset) -> int:
+    if not isinstance(validation, float):
+        checks.whole("data.load", "validation", validation, -len(train))
     if isinstance(validation, float):
         size = max(1, int(validation * len(train))) if 0 < validation < 1 else 0
     else:

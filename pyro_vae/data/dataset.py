@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from pyro_vae import checks
+from pyro_vae.data.arrays import beside, numbers
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
@@ -30,6 +31,8 @@ class Dataset:
         binarization: What has been done to the set (``"static"``, ``"threshold"``), what each batch does
             (``"dynamic"``), or ``"none"``.
         context: Tensors (N, ...) that every batch carries beside x.
+        columns: Names of the columns of a table.
+        note: What was left out or changed on the way from its source.
 
     Raises:
         ValueError: An empty set, lengths or devices that differ, infinite values, a dynamic set outside [0, 1].
@@ -49,9 +52,18 @@ class Dataset:
     levels: int | None = None
     binarization: Binarize = "none"
     context: tuple[Tensor, ...] = ()
+    columns: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
+        checks.instance("Dataset", "name", self.name, str, "Give a word.")
         subject, images = f"Dataset {self.name!r}", self.images
+        checks.instance(subject, "images", images, Tensor, "Use data.as_dataset to convert.")
+        if self.levels is not None:
+            checks.whole(subject, "levels", self.levels)
+        for kind, tensor in [("labels", self.labels), *(("context", each) for each in self.context)]:
+            if tensor is not None:
+                checks.instance(subject, kind, tensor, Tensor, "Use conditioned_on for arrays.")
         if images.dtype != (torch.float32 if self.levels is None else torch.uint8):
             raise TypeError(
                 f"{subject}: expected images of uint8 with levels, or of float32 without; got {images.dtype} with "
@@ -76,17 +88,17 @@ class Dataset:
                 f"{subject}: expected labels of torch.int64; got {self.labels.dtype}. Use labels.long(), or carry "
                 "other covariates with conditioned_on."
             )
-        for kind, beside in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
-            if beside is None:
+        for kind, rows in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
+            if rows is None:
                 continue
-            if beside.ndim == 0 or len(beside) != len(images):
+            if rows.ndim == 0 or len(rows) != len(images):
                 raise ValueError(
-                    f"{subject}: expected {kind} of length {len(images)}; got shape {tuple(beside.shape)}. "
+                    f"{subject}: expected {kind} of length {len(images)}; got shape {tuple(rows.shape)}. "
                     "Give one row for each datum."
                 )
-            if beside.device != images.device:
+            if rows.device != images.device:
                 raise ValueError(
-                    f"{subject}: expected {kind} on device {images.device}; got {beside.device}. Move it there."
+                    f"{subject}: expected {kind} on device {images.device}; got {rows.device}. Move it there."
                 )
         if self.binarization not in get_args(Binarize):
             raise ValueError(unknown("binarization", self.binarization, get_args(Binarize)))
@@ -97,11 +109,26 @@ class Dataset:
         return len(self.images)
 
     def __repr__(self) -> str:
-        values = "real values" if self.levels is None else f"{self.levels + 1} levels"
+        values = self._range() if self.levels is None else f"{self.levels + 1} levels"
+        beside = "".join(
+            f", {part}"
+            for part in (
+                "" if self.labels is None else f"labels of {int(self.labels.max()) + 1} classes",
+                f"{len(self.context)} contexts" if self.context else "",
+                f"note={self.note!r}" if self.note else "",
+            )
+            if part
+        )
         return (
             f"Dataset({self.name!r}, {len(self)} x {tuple(self.event_shape)}, {values}, "
-            f"binarization={self.binarization!r}, device={str(self.device)!r})"
+            f"binarization={self.binarization!r}, device={str(self.device)!r}{beside})"
         )
+
+    def _range(self) -> str:
+        present = self.images[~self.images.isnan()]
+        missing = self.images.numel() - present.numel()
+        span = f" from {float(present.min()):.4g} to {float(present.max()):.4g}" if present.numel() else ""
+        return f"real values{span}" + (f", {missing} missing" if missing else "")
 
     @property
     def event_shape(self) -> torch.Size:
@@ -120,8 +147,7 @@ class Dataset:
 
     def take(self, n: int) -> Dataset:
         """The first n data, or all of them when there are fewer."""
-        if n < 1:
-            raise ValueError(f"Dataset.take: expected n of at least 1; got {n}. Ask for one datum or more.")
+        n = checks.whole("Dataset.take", "n", n)
         return self._each(lambda tensor: tensor[:n])
 
     def subset(self, index: Tensor) -> Dataset:
@@ -129,9 +155,14 @@ class Dataset:
         index = index.to(self.device)
         return self._each(lambda tensor: tensor.index_select(0, index))
 
-    def conditioned_on(self, *context: Tensor) -> Dataset:
-        """The same data, of which each batch also carries these tensors (N, ...), after those it carries already."""
-        return replace(self, context=(*self.context, *(tensor.to(self.device) for tensor in context)))
+    def conditioned_on(self, *context: Any) -> Dataset:
+        """The same data, of which each batch also carries these (N, ...), after those it carries already.
+
+        Args:
+            context: tensors, arrays or tables. Whole numbers, such as classes, stay; all others become float32.
+        """
+        tensors = (beside(f"Dataset {self.name!r}, context", each).to(self.device) for each in context)
+        return replace(self, context=(*self.context, *tensors))
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """The data of an index: ``(x, *context)``.
@@ -194,10 +225,7 @@ class Dataset:
         drop_last: bool = False,
     ) -> Iterator[Tensor]:
         """One pass over the set as the indices of its batches, int64 (B,); arguments as those of ``batches``."""
-        if batch_size < 1:
-            raise ValueError(
-                f"Dataset.batches: expected batch_size of at least 1; got {batch_size}. Use len(dataset) for one batch."
-            )
+        batch_size = checks.whole("Dataset.batches", "batch_size", batch_size)
         n = len(self) - len(self) % batch_size if drop_last else len(self)
         if shuffle:
             generator = _given(generator, "shuffling")
@@ -232,46 +260,45 @@ class Dataset:
         )
 
 
-def as_dataset(x: Dataset | Tensor | npt.NDArray[Any], name: str = "array") -> Dataset:
-    """A set of a tensor or array; a Dataset is returned as it is.
+def as_dataset(x: Any, name: str = "array") -> Dataset:
+    """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
 
     uint8 values are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are bits. All other numbers
-    become float32 as they are, so that counts and reals keep their values. Images are (N, H, W) or (N, C, H, W), tables
-    (N, D). Float32 and uint8 values are not copied.
+    become float32 as they are, so that counts and reals keep their values, and so does their shape (N, ...). What is
+    masked or missing becomes NaN, categories their codes. Float32 and uint8 values are not copied.
+
+    Args:
+        x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
+            Dataset or DataLoader of torch, whose second parts are labels where they are whole numbers.
+        name: What errors, histories and plots call the set.
 
     Raises:
-        TypeError: Something else, or numbers that are not real.
-        ValueError: Another number of dimensions, channels last, or what ``Dataset`` refuses.
+        TypeError: Something else, or values that are not real numbers.
+        ValueError: Another number of dimensions, channels last, numbers that float32 cannot hold, or what ``Dataset``
+            refuses.
 
     Example:
-        >>> as_dataset(np.array([[0.5, 7.0], [2.0, 3.0]]), name="counts")
-        Dataset('counts', 2 x (2,), real values, binarization='none', device='cpu')
+        >>> as_dataset([[0.5, 7.0], [2.0, 3.0]], name="counts")
+        Dataset('counts', 2 x (2,), real values from 0.5 to 7, binarization='none', device='cpu')
     """
     if isinstance(x, Dataset):
         return x
     subject = f"Dataset {name!r}"
-    if isinstance(x, np.ndarray) and x.dtype.kind in "biuf":
-        x = torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
-    if not isinstance(x, Tensor) or x.is_complex():
-        kind = f"array of {x.dtype}" if isinstance(x, (np.ndarray, Tensor)) else type(x).__name__
-        raise TypeError(
-            f"{subject}: expected a Dataset, or a tensor or array of real numbers; got {kind}. Convert it first, "
-            "for instance with numpy.asarray(x, dtype=numpy.float32)."
-        )
-    if x.ndim not in (2, 3, 4):
+    found = numbers(subject, x)
+    values = found.values
+    if values.ndim < 2:
+        raise ValueError(f"{subject}: expected shape (N, D) or (N, ...); got {tuple(values.shape)}. Reshape it.")
+    last = values.shape[-1]
+    if values.ndim == 4 and values.dtype == torch.uint8 and last in (1, 3, 4) and values.shape[1] not in (1, 3, 4):
         raise ValueError(
-            f"{subject}: expected shape (N, D), (N, H, W) or (N, C, H, W); got {tuple(x.shape)}. Reshape it."
-        )
-    if x.ndim == 4 and x.dtype == torch.uint8 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        raise ValueError(
-            f"{subject}: expected images (N, C, H, W); got channels last, {tuple(x.shape)}. Move the channels: "
+            f"{subject}: expected images (N, C, H, W); got channels last, {tuple(values.shape)}. Move the channels: "
             "x.transpose(0, 3, 1, 2) of an array, x.permute(0, 3, 1, 2) of a tensor."
         )
-    x = (x[:, None] if x.ndim == 3 else x).detach()
-    if x.dtype not in (torch.bool, torch.uint8):
-        return Dataset(name, x.to(torch.float32))
-    bits = x.dtype == torch.bool or x.numel() == 0 or int(x.max()) <= 1
-    return Dataset(name, x.to(torch.uint8), levels=1 if bits else 255)
+    levels: int | None = None
+    if values.dtype in (torch.bool, torch.uint8):
+        levels = 1 if values.dtype == torch.bool or values.numel() == 0 or int(values.max()) <= 1 else 255
+    stored = values.to(torch.float32 if levels is None else torch.uint8)
+    return Dataset(name, stored, found.labels, levels, columns=found.columns, note=found.note)
 
 
 def unknown(subject: str, name: str, choices: Sequence[str]) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pyro_vae.data.dataset import Dataset, as_dataset
 
-_IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK"})
+_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
 @contextmanager
@@ -27,6 +26,10 @@ def reading(path: Path, remedy: str = "Write it again.") -> Iterator[None]:
     """Turns what a parser raises on a damaged file into one error that names the file and the remedy."""
     try:
         yield
+    except _LostError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _damaged(path, error, "Pass a smaller image.") from error
     except (AssertionError, EOFError, LookupError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
         raise _damaged(path, error, remedy) from error
     except (zipfile.BadZipFile, zlib.error) as error:
@@ -85,41 +88,114 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
     return arrays[images], None if labels is None else arrays[labels]
 
 
-def _read_folder(folder: Path) -> Dataset:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    paths = [path for path in paths if not path.name.startswith(".")]
+PARTS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+"""Names of the subfolders of a folder that is split already."""
+
+
+def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The set in a file or folder, and its validation and test data where the folder says which they are."""
+    found: dict[str, Path] = {}
+    if path.is_dir():
+        folders = {child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")}
+        for part, names in PARTS.items():
+            for name in folders.intersection(names):
+                found[part] = path / name
+    if "train" not in found or len(found) == 1:
+        return read(path), None, None
+    classes = sorted({name for folder in found.values() for name in _classes(folder)})
+    parts = {part: _read_folder(folder, classes) for part, folder in found.items()}
+    shapes = {part: dataset.event_shape for part, dataset in parts.items()}
+    if len(set(shapes.values())) > 1:
+        sizes = ", ".join(f"{part} {tuple(shape)}" for part, shape in shapes.items())
+        raise ValueError(f"Folder {path}: expected images of one size in all parts; got {sizes}. Resize them.")
+    return parts["train"], parts.get("valid"), parts.get("test")
+
+
+def _classes(folder: Path) -> set[str]:
+    return {parents[0] for parents in _listed(folder)[1] if parents}
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[tuple[str, ...]], str]:
+    """The images of a folder that are not hidden, their parents within it, and a note of what is no image."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    paths = [path for path in files if path.suffix.lower() in readable and path.is_file()]
+    left = [path.name for path in files if path not in set(paths)]
+    note = f"left out {len(left)} other files: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
+    return paths, [path.relative_to(folder).parts[:-1] for path in paths], note
+
+
+def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
+    paths, parents, note = _listed(folder)
     if not paths:
         raise ValueError(f"Folder {folder}: expected images; got none. Give a folder of PNG or JPEG files.")
-    parents = [path.relative_to(folder).parts[:-1] for path in paths]
     if not all(parents) and any(parents):
         raise ValueError(
             f"Folder {folder}: expected images in the folder alone or in class subfolders alone; got both. Move "
             "the former into a subfolder."
         )
-    images = np.empty(0, np.uint8)
+    images: npt.NDArray[Any] = np.empty(0, np.uint8)
+    transparent = 0
     for i, path in enumerate(paths):
-        image = read_image(path)
+        image, seen_through = read_image(path)
+        transparent += seen_through
         if i == 0:
-            images = np.empty((len(paths), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
+            images = np.empty((len(paths), *image.shape), image.dtype)
+        if image.shape != images.shape[1:] or image.dtype != images.dtype:
             raise ValueError(
-                f"File {path}: expected an image (C, H, W) like the first, {images.shape[1:]}; got {image.shape}. "
-                "Resize the images, or convert them to one mode."
+                f"File {path}: expected an image (C, H, W) like the first, {images.shape[1:]} of {images.dtype}; got "
+                f"{image.shape} of {image.dtype}. Resize the images, or convert them to one mode."
             )
         images[i] = image
+    if transparent:
+        note = f"{note}; transparency of {transparent} images is left out".lstrip("; ")
     labels = None
     if all(parents):
-        classes = {name: i for i, name in enumerate(sorted({parts[0] for parts in parents}))}
-        labels = torch.tensor([classes[parts[0]] for parts in parents])
-    return Dataset(folder.name, torch.from_numpy(images), labels, levels=255)
+        index = {name: i for i, name in enumerate(classes or sorted({parts[0] for parts in parents}))}
+        labels = torch.tensor([index[parts[0]] for parts in parents])
+    levels = 255 if images.dtype == np.uint8 else None
+    return Dataset(folder.name, torch.from_numpy(images), labels, levels=levels, note=note)
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file, uint8 (1, H, W) of greys or (3, H, W) of colours; transparency is dropped."""
+def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
+    """An image file, upright, and whether it had transparency, which is dropped.
+
+    Returns:
+        uint8 (1, H, W) of greys or (3, H, W) of colours; float32 k / 65535 of 16-bit greys.
+
+    Raises:
+        ValueError: a damaged file, or one of which a part would be lost: several pages, or more than 8 bits of colour.
+    """
     with reading(path), Image.open(path) as image:
-        if image.mode in _GREY_MODES:
-            return np.asarray(image.convert("L"))[None]
-        if image.mode in _COLOUR_MODES:
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        mode = image.mode
-    raise ValueError(f"File {path}: expected 8 bits per channel; got mode {mode!r}. Convert it, or pass an array.")
+        pages = getattr(image, "n_frames", 1)
+        depth, mode = _png_depth(path), image.mode
+        if pages > 1:
+            raise _lost(path, f"one image; got {pages} pages or frames", "Save each as a file, or pass an array")
+        if depth == 16 and not mode.startswith("I"):
+            raise _lost(path, "8 bits per channel; got 16 bits of color", "Convert it, or pass an array")
+        upright = ImageOps.exif_transpose(image)
+        alpha = "A" in upright.mode or "transparency" in upright.info
+        seen_through = alpha and bool((np.asarray(upright.convert("RGBA"))[..., 3] < 255).any())
+        if mode in _GREY_MODES:
+            return np.asarray(upright.convert("L"))[None], seen_through
+        if mode in _COLOUR_MODES:
+            return np.asarray(upright.convert("RGB")).transpose(2, 0, 1), seen_through
+        if mode.startswith("I;16") or (mode == "I" and depth == 16):
+            return (np.asarray(upright).astype(np.float32) / 65535)[None], False
+    raise _lost(path, f"8 bits per channel; got mode {mode!r}", "Convert it, or pass an array")
+
+
+def _png_depth(path: Path) -> int:
+    """Bits per channel in the header of a PNG file, of which PIL keeps eight; 0 of another file."""
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else 0
+
+
+class _LostError(ValueError):
+    """An error of ours, which :func:`reading` passes on."""
+
+
+def _lost(path: Path, expected: str, remedy: str) -> ValueError:
+    return _LostError(f"File {path}: expected {expected}. {remedy}.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from pyro.poutine.messenger import unwrap
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae.elbo.threads import running_programs
 from pyro_vae.evaluation.runs import Pair
@@ -22,10 +23,22 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     What training adds, such as dropout or the site ``"classification"`` of SemiSupervisedVAE, is no part of a density.
     Afterwards every module is in the mode that it was in.
     """
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        program = cast(Pair, args[0] if args else kwargs["program"])
+        given = signature.bind(*args, **kwargs).arguments
+        program = cast(Pair, given["program"])
+        _check_program(function.__name__, program)
+        if "x" in given:
+            _check_rows(function.__name__, program, (given["x"], *given.get("context", ())))
+        elif not hasattr(given["simulation"], "latents"):
+            raise TypeError(
+                f"{function.__name__}: expected a Simulation; got {type(given['simulation']).__name__}. Pass "
+                "evaluation.simulate(program, x)."
+            )
+        else:
+            _check_rows(function.__name__, program, (given["simulation"].x, *given["simulation"].context))
         parts = [
             part for part in (program, unwrap(program.model), unwrap(program.guide)) if isinstance(part, nn.Module)
         ]
@@ -40,3 +53,30 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
                     module.training = mode
 
     return run
+
+
+def _check_program(name: str, program: Pair) -> None:
+    for part in ("model", "guide"):
+        if not callable(getattr(program, part, None)):
+            raise TypeError(
+                f"{name}: expected a program with model and guide; got {type(program).__name__}. Pass a VAE, or an "
+                "object with these two attributes."
+            )
+
+
+def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
+    """Refuses data and contexts that are no tensors with a row for each datum, and data of another shape."""
+    for value in rows:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name}: expected x a tensor; got {type(value).__name__}. Pass *batch for a batch of data and "
+                "contexts, and data.as_dataset(x).tensor() for arrays."
+            )
+        if value.dim() == 0 or len(value) != len(rows[0]) or not len(value):
+            raise ValueError(
+                f"{name}: expected data of shape (N, ...) and contexts of as many rows; got "
+                f"{[tuple(row.shape) for row in rows]}. Give a row for each datum."
+            )
+    check = getattr(getattr(program, "likelihood", None), "check_shape", None)
+    if check is not None:
+        check(rows[0])

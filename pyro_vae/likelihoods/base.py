@@ -49,12 +49,12 @@ class Likelihood(Family):
         return self.distribution(**self.head(self.body(*parents[:inputs])), **context)
 
     def check_shape(self, x: Tensor) -> None:
-        """Refuses data whose trailing dims are not ``event_shape``.
+        """Refuses data that are not of shape (N, \\*event_shape).
 
         Raises:
             ValueError: naming both shapes.
         """
-        if x.shape[x.dim() - len(self.event_shape) :] != self.event_shape or x.dim() <= len(self.event_shape):
+        if x.dim() == 0 or x.shape[1:] != self.event_shape:
             raise ValueError(
                 f"{type(self).__name__} likelihood: expected data of shape (N, "
                 f"{', '.join(map(str, self.event_shape))}); got {tuple(x.shape)}. "

@@ -9,7 +9,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.distributions import shaped
 from pyro_vae.distributions.normalizing_flow import FlowLayers, NormalizingFlow
+from pyro_vae.nets import Shape, as_size
 from pyro_vae.priors.base import Prior
 
 
@@ -17,21 +19,22 @@ class FlowPrior(Prior):
     """z = f(u), u ~ Normal(0, I), for layers f whose *inverse* is a single pass.
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         layers: from z to u.
     """
 
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, layers: FlowLayers) -> None:
+    def __init__(self, latent_dim: Shape, layers: FlowLayers) -> None:
         super().__init__(latent_dim)
         self.layers = layers
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+        self.register_buffer("loc", torch.zeros(self.event_shape.numel()), persistent=False)
+        self.register_buffer("scale", torch.ones(self.event_shape.numel()), persistent=False)
 
     def forward(self) -> TorchDistribution:
-        return NormalizingFlow(dist.Normal(self.loc, self.scale).to_event(1), self.layers().inv)
+        flow = NormalizingFlow(dist.Normal(self.loc, self.scale).to_event(1), self.layers().inv)
+        return shaped(flow, self.event_shape)
 
 
 class RealNVP(FlowPrior):
@@ -41,7 +44,7 @@ class RealNVP(FlowPrior):
     too, by constants.)
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: coupling layers; halves swap from one to the next.
         hidden: width of each hidden layer of the networks.
 
@@ -53,8 +56,10 @@ class RealNVP(FlowPrior):
         torch.Size([5])
     """
 
-    def __init__(self, latent_dim: int, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__(latent_dim, FlowLayers("affine", latent_dim, num_layers, hidden, coupling=True))
+    def __init__(self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__(
+            latent_dim, FlowLayers("affine", as_size(latent_dim).numel(), num_layers, hidden, coupling=True)
+        )
 
 
 class NeuralSpline(FlowPrior):
@@ -63,7 +68,7 @@ class NeuralSpline(FlowPrior):
     Density and draws take one and two passes.
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: coupling layers; halves swap from one to the next.
         hidden: width of each hidden layer of the networks.
         num_bins: bins of each spline.
@@ -77,9 +82,9 @@ class NeuralSpline(FlowPrior):
     """
 
     def __init__(
-        self, latent_dim: int, num_layers: int = 4, hidden: Sequence[int] = (64, 64), num_bins: int = 8
+        self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64), num_bins: int = 8
     ) -> None:
-        layers = FlowLayers("spline", latent_dim, num_layers, hidden, coupling=True, num_bins=num_bins)
+        layers = FlowLayers("spline", as_size(latent_dim).numel(), num_layers, hidden, coupling=True, num_bins=num_bins)
         super().__init__(latent_dim, layers)
 
 
@@ -89,7 +94,7 @@ class MaskedAutoregressive(FlowPrior):
     The density takes one pass; draws take ``latent_dim`` passes, one after the other.
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_layers: autoregressive layers; the order of the dimensions reverses from one to the next.
         hidden: width of each hidden layer of the networks.
 
@@ -102,5 +107,5 @@ class MaskedAutoregressive(FlowPrior):
         torch.Size([5])
     """
 
-    def __init__(self, latent_dim: int, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__(latent_dim, FlowLayers("affine", latent_dim, num_layers, hidden))
+    def __init__(self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__(latent_dim, FlowLayers("affine", as_size(latent_dim).numel(), num_layers, hidden))

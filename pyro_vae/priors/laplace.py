@@ -7,6 +7,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_vae import checks
+from pyro_vae.nets import Shape
 from pyro_vae.priors.base import Prior
 
 
@@ -14,7 +16,7 @@ class Laplace(Prior):
     r"""Independent :math:`p(z_i) = e^{-|z_i| / s} / (2 s)`: sparser than a Normal, and not rotation invariant.
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         scale: s, in the units of z.
 
     Raises:
@@ -28,12 +30,11 @@ class Laplace(Prior):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, scale: float = 1.0) -> None:
+    def __init__(self, latent_dim: Shape, scale: float = 1.0) -> None:
         super().__init__(latent_dim)
-        if not scale > 0:
-            raise ValueError(f"Laplace prior: expected scale above 0; got {scale}. Give a positive number.")
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.full((latent_dim,), scale), persistent=False)
+        checks.number("Laplace prior", "scale", scale, above=0)
+        self.register_buffer("loc", torch.zeros(self.event_shape), persistent=False)
+        self.register_buffer("scale", torch.full(self.event_shape, float(scale)), persistent=False)
 
     def forward(self) -> TorchDistribution:
-        return dist.Laplace(self.loc, self.scale).to_event(1)
+        return dist.Laplace(self.loc, self.scale).to_event(len(self.event_shape))

@@ -7,7 +7,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import MixtureOfDiagonalNormals
+from pyro_vae.distributions import MixtureOfDiagonalNormals, shaped
+from pyro_vae.family import positive
+from pyro_vae.nets import Shape
 from pyro_vae.priors.base import Prior
 
 
@@ -22,14 +24,14 @@ class StandardNormal(Prior):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: Shape) -> None:
         super().__init__(latent_dim)
         # Buffers, so that .to() and .double() move them; not in the state_dict, since they are no state.
-        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+        self.register_buffer("loc", torch.zeros(self.event_shape), persistent=False)
+        self.register_buffer("scale", torch.ones(self.event_shape), persistent=False)
 
     def forward(self) -> TorchDistribution:
-        return dist.Normal(self.loc, self.scale).to_event(1)
+        return dist.Normal(self.loc, self.scale).to_event(len(self.event_shape))
 
 
 class Normal(Prior):
@@ -43,20 +45,20 @@ class Normal(Prior):
         ['loc', 'log_scale']
     """
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: Shape) -> None:
         super().__init__(latent_dim)
-        self.loc = nn.Parameter(torch.zeros(latent_dim))
-        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+        self.loc = nn.Parameter(torch.zeros(self.event_shape))
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
     def forward(self) -> TorchDistribution:
-        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.Normal(self.loc, positive(self.log_scale)).to_event(len(self.event_shape))
 
 
 class MixtureOfNormals(Prior):
     """A mixture of diagonal Normals with learned weights and scales, and means that are learned or given.
 
     Args:
-        latent_dim: dimensions of z.
+        latent_dim: dimensions of z, or its shape.
         num_components: number of components whose means are learned. They start as draws from Normal(0, I), which
             break the symmetry between them.
         loc: means that stay as they are, (num_components, latent_dim), in place of ``num_components``: encodings or
@@ -72,7 +74,7 @@ class MixtureOfNormals(Prior):
 
     loc: Tensor
 
-    def __init__(self, latent_dim: int, num_components: int | None = None, *, loc: Tensor | None = None) -> None:
+    def __init__(self, latent_dim: Shape, num_components: int | None = None, *, loc: Tensor | None = None) -> None:
         super().__init__(latent_dim)
         if (num_components is None) == (loc is None):
             raise ValueError(
@@ -85,16 +87,17 @@ class MixtureOfNormals(Prior):
                     f"MixtureOfNormals: expected num_components at least 1; got {num_components}. Give a positive "
                     "number."
                 )
-            self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+            self.loc = nn.Parameter(torch.randn(num_components, self.event_shape.numel()))
         elif loc is not None:
-            if loc.dim() != 2 or loc.shape[1] != latent_dim:
+            if loc.shape[1:] != self.event_shape:
                 raise ValueError(
-                    f"MixtureOfNormals: expected loc of shape (num_components, {latent_dim}); got {tuple(loc.shape)}. "
+                    "MixtureOfNormals: expected loc of shape (num_components, "
+                    f"{', '.join(map(str, self.event_shape))}); got {tuple(loc.shape)}. "
                     "Give one row for each component."
                 )
-            self.register_buffer("loc", loc.detach().clone())
+            self.register_buffer("loc", loc.detach().flatten(1).clone())
         self.logits = nn.Parameter(self.loc.new_zeros(len(self.loc)))
         self.log_scale = nn.Parameter(torch.zeros_like(self.loc, requires_grad=False))
 
     def forward(self) -> TorchDistribution:
-        return MixtureOfDiagonalNormals(self.loc, self.log_scale.exp(), self.logits)
+        return shaped(MixtureOfDiagonalNormals(self.loc, positive(self.log_scale), self.logits), self.event_shape)

@@ -14,7 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.distributions import MixtureOfDiagonalNormals
+from pyro_vae.distributions import MixtureOfDiagonalNormals, shaped
 from pyro_vae.family import Family
 from pyro_vae.priors.base import Prior
 
@@ -95,13 +95,14 @@ class VampPrior(Prior):
         posterior = holder if isinstance(holder, Family) else holder.posterior
         inputs = self.pseudo_inputs.clamp(0, 1) if self.clamp else self.pseudo_inputs
         normal = self._normal(posterior(inputs), type(posterior).__name__)
-        return MixtureOfDiagonalNormals(normal.loc, normal.scale, normal.loc.new_zeros(len(inputs)))
+        loc, scale = normal.loc.flatten(1), normal.scale.flatten(1)
+        return shaped(MixtureOfDiagonalNormals(loc, scale, loc.new_zeros(len(inputs))), self.event_shape)
 
     @staticmethod
     def _normal(distribution: TorchDistribution, name: str) -> dist.Normal:
         """The Normals of the single elements of z."""
         base = getattr(distribution, "base_dist", None)
-        if not isinstance(base, dist.Normal) or getattr(distribution, "reinterpreted_batch_ndims", 0) != 1:
+        if not isinstance(base, dist.Normal) or getattr(distribution, "event_dim", 0) < 1:
             raise ValueError(
                 f"VampPrior: expected a posterior of independent Normals; got {name}. Use conditionals.DiagonalNormal, "
                 "or another prior."

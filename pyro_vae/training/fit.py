@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyro.infer
 import pyro.optim
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
@@ -31,8 +31,8 @@ ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 def fit(
     program: Program,
-    train: Dataset | Tensor | np.ndarray[Any, Any],
-    validation: Dataset | Tensor | np.ndarray[Any, Any] | None = None,
+    train: Any,
+    validation: Any = None,
     *,
     loss: pyro.infer.ELBO | None = None,
     optimizer: OptimizerFactory | pyro.optim.PyroOptim = ADAM,
@@ -56,7 +56,7 @@ def fit(
 
     Args:
         program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
-        train: training data; a tensor or array (N, ...) stands for a data set without labels.
+        train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
         optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser; Adam at 1e-3 by default.
@@ -101,8 +101,8 @@ def fit(
             f"fit: expected a program with model, guide, latents and observed; got {type(program).__name__}. "
             "Pass a VAE, or an object with these four attributes."
         )
-    train = as_dataset(train)
-    validation = None if validation is None else as_dataset(validation)
+    train = _for_likelihood(as_dataset(train), program)
+    validation = None if validation is None else _for_likelihood(as_dataset(validation), program)
     loss = ELBO() if loss is None else loss
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
@@ -187,6 +187,14 @@ def _check_settings(
     for name, callback in (("on_step", on_step), ("on_epoch", on_epoch)):
         if callback is not None and not callable(callback):
             raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
+
+
+def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
+    """Grey images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+    event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
+    if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
+        return replace(dataset, images=dataset.images.unsqueeze(1))
+    return dataset
 
 
 def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -> None:

@@ -1,0 +1,171 @@
+"""What holds numbers, of whatever library, as a tensor: nothing is cut, rounded or dropped without a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as TorchDataset
+
+_NUMBERS = "biuf"  # of numpy's kinds
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A tensor, and what it came with.
+
+    Attributes:
+        values: bool, uint8, int64 or float32, (N, ...); NaN where a value is missing.
+        labels: int64 (N,), of a set that has some.
+        columns: names, of a table.
+        note: what was done that the values do not show.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+    columns: tuple[str, ...] = ()
+    note: str = ""
+
+
+def numbers(subject: str, x: Any) -> Numbers:
+    """The numbers of a tensor, an array, nested lists, a pandas table, a scipy matrix, AnnData, or a set of torch.
+
+    Masked and missing values become NaN, categories their codes.
+
+    Raises:
+        TypeError: something else, or values that are not real numbers.
+        ValueError: numbers that float32 cannot hold.
+    """
+    package = type(x).__module__.split(".")[0]
+    if isinstance(x, DataLoader | TorchDataset):
+        return _of_torch_set(subject, x)
+    if package == "anndata":
+        inner = numbers(subject, x.X)
+        return Numbers(inner.values, None, tuple(map(str, x.var_names)), inner.note)
+    if package == "pandas":
+        return _of_pandas(subject, x)
+    if package == "scipy" and hasattr(x, "toarray"):
+        return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
+    if isinstance(x, Tensor):
+        return Numbers(_of_tensor(subject, x.detach()))
+    if isinstance(x, list | tuple):
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
+    if isinstance(x, np.ndarray):
+        return Numbers(_of_array(subject, x))
+    raise TypeError(
+        f"{subject}: expected a Dataset, a tensor, an array, a table or a set of torch; got {type(x).__name__}. "
+        "Convert it first, for instance with numpy.asarray(x, dtype=numpy.float32)."
+    )
+
+
+def beside(subject: str, x: Any) -> Tensor:
+    """A context: whole numbers, such as classes, stay; all others become float32."""
+    values = numbers(subject, x).values
+    return values if values.dtype == torch.int64 else values.to(torch.float32)
+
+
+def _of_array(subject: str, x: Any) -> Tensor:
+    if isinstance(x, np.ma.MaskedArray):
+        if x.mask is not np.ma.nomask and bool(np.any(x.mask)):
+            if x.dtype.kind not in _NUMBERS:
+                raise _no_numbers(subject, f"a masked array of {x.dtype}")
+            x = np.ma.filled(x.astype(np.float64), np.nan)
+        else:
+            x = x.data
+    if x.dtype.kind not in _NUMBERS:
+        raise _no_numbers(subject, f"array of {x.dtype}")
+    if x.dtype.kind == "u" and x.dtype.itemsize > 1:
+        if x.size and int(x.max()) > 2**62:
+            raise ValueError(f"{subject}: expected whole numbers up to 2^24; got {int(x.max())}. Scale them.")
+        x = x.astype(np.int64)
+    if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        x = x.astype(np.float64)
+    return _of_tensor(subject, torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"])))
+
+
+def _of_tensor(subject: str, x: Tensor) -> Tensor:
+    if x.layout != torch.strided:
+        x = x.to_dense()
+    if x.is_complex() or x.is_quantized or x.device.type == "meta":
+        kind = "without values" if x.device.type == "meta" else f"of {x.dtype}"
+        raise _no_numbers(subject, f"a tensor {kind}")
+    if x.dtype in (torch.bool, torch.uint8, torch.float32):
+        return x
+    if not x.is_floating_point():
+        if x.numel() and int(x.abs().max()) > 2**24:
+            raise ValueError(
+                f"{subject}: expected whole numbers up to 2^24, which float32 holds; got {int(x.abs().max())}, which "
+                "it would round. Subtract an offset, or scale them."
+            )
+        return x.to(torch.int64)
+    single = x.to(torch.float32)
+    if bool((single.isinf() & ~x.isinf()).any()):
+        raise ValueError(
+            f"{subject}: expected numbers that float32 holds, up to 3.4e38; got "
+            f"{float(x.nan_to_num(0).abs().max()):.4g}. Scale them, or take their logarithm."
+        )
+    return single
+
+
+def _of_pandas(subject: str, x: Any) -> Numbers:
+    """A DataFrame or Series: every column as numbers, those of categories as codes."""
+    frame = x.to_frame() if x.ndim == 1 else x
+    columns = []
+    for name, column in frame.items():
+        if str(column.dtype) == "category":
+            codes = column.cat.codes.to_numpy().astype(np.float64)
+            columns.append(np.where(codes < 0, np.nan, codes))
+        elif getattr(column.dtype, "kind", "O") in _NUMBERS:
+            columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        else:
+            raise TypeError(
+                f"{subject}: expected columns of numbers or categories; got {name!r} of {column.dtype}. Drop it, or "
+                f"make it one: frame[{name!r}].astype('category')."
+            )
+    values = _of_array(subject, np.stack(columns, -1)) if columns else torch.empty(len(frame), 0)
+    return Numbers(values[:, 0] if x.ndim == 1 else values, None, tuple(map(str, frame.columns)))
+
+
+def _of_torch_set(subject: str, x: Any) -> Numbers:
+    note = ""
+    if isinstance(x, DataLoader):
+        x, note = x.dataset, "of a DataLoader, whose batches and order are left out"
+    if isinstance(x, IterableDataset) or not hasattr(x, "__len__"):
+        raise TypeError(
+            f"{subject}: expected a set with a length; got the stream {type(x).__name__}. Read it into an array first."
+        )
+    items = [x[i] for i in range(len(x))]
+    if not items:
+        raise ValueError(f"{subject}: expected at least one datum; got none. Give data.")
+    parts = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    try:
+        values = torch.stack([_of_tensor(subject, torch.as_tensor(np.asarray(part[0]))) for part in parts])
+        second = [part[1] for part in parts] if len(parts[0]) == 2 else []
+        whole = second and all(isinstance(label, int) or _is_whole(label) for label in second)
+        labels = torch.tensor([int(label) for label in second]) if whole else None
+    except (TypeError, RuntimeError, IndexError) as error:
+        raise TypeError(
+            f"{subject}: expected data of one shape, with a label at most; got {type(items[0]).__name__} that cannot "
+            f"be stacked ({error}). Transform them to tensors."
+        ) from error
+    if second and labels is None:
+        note = f"{note}; second parts of the data, which are no classes, are left out".lstrip("; ")
+    return Numbers(values, labels, (), note)
+
+
+def _is_whole(label: Any) -> bool:
+    return isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
+
+
+def _no_numbers(subject: str, got: str) -> TypeError:
+    return TypeError(
+        f"{subject}: expected real numbers; got {got}. Convert it first, for instance with "
+        "numpy.asarray(x, dtype=numpy.float32)."
+    )

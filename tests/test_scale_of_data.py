@@ -1,0 +1,187 @@
+"""Data of any scale and shape, with missing values and contexts of any precision: trained, or refused in one line."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import VAE, ConditionalVAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
+from pyro_vae.family import positive
+
+RELU = partial(nets.MLP, activation=nn.ReLU)
+
+
+def vae_of(encoder: nets.Body, decoder_likelihood: Any, dims: int) -> VAE:
+    return VAE(
+        priors.StandardNormal(2), decoder_likelihood(RELU(2, [64, 64]), dims), conditionals.DiagonalNormal(encoder, 2)
+    )
+
+
+# Scales
+
+
+def test_the_scale_of_a_conditional_is_exact_where_it_is_ordinary_and_finite_everywhere() -> None:
+    log_scale = torch.linspace(-16, 16, 101)
+    assert torch.equal(positive(log_scale), log_scale.exp())
+    extreme = torch.tensor([-1e30, -1e4, -17.0, 17.0, 1e4, 1e30], requires_grad=True)
+    scale = positive(extreme)
+    (gradient,) = torch.autograd.grad(scale.log().sum(), extreme)
+    assert scale.isfinite().all()
+    assert (scale > 0).all()
+    assert (scale.diff() > 0).all()
+    assert (gradient > 0).all()
+
+
+@pytest.mark.parametrize("deviation", [100.0, 1000.0])
+def test_reals_on_a_large_scale_train(deviation: float) -> None:
+    # exp of what ReLU networks make of them was infinite, in torch's words of 1,841 characters
+    torch.manual_seed(0)
+    x = deviation * torch.randn(300, 20)
+    vae = vae_of(RELU(20, [64, 64]), likelihoods.Normal, 20)
+    history = fit(vae, x, epochs=3, seed=0, progress=False)
+    assert all(math.isfinite(value) for value in history["loss"])
+    standardized = vae_of(RELU(20, [64, 64], transform=nets.Standardize.of(x)), likelihoods.Normal, 20)
+    assert fit(standardized, x, epochs=3, seed=0, progress=False)["train_kl"][-1] < 100
+
+
+def test_counts_train_with_log1p() -> None:
+    torch.manual_seed(0)
+    x = torch.poisson(torch.rand(300, 10) * 1e4)
+    vae = vae_of(RELU(10, [128], transform="log1p"), likelihoods.NegativeBinomial, 10)
+    history = fit(vae, x, epochs=3, seed=0, progress=False)
+    assert all(math.isfinite(value) for value in history["loss"])
+
+
+def test_standardize_leaves_missing_values_out_and_constant_columns_alone() -> None:
+    x = torch.tensor([[1.0, 5.0, math.nan], [3.0, 5.0, 2.0], [5.0, 5.0, 4.0]])
+    standardize = nets.Standardize.of(x)
+    torch.testing.assert_close(standardize.mean, torch.tensor([3.0, 5.0, 3.0]))
+    torch.testing.assert_close(standardize.deviation, torch.tensor([math.sqrt(8 / 3), 1.0, 1.0]))
+    assert sorted(nets.MLP(3, [2], transform=standardize).state_dict())[-2:] == [
+        "transform.deviation",
+        "transform.mean",
+    ]
+
+
+def test_what_is_no_transform_is_refused() -> None:
+    with pytest.raises(TypeError, match="MLP: expected transform 'log1p', a module or a function; got 'log'"):
+        nets.MLP(3, [2], transform="log")  # type: ignore[arg-type]
+
+
+# Shapes
+
+
+def grey_vae(shape: tuple[int, ...]) -> VAE:
+    return VAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(nets.MLP(2, [4]), shape),
+        conditionals.DiagonalNormal(nets.MLP(shape, [4]), 2),
+    )
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("wrong", [(5, 1, 8, 8), (8, 8), (5, 64), (5, 8, 8, 1)])
+def test_data_of_one_dim_more_or_less_are_refused_at_every_entrance(wrong: tuple[int, ...]) -> None:
+    vae, x = grey_vae((8, 8)), torch.zeros(wrong)
+    message = re.escape(f"expected data of shape (N, 8, 8); got {wrong}")
+    simulation = evaluation.Simulation(x, (), {"z": torch.zeros(5, 2)})
+    calls = [
+        lambda: vae.model(x),
+        lambda: vae.guide(x),
+        lambda: evaluation.elbo_terms(vae, x),
+        lambda: evaluation.rate_distortion(vae, x),
+        lambda: evaluation.reconstruction_error(vae, x),
+        lambda: evaluation.active_units(vae, x),
+        lambda: evaluation.elbo_surgery(vae, x),
+        lambda: evaluation.ais(vae, x, progress=False),
+        lambda: evaluation.bdmc(vae, simulation, progress=False),
+        lambda: evaluation.amortization_gap(vae, x, progress=False),
+        lambda: evaluation.log_marginal_likelihood(vae, x, num_particles=3, progress=False),
+        lambda: evaluation.posterior_samples(vae, x, num_particles=3, progress=False),
+        lambda: elbo.log_weights(vae.model, vae.guide, x, num_particles=2),
+        lambda: elbo.IWELBO(2).loss(vae.model, vae.guide, x),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_series_train_in_their_shape() -> None:
+    x = (torch.rand(30, 24, 6) < 0.5).float()
+    vae = grey_vae((24, 6))
+    fit(vae, x, epochs=1, progress=False)
+    assert evaluation.elbo_terms(vae, x).elbo.shape == (30,)
+    per_datum = evaluation.elbo_terms(vae, x, num_particles=200).elbo.mean()
+    assert -1.2 * 144 * math.log(2) < per_datum < -0.8 * 144 * math.log(2)  # coins, under a decoder near its start
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("x", [np.zeros((5, 8, 8), np.float32), [0.0], "x", None, (torch.zeros(5, 8, 8),)])
+def test_what_is_no_tensor_is_refused_by_name(x: Any) -> None:
+    vae = grey_vae((8, 8))
+    for call in (vae.guide, partial(evaluation.elbo_terms, vae), partial(evaluation.ais, vae)):
+        with pytest.raises((TypeError, ValueError), match=r"expected (x a tensor|data x); got"):
+            call(x)
+
+
+def test_another_precision_is_named() -> None:
+    vae = grey_vae((8, 8))
+    with pytest.raises(TypeError, match=r"MLP: expected inputs of torch.float32 .*; got torch.float64"):
+        vae.encode(torch.zeros(5, 8, 8, dtype=torch.float64))
+    conditional = ConditionalVAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(nets.MLP(2, [5], context_shapes=[3]), 4),
+        conditionals.DiagonalNormal(nets.MLP(4, [5], context_shapes=[3]), 2),
+    )
+    with pytest.raises(TypeError, match=r"MLP: expected inputs of torch.float32 .*; got torch.float64"):
+        conditional.encode(torch.zeros(5, 4), torch.zeros(5, 3, dtype=torch.float64))
+
+
+# Missing values
+
+
+def correlated(n: int) -> Tensor:
+    z = torch.randn(n, 1)
+    return z * torch.tensor([1.0, -1.0, 2.0]) + 0.3 * torch.randn(n, 3)
+
+
+def missing_vae(masked: bool) -> VAE:
+    return VAE(
+        priors.StandardNormal(1),
+        likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(1, [16]), 3)),
+        conditionals.DiagonalNormal(nets.MLP(3, [32], masked=masked), 1),
+    )
+
+
+def test_a_mask_tells_missing_values_from_zeros() -> None:
+    zeros, missing = torch.zeros(1, 3), torch.full((1, 3), torch.nan)
+    for masked in (False, True):
+        vae = missing_vae(masked)
+        same = torch.equal(vae.encode(zeros).mean, vae.encode(missing).mean)
+        assert same is not masked
+    image = nets.ConvEncoder((1, 4, 4), [3], masked=True)
+    assert image(torch.full((2, 1, 4, 4), torch.nan)).isfinite().all()
+    assert not torch.equal(image(torch.full((2, 1, 4, 4), torch.nan)), image(torch.zeros(2, 1, 4, 4)))
+
+
+@pytest.mark.slow
+def test_a_row_with_nothing_observed_has_the_moments_of_the_prior() -> None:
+    torch.manual_seed(0)
+    x = correlated(2000)
+    x[torch.rand(2000, 3) < 0.3] = torch.nan
+    x[torch.rand(2000) < 0.1] = torch.nan
+    vae = missing_vae(masked=True)
+    fit(vae, x, epochs=60, optimizer=partial(torch.optim.Adam, lr=5e-3), seed=0, progress=False)
+    nothing = vae.encode(torch.full((1, 3), torch.nan)).base_dist
+    # The optimum is the prior itself, reached to the noise of the last steps of Adam.
+    assert nothing.loc.abs().item() < 0.1
+    assert nothing.scale.item() == pytest.approx(1, abs=0.1)
+    zeros = vae.encode(torch.zeros(1, 3)).base_dist
+    assert zeros.scale.item() < 0.4  # three values that were seen tell where z is
