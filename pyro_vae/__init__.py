@@ -1,5 +1,8 @@
 """Variational autoencoders as probabilistic programs: a Pyro model p(z) p(x|z), a guide q(z|x), and the ELBO."""
 
+import importlib
+from types import ModuleType
+
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
 from pyro_vae.conditional import ConditionalVAE
 from pyro_vae.hierarchical import HierarchicalVAE
@@ -29,3 +32,10 @@ __all__ = [
     "priors",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules that are imported when they are used, since not all users need what they import."""
+    if name in ("plots", "testing"):
+        return importlib.import_module(f"pyro_vae.{name}")
+    raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+
+from pyro_vae import checks
 
 _METADATA = "pyro_vae"
 
@@ -41,11 +44,15 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
         >>> bool(torch.equal(first.weight, second.weight))
         True
     """
+    checks.instance("Checkpoint", "module", module, nn.Module, "Pass a VAE, or any module.")
+    if metadata is not None:
+        checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
     target = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    # A name of its own for each saver, also of two threads; written by open, whose mode of files is the user's.
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        safetensors.torch.save_file(tensors, unfinished, {_METADATA: json.dumps(metadata or {})})
+        unfinished.write_bytes(safetensors.torch.save(tensors, {_METADATA: json.dumps(metadata or {})}))
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -65,6 +72,12 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or no checkpoint, or its tensors are not the module's.
     """
+    checks.instance("Checkpoint", "module", module, nn.Module, "Build it as the saved one was.")
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        raise ValueError(
+            f"Checkpoint: expected a module with values; got {type(module).__name__} on the meta device, which holds "
+            "none. Use module.to_empty(device='cpu') first."
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
     try:

@@ -18,7 +18,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_vae import conditionals, priors
+from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
@@ -183,6 +183,16 @@ class ConditionalVAE(ProgramModule):
             context: c, one or more tensors (N, ...).
             mean: return E[x|z, c] in place of the draw of x, as pictures in papers do.
         """
+        checks.flag(f"{_NAME}.sample", "mean", mean)
+        shapes = self.likelihood.body.input_shapes[1:]
+        given = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in context]
+        if len(context) < len(shapes) or [shape[1:] for shape in given[: len(shapes)]] != [
+            tuple(shape) for shape in shapes
+        ]:
+            raise (ValueError if all(isinstance(c, Tensor) for c in context) else TypeError)(
+                f"{_NAME}.sample: expected contexts of shapes {[('N', *shape) for shape in shapes]}; got {given}. Give "
+                "a row for each datum to draw."
+            )
         prior = _of_context(self.prior, context)
         z = prior.expand((data_size(_NAME, None, context, None),)).sample()
         distribution = self.decode(z, *context)

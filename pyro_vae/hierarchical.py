@@ -31,7 +31,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 
-from pyro_vae import conditionals, priors
+from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional, DiagonalNormal
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
@@ -303,6 +303,8 @@ class HierarchicalVAE(ProgramModule):
             context: what the likelihood takes beside z1, (size, ...) each.
             mean: return E[x|z1] in place of the draw of x, as pictures in papers do.
         """
+        size = checks.whole(f"{_NAME}.sample", "size", size)
+        checks.flag(f"{_NAME}.sample", "mean", mean)
         above: nn.Module = self.prior
         z = self.prior().sample(Size((size,)))
         for conditional in reversed(self.model.conditionals):

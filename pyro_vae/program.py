@@ -73,6 +73,14 @@ class ProgramModule(nn.Module):
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
     """
 
+    def forward(self, *args: object, **kwargs: object) -> None:
+        """Refuses: a program is a model and a guide, and neither is the network of a loss."""
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}: expected a call of one of its parts; got one of the whole. Use encode(x), decode(z) or "
+            "reconstruct(x); model and guide are Pyro programs."
+        )
+
     @property
     def likelihood(self) -> Any:
         """The density of x."""

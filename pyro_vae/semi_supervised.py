@@ -33,7 +33,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_vae import conditionals, distributions, priors
+from pyro_vae import checks, conditionals, distributions, priors
 from pyro_vae.conditionals import Conditional, OneHotCategorical
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
@@ -280,7 +280,8 @@ class SemiSupervisedVAE(ProgramModule):
             context: what the likelihood takes beside z and y, (size, ...) each.
             mean: return E[x|z, y] in place of the draw of x, as pictures in papers do.
         """
-        shape = Size((size,))
+        shape = Size((checks.whole(f"{_NAME}.sample", "size", size),))
+        checks.flag(f"{_NAME}.sample", "mean", mean)
         y = _knowing(self.model.class_prior().expand(shape), labels).sample()
         distribution = self.decode(self.prior().sample(shape), y, *context)
         return distribution.mean if mean else distribution.sample()

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_vae import conditionals, priors
+from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.priors import Prior
@@ -174,6 +174,8 @@ class VAE(ProgramModule):
             context: what the likelihood takes beside z, (size, ...) each.
             mean: return E[x|z] in place of the draw of x, as pictures in papers do.
         """
+        size = checks.whole("VAE.sample", "size", size)
+        checks.flag("VAE.sample", "mean", mean)
         conditional = self.decode(self.prior().sample(Size((size,))), *context)
         return conditional.mean if mean else conditional.sample()
 

@@ -115,6 +115,9 @@ import logging
 
 import matplotlib
 import pyro
+import os
+import warnings
+
 import torch
 
 def state():
@@ -132,6 +135,8 @@ def state():
         "Pyro settings": pyro.settings.get(),
         "root logger": (logging.root.level, list(logging.root.handlers)),
         "matplotlib settings": dict(matplotlib.rcParams),
+        "environment": dict(os.environ),
+        "warning filters": list(map(str, warnings.filters)),
     }
 
 before = state()

@@ -19,7 +19,7 @@ from pyro_vae.distributions.multinomial import Multinomial, counts_of
 from pyro_vae.distributions.normalizing_flow import NormalizingFlow
 from pyro_vae.distributions.one_hot_categorical import OneHotCategorical
 from pyro_vae.distributions.relaxed import LogOddsRelaxedBernoulli, LogRelaxedOneHotCategorical
-from pyro_vae.distributions.shaped import Shaped, shaped
+from pyro_vae.distributions.reshaped import Shaped, shaped
 from pyro_vae.distributions.sylvester import HouseholderTransform, PlanarTransform, SylvesterTransform
 from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
 from pyro_vae.distributions.zero_inflated import ZeroInflated

@@ -3,8 +3,8 @@
 :func:`compare` measures gradients at fixed weights; :func:`race` trains.
 """
 
-from pyro_vae.lab.compare import compare
 from pyro_vae.lab.comparison import Comparison, Row
-from pyro_vae.lab.race import Race, RacePoint, race
+from pyro_vae.lab.measurement import compare
+from pyro_vae.lab.racing import Race, RacePoint, race
 
 __all__ = ["Comparison", "Race", "RacePoint", "Row", "compare", "race"]

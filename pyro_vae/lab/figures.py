@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from pyro_vae.lab.comparison import Row
-    from pyro_vae.lab.race import Race
+    from pyro_vae.lab.racing import Race
 
 _NOTHING = 1e-12  # of the largest variance: rounding
 

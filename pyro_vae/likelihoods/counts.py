@@ -105,6 +105,12 @@ class Counts(Likelihood):
                 f"{type(self).__name__} likelihood: expected a {label} above 0; got {float(value.min()):.4g}. Give the "
                 "size itself, not its logarithm, and leave out empty data."
             )
+        log_total = x.flatten(1).nansum(-1).log() if x.dim() > 1 else x.new_zeros(0)
+        if len(log_total) == len(value) and bool(((value - log_total).abs() < 0.01).all() & (log_total > 1.1).all()):
+            raise ValueError(
+                f"{type(self).__name__} likelihood: expected a {label}; got the logarithm of each datum's total. Give "
+                "the size itself, x.sum(-1)."
+            )
 
 
 class Poisson(Counts):
