@@ -19,24 +19,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae import VAE, checkpoint, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors
 
-DATASETS = ("mnist", "fashion_mnist", "kmnist", "emnist", "omniglot", "svhn", "cifar10", "digits")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("auto", *DATASETS), default="auto")
+    parser.add_argument("--dataset", default="auto", help="a name that data.load knows (default: mnist, else digits)")
     parser.add_argument("--likelihood", choices=("bernoulli", "continuous-bernoulli", "normal"), default="bernoulli")
     parser.add_argument("--prior", choices=("normal", "mixture"), default="normal")
     parser.add_argument("--elbo", choices=("trace", "mean-field"), default="trace")
-    parser.add_argument("--epochs", type=int, default=20)
+    length = parser.add_mutually_exclusive_group()
+    for flag in ("--epochs", "--steps"):
+        length.add_argument(flag, type=int, help="by default 8,000 steps of a large set and 2,500 of a small one")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--latent-size", type=int, default=50)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--latent-size", type=int, default=20)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_svi"))
@@ -48,14 +47,16 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    start = time.perf_counter()
-    make_writable(arguments.out)
+    start, out = time.perf_counter(), arguments.out
+    make_writable(out)
     device = "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device
     train, valid, test = load(arguments, "cpu" if device == "auto" else device)
-    print(f"{train}\n{len(valid)} images for validation, {len(test)} for the test, on {train.device}")
-
+    per_epoch = -(-len(train) // arguments.batch_size)
+    steps = arguments.steps if arguments.epochs is None else arguments.epochs * per_epoch
+    steps = steps if steps is not None else 8000 if len(train) > 10_000 else 2500
     torch.manual_seed(arguments.seed)
     vae = build(arguments, train).to(train.device)
+    print(f"{train}\n{len(valid)} images for validation, {len(test)} for the test, on {train.device}")
     print("nats per image   train -ELBO  -E[log p(x|z)]      KL   valid -ELBO  -E[log p(x|z)]      KL   seconds")
     history = fit(
         vae,
@@ -63,30 +64,28 @@ def run(arguments: argparse.Namespace) -> None:
         validation=valid,
         loss=elbo.ELBO(analytic_kl=arguments.elbo == "mean-field"),
         optimizer=partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True),
-        scheduler=partial(CosineAnnealingLR, T_max=arguments.epochs),
-        epochs=arguments.epochs,
+        scheduler=partial(CosineAnnealingLR, T_max=-(-steps // per_epoch) or 1),
+        steps=steps,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         progress=False,
-        on_epoch=report,
+        on_epoch=partial(report, every=-(-steps // per_epoch // 20) or 1),
     )
-
     terms = [evaluation.elbo_terms(vae, *batch) for batch in test.batches(1000)]
-    fields = ("elbo", "expected_log_likelihood", "kl")
-    metrics = {f"test_{field}": torch.cat([getattr(t, field) for t in terms]).mean().item() for field in fields}
+    names = ("elbo", "expected_log_likelihood", "kl")
+    metrics = {f"test_{name}": torch.cat([getattr(t, name) for t in terms]).mean().item() for name in names}
     metrics["seconds"] = time.perf_counter() - start
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    out: Path = arguments.out
     (out / "metrics.json").write_text(json.dumps({**metrics, "settings": settings, "history": asdict(history)}))
     checkpoint.save(out / "vae.safetensors", vae, settings)
-    originals = next(test.batches(32))[0]
-    pictures: dict[str, Figure] = {
-        "reconstructions": plots.reconstructions(originals, vae.reconstruct(originals)),
-        "samples": plots.images(vae.sample(64, mean=True)),
-        "curves": plots.curves(history),
-    }
-    for name, figure in pictures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
+    (x,) = next(test.batches(32))
+    greys = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
+    kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
+    caption = f"Test images in grey, each above its mean {kind}"
+    pairs = plots.reconstructions(greys, vae.reconstruct(x).cpu(), caption=caption)
+    pairs.savefig(out / "reconstructions.png", dpi=150)
+    plots.images(vae.sample(64, mean=True), caption=f"At z ~ p(z): {kind}").savefig(out / "samples.png", dpi=150)
+    plots.curves(history).savefig(out / "curves.png", dpi=150)
     print(
         f"test: -ELBO {-metrics['test_elbo']:.2f}, -E[log p(x|z)] {-metrics['test_expected_log_likelihood']:.2f}, "
         f"KL {metrics['test_kl']:.2f} nats per image; {metrics['seconds']:.0f} s; see {out}"
@@ -107,7 +106,7 @@ def load(arguments: argparse.Namespace, device: str) -> data.Splits:
 
 
 def build(arguments: argparse.Namespace, train: data.Dataset) -> VAE:
-    """A prior, a likelihood and a posterior: each is swapped by its own line."""
+    """A prior, a likelihood and a posterior: each is chosen on its own line."""
     shape, latent, mean = train.event_shape, arguments.latent_size, train.mean().cpu()
     decoder = nets.MLP(latent, [200, 200])
     likelihood: dict[str, Callable[[], likelihoods.Likelihood]] = {
@@ -126,8 +125,10 @@ def build(arguments: argparse.Namespace, train: data.Dataset) -> VAE:
     )
 
 
-def report(row: dict[str, float]) -> None:
-    """One line an epoch."""
+def report(row: dict[str, float], every: int) -> None:
+    """A line, twenty in all."""
+    if row["epoch"] % every:
+        return
     cells = [
         f"{-row[f'{split}_elbo']:11.2f} {-row[f'{split}_expected_log_likelihood']:15.2f} {row[f'{split}_kl']:7.2f}"
         for split in ("train", "valid")
@@ -139,8 +140,7 @@ def make_writable(out: Path) -> None:
     """Makes the output folder before training, so that an hour's work is not lost at its end."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        (out / "metrics.json").touch()
     except OSError as error:
         raise OSError(f"--out: expected a folder one can write to; got {out} ({error}). Name another.") from error
 

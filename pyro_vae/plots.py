@@ -6,19 +6,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.training import History
 
 
-def images(x: Tensor, columns: int = 8) -> Figure:
+def images(x: Tensor, columns: int = 8, *, caption: str = "") -> Figure:
     """A grid of images.
 
     Args:
         x: images (N, C, H, W) with C of 1 or 3 and values in [0, 1]; values outside are shown as the nearest within.
         columns: images per row.
+        caption: above the images.
 
     Raises:
         ValueError: another shape.
     """
+    checks.instance("plots.images", "x", x, Tensor, "Give images as a tensor.")
+    columns = checks.whole("plots.images", "columns", columns)
     if x.dim() != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(
             f"plots.images: expected images (N, 1 or 3, height, width); got {tuple(x.shape)}. Reshape the data."
@@ -34,17 +38,29 @@ def images(x: Tensor, columns: int = 8) -> Figure:
         grid.reshape(rows * (height + 2), columns * (width + 2), channels).squeeze(-1).numpy(), "gray", vmin=0, vmax=1
     )
     axes.set_axis_off()
+    if caption:
+        figure.suptitle(caption, fontsize="small", wrap=True)
+        figure.set_figheight(figure.get_figheight() + 0.45)
     return figure
 
 
-def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8) -> Figure:
+def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8, *, caption: str = "") -> Figure:
     """Rows of originals, each above a row of their reconstructions.
 
     Args:
         x: originals (N, C, H, W).
         reconstructed: of the same shape.
         columns: images per row.
+        caption: above the images.
     """
+    checks.instance("plots.reconstructions", "reconstructed", reconstructed, Tensor, "Give images as a tensor.")
+    checks.instance("plots.reconstructions", "x", x, Tensor, "Give images as a tensor.")
+    columns = checks.whole("plots.reconstructions", "columns", columns)
+    if x.shape != reconstructed.shape:
+        raise ValueError(
+            f"plots.reconstructions: expected images of one shape; got {tuple(x.shape)} and "
+            f"{tuple(reconstructed.shape)}. Give a reconstruction for each original."
+        )
     pairs = [part for i in range(0, len(x), columns) for part in (x[i : i + columns], reconstructed[i : i + columns])]
     blank = [columns - len(part) for part in pairs]
     return images(
@@ -52,6 +68,7 @@ def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8) -> Figur
             [torch.nn.functional.pad(p, (0, 0) * 3 + (0, b), value=1.0) for p, b in zip(pairs, blank, strict=True)]
         ),
         columns,
+        caption=caption,
     )
 
 

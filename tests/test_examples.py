@@ -55,7 +55,9 @@ def test_mnist_svi_falls_back_loudly_on_digits_and_leaves_its_results(tmp_path: 
     [
         (("--dataset", "mnist"), "Dataset 'mnist': expected .* PYRO_VAE_DATA"),
         (("--dataset", "digits", "--out", "/dev/null/out"), "--out: expected a folder one can write to"),
-        (("--dataset", "digits", "--epochs", "0"), "fit: expected epochs at least 1; got 0"),
+        (("--dataset", "digits", "--epochs", "0"), "fit: expected steps at least 1; got 0"),
+        (("--dataset", "digits", "--steps", "0"), "fit: expected steps at least 1; got 0"),
+        (("--dataset", "digit"), "expected one of .*; got 'digit'. Did you mean 'digits'"),
     ],
 )
 def test_mnist_svi_says_what_is_wrong(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

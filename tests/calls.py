@@ -1,0 +1,507 @@
+"""Every public function, class and method, by name, with arguments that are right: what malformed calls start from.
+
+An entry is a function without arguments that returns the callable and its arguments by the names of its signature;
+those of ``*args`` stand under the name of ``*args``, as a tuple.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import members
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyro_vae
+from pyro_vae import (
+    SVI,
+    VAE,
+    checkpoint,
+    conditionals,
+    data,
+    distributions,
+    elbo,
+    evaluation,
+    fit,
+    lab,
+    likelihoods,
+    nets,
+    plots,
+    priors,
+    schedules,
+    testing,
+)
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+_SHAPE = (1, 2, 2)
+
+
+def _encoder() -> nets.Body:
+    return nets.MLP(_SHAPE, [5])
+
+
+def _decoder() -> nets.Body:
+    return nets.MLP(2, [5])
+
+
+def _bits() -> torch.Tensor:
+    return (torch.arange(28) % 5 < 2).float().reshape(7, *_SHAPE)
+
+
+def _vae() -> VAE:
+    return VAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(_decoder(), _SHAPE),
+        conditionals.DiagonalNormal(_encoder(), 2),
+    )
+
+
+def _program(name: str) -> Any:
+    return members.PROGRAMS[name]()[0]
+
+
+def _svi() -> SVI:
+    vae = _vae()
+    return SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), loss=elbo.ELBO(), compile=False)
+
+
+def _on_vae(function: Callable[..., Any], **arguments: Any) -> Callable[[], Call]:
+    return lambda: (function, {"program": _vae(), "x": _bits(), **arguments})
+
+
+@cache
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp())
+
+
+def _saved() -> Path:
+    path = _folder() / "vae.safetensors"
+    checkpoint.save(path, _vae())
+    return path
+
+
+LIKELIHOODS: dict[str, dict[str, Any]] = {
+    "Bernoulli": {"data_mean": torch.full(_SHAPE, 0.5)},
+    "ContinuousBernoulli": {"data_mean": torch.full(_SHAPE, 0.5), "max_logit": 10.0},
+    "Beta": {"scale": "learned", "min_scale": 0.01},
+    "LogitNormal": {"scale": "learned", "min_scale": 0.01},
+    "Normal": {"scale": 0.5, "min_scale": 0.01},
+    "SigmaNormal": {"min_scale": 0.01},
+    "Laplace": {"scale": "per_element", "min_scale": 0.01},
+    "StudentT": {"df": 3.0, "scale": "learned", "min_scale": 0.01},
+    "Categorical": {"num_categories": 3, "spacing": 1.0},
+    "OneHotCategorical": {},
+    "Binomial": {"total_count": 16, "spacing": 1.0},
+    "Poisson": {"library_size": True},
+    "NegativeBinomial": {"library_size": True},
+    "ZeroInflatedNegativeBinomial": {"library_size": False},
+    "Multinomial": {},
+    "DiscretizedLogistic": {"levels": 16, "scale": "learned", "min_scale": 0.01},
+    "MixtureOfDiscretizedLogistics": {"num_components": 2, "levels": 16},
+}
+PRIORS: dict[str, dict[str, Any]] = {
+    "StandardNormal": {},
+    "Normal": {},
+    "MixtureOfNormals": {"num_components": 3},
+    "RealNVP": {"num_layers": 2, "hidden": [4]},
+    "NeuralSpline": {"num_layers": 2, "hidden": [4], "num_bins": 4},
+    "MaskedAutoregressive": {"num_layers": 2, "hidden": [4]},
+    "Laplace": {"scale": 1.0},
+    "Dirichlet": {"concentration": 0.7},
+    "LogisticNormal": {"scale": 1.0},
+    "HypersphericalUniform": {},
+    "Bernoulli": {},
+    "OneHotCategorical": {},
+    "RelaxedBernoulli": {"temperature": 0.5},
+    "RelaxedOneHotCategorical": {"temperature": 0.5},
+}
+CONDITIONALS: dict[str, dict[str, Any]] = {
+    "DiagonalNormal": {},
+    "LowRankNormal": {"rank": 1},
+    "FullRankNormal": {},
+    "MixtureOfNormals": {"num_components": 2},
+    "InverseAutoregressiveFlow": {"num_layers": 2, "hidden": [4], "context_dim": 4},
+    "RealNVP": {"num_layers": 2, "hidden": [4], "context_dim": 4},
+    "NeuralSpline": {"num_layers": 2, "hidden": [4], "num_bins": 4, "context_dim": 4},
+    "Householder": {"num_layers": 2},
+    "Planar": {"num_layers": 2},
+    "Sylvester": {"num_layers": 2, "num_reflections": 2},
+    "VonMisesFisher": {},
+    "Dirichlet": {},
+    "LogisticNormal": {},
+    "Bernoulli": {},
+    "OneHotCategorical": {},
+    "RelaxedBernoulli": {"temperature": 0.5},
+    "RelaxedOneHotCategorical": {"temperature": 0.5},
+}
+_SAMPLING = {"num_particles": 2, "gradient": "pathwise", "plate": "data", "vectorize": True}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "ELBO": {**_SAMPLING, "beta": 1.0, "analytic_kl": False, "free_bits": 0.0},
+    "IWELBO": _SAMPLING,
+    "MIWELBO": {**_SAMPLING, "num_bounds": 2},
+    "CIWELBO": {**_SAMPLING, "beta": 0.5},
+    "PIWELBO": {"num_particles": 2, "num_bounds": 2},
+    "RenyiELBO": {**_SAMPLING, "alpha": 0.5},
+    "VRMax": _SAMPLING,
+    "JackknifeELBO": _SAMPLING,
+    "ThermodynamicELBO": {**_SAMPLING, "partitions": 2, "first": 0.01, "sum": "left"},
+    "ReweightedWakeSleep": {"num_particles": 2, "insomnia": 1.0},
+}
+
+CALLS: dict[str, Callable[[], Call]] = {
+    **{
+        f"likelihoods.{name}": lambda name=name, options=options: (
+            getattr(likelihoods, name),
+            {"body": _decoder(), "event_shape": _SHAPE, **options},
+        )
+        for name, options in LIKELIHOODS.items()
+    },
+    "likelihoods.Dequantized": lambda: (
+        likelihoods.Dequantized,
+        {"likelihood": likelihoods.Normal(_decoder(), _SHAPE), "levels": 256},
+    ),
+    "likelihoods.MissingAtRandom": lambda: (
+        likelihoods.MissingAtRandom,
+        {"likelihood": likelihoods.Normal(_decoder(), _SHAPE)},
+    ),
+    "likelihoods.Mixed": lambda: (
+        likelihoods.Mixed,
+        {"body": _decoder(), "parts": [(0, likelihoods.Bernoulli), (slice(1, 3), likelihoods.Normal)]},
+    ),
+    **{
+        f"priors.{name}": lambda name=name, options=options: (getattr(priors, name), {"latent_dim": 2, **options})
+        for name, options in PRIORS.items()
+    },
+    "priors.VampPrior": lambda: (priors.VampPrior, {"pseudo_inputs": _bits(), "clamp": True}),
+    **{
+        f"conditionals.{name}": lambda name=name, options=options: (
+            getattr(conditionals, name),
+            {"body": _encoder(), "latent_dim": 2, **options},
+        )
+        for name, options in CONDITIONALS.items()
+    },
+    **{
+        f"elbo.{name}": lambda name=name, options=options: (getattr(elbo, name), dict(options))
+        for name, options in ESTIMATORS.items()
+    },
+    "elbo.OVIS": lambda: (elbo.OVIS, {"gamma": 0.0}),
+    "elbo.VIMCO": lambda: (elbo.VIMCO, {"mean": "geometric"}),
+    "elbo.Score": lambda: (elbo.Score, {"baseline": "running_mean"}),
+    "elbo.log_weights": lambda: (
+        elbo.log_weights,
+        {
+            "model": _vae().model,
+            "guide": _vae().guide,
+            "args": (_bits(),),
+            "num_particles": 2,
+            "plate": "data",
+            "vectorize": True,
+            "chunk_size": 1,
+        },
+    ),
+    "nets.as_size": lambda: (nets.as_size, {"shape": (1, 2)}),
+    "nets.MLP": lambda: (
+        nets.MLP,
+        {
+            "input_shape": _SHAPE,
+            "hidden": [5],
+            "context_shapes": [2],
+            "activation": nn.Tanh,
+            "transform": None,
+            "masked": False,
+        },
+    ),
+    "nets.ConvEncoder": lambda: (
+        nets.ConvEncoder,
+        {"input_shape": (1, 8, 8), "channels": [4], "context_shapes": [2], "activation": nn.ReLU},
+    ),
+    "nets.ConvDecoder": lambda: (
+        nets.ConvDecoder,
+        {"input_shape": 2, "output_shape": (1, 8, 8), "channels": [4], "context_shapes": [2], "activation": nn.ReLU},
+    ),
+    "VAE": lambda: (
+        VAE,
+        {
+            "prior": priors.StandardNormal(2),
+            "likelihood": likelihoods.Bernoulli(_decoder(), _SHAPE),
+            "posterior": conditionals.DiagonalNormal(_encoder(), 2),
+        },
+    ),
+    "ConditionalVAE": lambda: (
+        pyro_vae.ConditionalVAE,
+        {
+            "prior": conditionals.DiagonalNormal(nets.MLP(3, [5]), 2),
+            "likelihood": likelihoods.Bernoulli(nets.MLP(2, [5], context_shapes=[3]), _SHAPE),
+            "posterior": conditionals.DiagonalNormal(nets.MLP(_SHAPE, [5], context_shapes=[3]), 2),
+        },
+    ),
+    "HierarchicalVAE": lambda: (
+        pyro_vae.HierarchicalVAE,
+        {
+            "prior": priors.StandardNormal(3),
+            "conditionals": [conditionals.DiagonalNormal(nets.MLP(3, [5]), 2)],
+            "likelihood": likelihoods.Bernoulli(_decoder(), _SHAPE),
+            "posteriors": [
+                conditionals.DiagonalNormal(_encoder(), 2),
+                conditionals.DiagonalNormal(nets.MLP(2, [5]), 3),
+            ],
+            "inference": "bottom-up",
+        },
+    ),
+    "SemiSupervisedVAE": lambda: (
+        pyro_vae.SemiSupervisedVAE,
+        {
+            "prior": priors.StandardNormal(2),
+            "likelihood": likelihoods.Bernoulli(nets.MLP(2, [5], context_shapes=[3]), _SHAPE),
+            "posterior": conditionals.DiagonalNormal(nets.MLP(_SHAPE, [5], context_shapes=[3]), 2),
+            "classifier": conditionals.OneHotCategorical(_encoder(), 3),
+            "classification_weight": 1.0,
+        },
+    ),
+    "VAE.encode": lambda: (_vae().encode, {"x": _bits()}),
+    "VAE.decode": lambda: (_vae().decode, {"z": torch.zeros(3, 2)}),
+    "VAE.sample": lambda: (_vae().sample, {"size": 3, "mean": True}),
+    "VAE.reconstruct": lambda: (_vae().reconstruct, {"x": _bits()}),
+    "VAE.check_data": lambda: (_vae().check_data, {"x": _bits()}),
+    "VAE.model": lambda: (_vae().model, {"x": _bits(), "size": 7}),
+    "VAE.guide": lambda: (_vae().guide, {"x": _bits()}),
+    "ConditionalVAE.sample": lambda: (_program("ConditionalVAE").sample, {"context": (torch.zeros(3, 3),)}),
+    "ConditionalVAE.model": lambda: (
+        _program("ConditionalVAE").model,
+        {"x": _bits(), "context": (torch.zeros(7, 3),)},
+    ),
+    "SemiSupervisedVAE.model": lambda: (
+        _program("SemiSupervisedVAE").model,
+        {"x": _bits(), "y": torch.tensor([0, -1, 2, -1, -1, 1, -1])},
+    ),
+    "HierarchicalVAE.sample": lambda: (_program("HierarchicalVAE, top-down").sample, {"size": 3}),
+    "HierarchicalVAE.reconstruct": lambda: (_program("HierarchicalVAE, top-down").reconstruct, {"x": _bits()}),
+    "SVI": lambda: (
+        SVI,
+        {
+            "model": _vae().model,
+            "guide": _vae().guide,
+            "optimizer": partial(torch.optim.Adam, lr=1e-3),
+            "loss": elbo.ELBO(),
+            "max_grad_norm": 1.0,
+            "compile": False,
+            "prepare": None,
+            "precision": "float32",
+            "ema_decay": 0.9,
+            "isolated": True,
+        },
+    ),
+    "SVI.step": lambda: (_svi().step, {"args": (_bits(),)}),
+    "SVI.evaluate_loss": lambda: (_svi().evaluate_loss, {"args": (_bits(),)}),
+    "SVI.initialize": lambda: (_svi().initialize, {"args": (_bits(),)}),
+    "fit": lambda: (
+        fit,
+        {
+            "program": _vae(),
+            "train": _bits(),
+            "validation": _bits(),
+            "loss": elbo.ELBO(),
+            "optimizer": partial(torch.optim.Adam, lr=1e-3),
+            "epochs": 1,
+            "batch_size": 4,
+            "drop_last": False,
+            "beta": 1.0,
+            "patience": 1,
+            "max_grad_norm": 1.0,
+            "ema_decay": 0.9,
+            "precision": "float32",
+            "seed": 0,
+            "progress": False,
+            "compile": False,
+        },
+    ),
+    "data.as_dataset": lambda: (data.as_dataset, {"x": np.zeros((5, 3), np.float32), "name": "zeros"}),
+    "data.available": lambda: (data.available, {"name": "digits", "root": _folder()}),
+    "data.load": lambda: (
+        data.load,
+        {
+            "source": np.zeros((9, 3), np.float32),
+            "root": _folder(),
+            "binarize": "none",
+            "validation": 2,
+            "seed": 0,
+            "device": "cpu",
+        },
+    ),
+    "data.Dataset": lambda: (
+        data.Dataset,
+        {
+            "name": "bits",
+            "images": _bits(),
+            "labels": torch.zeros(7, dtype=torch.int64),
+            "levels": None,
+            "binarization": "none",
+            "context": (),
+        },
+    ),
+    "Dataset.batches": lambda: (
+        data.as_dataset(_bits()).batches,
+        {"batch_size": 3, "shuffle": True, "generator": torch.Generator().manual_seed(0)},
+    ),
+    "Dataset.conditioned_on": lambda: (data.as_dataset(_bits()).conditioned_on, {"context": (torch.zeros(7, 3),)}),
+    "evaluation.elbo_terms": _on_vae(evaluation.elbo_terms, num_particles=2, analytic_kl=False, plate="data"),
+    "evaluation.active_units": _on_vae(evaluation.active_units, threshold=0.01, num_particles=1, plate="data"),
+    "evaluation.ais": _on_vae(
+        evaluation.ais, num_particles=2, num_temperatures=2, num_leapfrog_steps=1, plate="data", progress=False
+    ),
+    "evaluation.amortization_gap": _on_vae(
+        evaluation.amortization_gap,
+        num_steps=2,
+        learning_rate=0.01,
+        num_particles=2,
+        plate="data",
+        progress=False,
+    ),
+    "evaluation.elbo_surgery": _on_vae(evaluation.elbo_surgery, num_particles=1, memory=10**6, plate="data"),
+    "evaluation.log_marginal_likelihood": _on_vae(
+        evaluation.log_marginal_likelihood, num_particles=3, memory=10**6, batch_size=2, plate="data", progress=False
+    ),
+    "evaluation.posterior_samples": _on_vae(
+        evaluation.posterior_samples,
+        num_samples=2,
+        num_particles=3,
+        memory=10**6,
+        batch_size=2,
+        plate="data",
+        progress=False,
+    ),
+    "evaluation.rate_distortion": _on_vae(evaluation.rate_distortion, num_particles=1, analytic_kl=False, plate="data"),
+    "evaluation.rate_distortion_curve": lambda: (
+        evaluation.rate_distortion_curve,
+        {"programs": {1.0: _vae()}, "x": _bits(), "num_particles": 1, "analytic_kl": False, "plate": "data"},
+    ),
+    "evaluation.reconstruction_error": _on_vae(evaluation.reconstruction_error, num_particles=1, plate="data"),
+    "evaluation.simulate": _on_vae(evaluation.simulate),
+    "evaluation.bdmc": lambda: (
+        evaluation.bdmc,
+        {
+            "program": (vae := _vae()),
+            "simulation": evaluation.simulate(vae, _bits()),
+            "num_particles": 2,
+            "num_temperatures": 2,
+            "num_leapfrog_steps": 1,
+            "plate": "data",
+            "progress": False,
+        },
+    ),
+    "evaluation.calibration": lambda: (
+        evaluation.calibration,
+        {
+            "program": (vae := _vae()),
+            "simulation": evaluation.simulate(vae, _bits().repeat(15, 1, 1, 1)),
+            "plate": "data",
+        },
+    ),
+    "evaluation.bits_per_dim": lambda: (
+        evaluation.bits_per_dim,
+        {"nats": torch.ones(3), "event_shape": (1, 2), "spacing": 1.0},
+    ),
+    "lab.compare": lambda: (
+        lab.compare,
+        {
+            "model": (vae := _vae()).model,
+            "guide": vae.guide,
+            "x": _bits(),
+            "estimators": {"ELBO": elbo.ELBO()},
+            "draws": 100,
+            "seed": 0,
+        },
+    ),
+    "lab.race": lambda: (
+        lab.race,
+        {
+            "program": _vae(),
+            "train": _bits(),
+            "validation": _bits(),
+            "estimators": {"ELBO": elbo.ELBO()},
+            "optimizer": partial(torch.optim.Adam, lr=1e-3),
+            "steps": 1,
+            "batch_size": 4,
+            "num_points": 1,
+            "num_particles": 2,
+            "seed": 0,
+            "progress": False,
+        },
+    ),
+    "checkpoint.save": lambda: (
+        checkpoint.save,
+        {"path": _folder() / "other.safetensors", "module": _vae(), "metadata": {"epoch": 1}},
+    ),
+    "checkpoint.load": lambda: (checkpoint.load, {"path": _saved(), "module": _vae()}),
+    "schedules.linear": lambda: (schedules.linear, {"start": 0.0, "end": 1.0, "epochs": 2}),
+    "schedules.cosine": lambda: (schedules.cosine, {"start": 0.0, "end": 1.0, "epochs": 2}),
+    "schedules.cyclical": lambda: (schedules.cyclical, {"start": 0.0, "end": 1.0, "period": 2, "rising": 0.5}),
+    "plots.images": lambda: (plots.images, {"x": torch.rand(3, 1, 4, 4), "columns": 2}),
+    "plots.reconstructions": lambda: (
+        plots.reconstructions,
+        {"x": torch.rand(3, 1, 4, 4), "reconstructed": torch.rand(3, 1, 4, 4), "columns": 2},
+    ),
+    "testing.check_density": lambda: (
+        testing.check_density,
+        {
+            "d": dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1),
+            "num_samples": 1000,
+            "tolerance": 0.1,
+            "seed": 0,
+        },
+    ),
+    "testing.check_likelihood": lambda: (
+        testing.check_likelihood,
+        {"likelihood": members.LIKELIHOODS["Bernoulli"](), "density": False, "seed": 0},
+    ),
+    "testing.check_prior": lambda: (
+        testing.check_prior,
+        {"prior": priors.StandardNormal(1), "density": False, "seed": 0},
+    ),
+    "testing.check_conditional": lambda: (
+        testing.check_conditional,
+        {"conditional": members.CONDITIONALS["DiagonalNormal"](), "density": False, "seed": 0},
+    ),
+    "distributions.dequantize": lambda: (distributions.dequantize, {"x": _bits(), "levels": 2}),
+    "distributions.ContinuousBernoulli": lambda: (distributions.ContinuousBernoulli, {"logits": torch.zeros(3)}),
+    "distributions.DiscretizedLogistic": lambda: (
+        distributions.DiscretizedLogistic,
+        {"loc": torch.zeros(3), "scale": torch.ones(3), "levels": 16},
+    ),
+    "distributions.HypersphericalUniform": lambda: (
+        distributions.HypersphericalUniform,
+        {"dim": 3, "batch_shape": (2,)},
+    ),
+    "distributions.LogLogisticNormal": lambda: (
+        distributions.LogLogisticNormal,
+        {"loc": torch.zeros(3), "scale": torch.ones(3)},
+    ),
+    "distributions.LogitNormal": lambda: (distributions.LogitNormal, {"loc": torch.zeros(3), "scale": torch.ones(3)}),
+    "distributions.MixtureOfDiagonalNormals": lambda: (
+        distributions.MixtureOfDiagonalNormals,
+        {"loc": torch.zeros(2, 3), "scale": torch.ones(2, 3), "logits": torch.zeros(2)},
+    ),
+    "distributions.Multinomial": lambda: (
+        distributions.Multinomial,
+        {"total_count": torch.tensor(3.0), "logits": torch.zeros(3)},
+    ),
+    "distributions.LogRelaxedOneHotCategorical": lambda: (
+        distributions.LogRelaxedOneHotCategorical,
+        {"temperature": torch.tensor(0.5), "logits": torch.zeros(3)},
+    ),
+    "distributions.VonMisesFisher": lambda: (
+        distributions.VonMisesFisher,
+        {"loc": torch.tensor([1.0, 0.0, 0.0]), "concentration": torch.tensor(2.0)},
+    ),
+    "distributions.ZeroInflated": lambda: (
+        distributions.ZeroInflated,
+        {"base_dist": dist.Poisson(torch.ones(3)), "gate_logits": torch.zeros(3)},
+    ),
+}
