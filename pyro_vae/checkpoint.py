@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pyro_vae import checks
 _METADATA = "pyro_vae"
 
 
+@partial(checks.arguments, "checkpoint.save")
 def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, Any] | None = None) -> None:
     """Writes a module's weights and some metadata to one file, whole or not at all.
 
@@ -58,6 +60,7 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
         unfinished.unlink(missing_ok=True)
 
 
+@partial(checks.arguments, "checkpoint.load")
 def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
     """Reads weights into a module of the same structure, on whatever device it is.
 

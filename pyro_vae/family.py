@@ -6,9 +6,12 @@ into the family's parameters, and :meth:`Family.distribution` turns those into a
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.nets import Body, Shape, as_size
 
 
@@ -42,6 +45,11 @@ class Family(nn.Module):
         TypeError: ``body`` is not a :class:`~pyro_vae.nets.Body`.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checks.arguments(cls.__name__, cls.__init__)  # type: ignore[method-assign]
+
     def __init__(self, body: Body, event_shape: Shape) -> None:
         super().__init__()
         if not isinstance(body, Body):
@@ -63,4 +71,19 @@ class Family(nn.Module):
 
     def forward(self, *parents: Tensor) -> TorchDistribution:
         """The distribution over y given the parents."""
-        return self.distribution(**self.head(self.body(*parents)))
+        return self.made(parents[0], **self.head(self.body(*parents)))
+
+    def made(self, seen: Tensor, **parameters: Tensor) -> TorchDistribution:
+        """:meth:`distribution`, with an error of ours for parameters that a network has made of unusable inputs."""
+        try:
+            return self.distribution(**parameters)
+        except ValueError as error:
+            if "Expected parameter" not in str(error):  # torch's words, with all the values
+                raise
+            finite = seen[seen.isfinite()]
+            span = f"[{finite.min():.4g}, {finite.max():.4g}]" if finite.numel() else "no finite value"
+            raise ValueError(
+                f"{type(self).__name__}: expected a network with finite outputs; got NaN or infinity from inputs in "
+                f"{span}, {seen.numel() - finite.numel()} of them not finite. Replace these, standardize reals "
+                "(transform=nets.Standardize.of(x)), or take log1p of counts."
+            ) from error

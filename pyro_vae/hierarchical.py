@@ -163,7 +163,7 @@ class TopDownGuide(HierarchicalGuide):
         features, messages = x, []
         for posterior in self.parts:
             features = posterior.body(features)
-            messages.append(posterior.distribution(**posterior.head(features)))
+            messages.append(posterior.made(x, **posterior.head(features)))
         top = len(messages)
         above = draw(f"z{top}", messages[-1])
         draws = {f"z{top}": above}
@@ -232,7 +232,9 @@ class HierarchicalVAE(ProgramModule):
         inference: Inference = "bottom-up",
     ) -> None:
         super().__init__()
-        if inference not in get_args(Inference):
+        for name, parts in (("conditionals", conditionals), ("posteriors", posteriors)):
+            checks.instance(_NAME, name, parts, Sequence, "Give a list.")
+        if not isinstance(inference, str) or inference not in get_args(Inference):
             raise ValueError(
                 f"{_NAME}: expected inference 'bottom-up' or 'top-down'; got {inference!r}. Use one of these."
             )

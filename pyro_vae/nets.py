@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Size, Tensor, nn
@@ -24,10 +25,11 @@ InputTransform = Literal["log1p"] | Callable[[Tensor], Tensor]
 
 def as_size(shape: Shape) -> Size:
     """``50`` -> ``Size([50])``, ``(1, 28, 28)`` -> ``Size([1, 28, 28])``; refuses sizes below 1."""
-    size = Size([shape] if isinstance(shape, int) else shape)
-    if any(dim < 1 for dim in size):
-        raise ValueError(f"Shape: expected every size at least 1; got {tuple(size)}. Give positive sizes.")
-    return size
+    sizes = [shape] if isinstance(shape, int) or not isinstance(shape, Sequence) else shape
+    whole = [checks.whole("Shape", "every size", size, -sys.maxsize) for size in sizes]
+    if any(size < 1 for size in whole):
+        raise ValueError(f"Shape: expected every size at least 1; got {tuple(whole)}. Give positive sizes.")
+    return Size(whole)
 
 
 class Standardize(nn.Module):
@@ -80,6 +82,11 @@ class Body(nn.Module):
             observed.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checks.arguments(cls.__name__, cls.__init__)  # type: ignore[method-assign]
+
     def __init__(
         self,
         input_shapes: Sequence[Shape],
@@ -113,6 +120,10 @@ class Body(nn.Module):
             )
         leads = []
         for value, shape in zip(inputs, self.input_shapes, strict=True):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{name}: expected inputs that are tensors; got {type(value).__name__}. Use torch.as_tensor."
+                )
             cut = value.dim() - len(shape)
             if cut < 0 or value.shape[cut:] != shape:
                 raise ValueError(
@@ -184,7 +195,13 @@ class Head(nn.Module):
 
     def set_bias(self, name: str, value: Tensor) -> None:
         """Sets the bias of a parameter; ``value`` broadcasts to its shape, and a convolution takes channel means."""
-        value = value.expand(self.shapes[name])
+        try:
+            value = value.to(self.layer.weight.dtype).expand(self.shapes[name])
+        except RuntimeError as error:
+            raise ValueError(
+                f"Head: expected a bias that broadcasts to {tuple(self.shapes[name])}; got shape {tuple(value.shape)}. "
+                "Give the mean of one datum."
+            ) from error
         with torch.no_grad():
             self.bias(name).copy_(value.flatten() if isinstance(self.layer, nn.Linear) else value.mean((-2, -1)))
 
@@ -256,7 +273,7 @@ class MLP(Body):
         super().__init__(shapes, widths[-1], transform=transform, masked=masked)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
+            layers += [nn.Linear(fan_in, fan_out), _layer(activation)]
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
@@ -298,7 +315,7 @@ class ConvEncoder(Body):
         super().__init__([image, *contexts], (channels[-1], *spatial), transform=transform, masked=masked)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(counts):
-            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), activation()]
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), _layer(activation)]
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
@@ -343,13 +360,13 @@ class ConvDecoder(Body):
         super().__init__(shapes, (channels[-1], *image[1:]))
         self.coarsest = (channels[0], *sizes[0])
         self.linear = nn.Linear(sum(shape.numel() for shape in shapes), math.prod(self.coarsest))
-        layers: list[nn.Module] = [activation()]
+        layers: list[nn.Module] = [_layer(activation)]
         for (fan_in, fan_out), small, large in zip(
             zip(channels, [*channels[1:], channels[-1]], strict=True), sizes, sizes[1:], strict=False
         ):
             # A transposed convolution of stride 2 yields 2n - 1 or 2n pixels; output_padding tells which.
             padding = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
-            layers += [nn.ConvTranspose2d(fan_in, fan_out, 3, 2, 1, output_padding=padding), activation()]
+            layers += [nn.ConvTranspose2d(fan_in, fan_out, 3, 2, 1, output_padding=padding), _layer(activation)]
         self.layers = nn.Sequential(*layers)
 
     def features(self, *inputs: Tensor) -> Tensor:
@@ -365,6 +382,14 @@ def _input_transform(name: str, transform: InputTransform | None) -> Callable[[T
             "for reals."
         )
     return transform
+
+
+def _layer(activation: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        layer = activation()
+    except TypeError:
+        layer = None
+    return checks.instance("Body", "activation to make", layer, nn.Module, "Give a class, such as nn.ReLU.")
 
 
 def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Size:

@@ -56,9 +56,9 @@ def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8, *, capti
     checks.instance("plots.reconstructions", "reconstructed", reconstructed, Tensor, "Give images as a tensor.")
     checks.instance("plots.reconstructions", "x", x, Tensor, "Give images as a tensor.")
     columns = checks.whole("plots.reconstructions", "columns", columns)
-    if x.shape != reconstructed.shape:
+    if x.shape != reconstructed.shape or x.dim() != 4:
         raise ValueError(
-            f"plots.reconstructions: expected images of one shape; got {tuple(x.shape)} and "
+            f"plots.reconstructions: expected images of one shape (N, 1 or 3, height, width); got {tuple(x.shape)} and "
             f"{tuple(reconstructed.shape)}. Give a reconstruction for each original."
         )
     pairs = [part for i in range(0, len(x), columns) for part in (x[i : i + columns], reconstructed[i : i + columns])]

@@ -12,6 +12,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.distributions import from_log_space
 from pyro_vae.nets import Body
 
@@ -117,7 +118,7 @@ def check_batch(subject: str, x: object, event_shape: Size) -> None:
             f"{subject}: expected x a tensor; got {type(x).__name__}. Pass *batch for a batch of data and "
             "contexts, and data.as_dataset(x).tensor() for arrays."
         )
-    if x.shape[1:] != event_shape or x.dim() == 0:
+    if x.dim() == 0 or x.shape[1:] != event_shape or not len(x):
         raise ValueError(
             f"{subject}: expected data of shape (N, {', '.join(map(str, event_shape))}); got {tuple(x.shape)}. "
             "Reshape the data, or build the networks for their shape."
@@ -136,7 +137,13 @@ def for_decoder(part: Any, z: Tensor) -> Tensor:
 
 def data_size(subject: str, x: Tensor | None, context: tuple[Tensor, ...], size: int | None) -> int:
     """Length of the data plate; x, the context and ``size`` agree or there is an error."""
-    lengths = {len(value) for value in (x, *context) if value is not None} | ({size} if size is not None else set())
+    given = [value for value in (x, *context) if value is not None]
+    if any(not isinstance(value, Tensor) or value.dim() == 0 for value in given):
+        raise TypeError(
+            f"{subject}: expected tensors with a row for each datum; got {[type(value).__name__ for value in given]}. "
+            "Convert with torch.as_tensor."
+        )
+    lengths = {len(value) for value in given} | ({checks.whole(subject, "size", size)} if size is not None else set())
     if len(lengths) > 1:
         raise ValueError(
             f"{subject}: expected x, context and size to agree on the number of data; got {sorted(lengths)}. "

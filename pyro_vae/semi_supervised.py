@@ -96,6 +96,7 @@ class SemiSupervisedModel(RootModule):
         check_observed(likelihood, x, context)
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
             if labels is not None:
+                _check_labels(labels)
                 labelled, logits = labels >= 0, class_prior.logits
                 observed = _is(labels.clamp(min=0), len(logits)).to(logits)  # any class for -1: both sites mask it
                 pyro.sample("label", class_prior().mask(labelled), obs=observed)
@@ -106,6 +107,14 @@ class SemiSupervisedModel(RootModule):
             y = pyro.sample("y", _knowing(class_prior(), labels))
             z = pyro.sample("z", prior())
             return pyro.sample("x", likelihood(for_decoder(prior, z), y, *context), obs=x)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"{_NAME}: expected labels of whole numbers, (N,); got {labels.dtype} of shape {tuple(labels.shape)}. Give "
+            "classes, -1 for none."
+        )
 
 
 class SemiSupervisedGuide(RootModule):
@@ -207,6 +216,7 @@ class SemiSupervisedVAE(ProgramModule):
         check_part(_NAME, "likelihood", likelihood, Likelihood, "likelihoods")
         check_part(_NAME, "posterior", posterior, Conditional, "conditionals")
         check_part(_NAME, "classifier", classifier, OneHotCategorical, "conditionals")
+        classification_weight = checks.number(_NAME, "classification_weight", classification_weight)
         if not classification_weight >= 0:
             raise ValueError(
                 f"{_NAME}: expected classification_weight at least 0; got {classification_weight}. "

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import safetensors.torch
 import torch
@@ -24,7 +25,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_vae import distributions
+from pyro_vae import checks, distributions
 from pyro_vae.conditionals import Conditional
 from pyro_vae.family import Family
 from pyro_vae.likelihoods import Likelihood
@@ -47,6 +48,7 @@ _CHUNK = 20_000
 _NUM_POINTS = 2**14
 
 
+@partial(checks.arguments, "check_likelihood")
 def check_likelihood(likelihood: Likelihood, *, density: bool = True, seed: int = 0) -> None:
     """Checks a likelihood p(x|z): calls, gradients, ``state_dict``, precision, density, and the data it accepts.
 
@@ -73,6 +75,7 @@ def check_likelihood(likelihood: Likelihood, *, density: bool = True, seed: int 
         _check_family(likelihood, parents, pathwise=False, density=density)
 
 
+@partial(checks.arguments, "check_conditional")
 def check_conditional(conditional: Conditional, *, density: bool = True, seed: int = 0) -> None:
     """Checks a conditional q(z|x): calls, gradients, ``state_dict``, precision, density.
 
@@ -92,6 +95,7 @@ def check_conditional(conditional: Conditional, *, density: bool = True, seed: i
         _check_family(conditional, parents, pathwise=conditional(*parents(Size())).has_rsample, density=density)
 
 
+@partial(checks.arguments, "check_prior")
 def check_prior(prior: Prior, *context: Tensor, density: bool = True, seed: int = 0) -> None:
     """Checks a prior p(z): calls, gradients, ``state_dict``, precision, density.
 

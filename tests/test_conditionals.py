@@ -240,7 +240,7 @@ def test_low_temperatures_and_concentrations_keep_densities_and_gradients_finite
         (lambda: conditionals.InverseAutoregressiveFlow(body(), 3, 0), "Flow: expected num_layers at least 1; got 0"),
         (lambda: conditionals.RelaxedBernoulli(body(), 3, temperature=0.0), "expected temperature above 0; got 0.0"),
         (lambda: conditionals.VonMisesFisher(body(), 1), "VonMisesFisher: expected latent_dim an int of at least 2"),
-        (lambda: conditionals.Dirichlet(body(), (2, 3)), r"Dirichlet: expected latent_dim an int .* got \(2, 3\)"),  # type: ignore[arg-type]
+        (lambda: conditionals.Dirichlet(body(), (2, 3)), r"Dirichlet: expected latent_dim an int .* got \(2, 3\)"),
     ],
 )
 def test_errors(build: Callable[[], object], message: str) -> None:

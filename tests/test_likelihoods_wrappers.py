@@ -54,9 +54,7 @@ def test_missing_values_are_refused_unless_they_are_declared() -> None:
     likelihoods.MissingAtRandom(likelihood).check_data(x)
     with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
         likelihoods.MissingAtRandom(likelihood).check_data(torch.tensor([[torch.inf, torch.nan]]))
-    with pytest.raises(
-        TypeError, match=r"MissingAtRandom likelihood: expected a pyro_vae.likelihoods.Likelihood; got type"
-    ):
+    with pytest.raises(TypeError, match=r"MissingAtRandom: expected likelihood a Likelihood; got type"):
         likelihoods.MissingAtRandom(likelihoods.Normal)  # type: ignore[arg-type]
 
 

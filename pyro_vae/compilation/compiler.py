@@ -70,7 +70,7 @@ class Compiler:
         prepare: Prepare | None = None,
         precision: Precision = "float32",
     ) -> None:
-        if mode not in (True, False, "auto"):
+        if not isinstance(mode, bool) and not (isinstance(mode, str) and mode == "auto"):
             raise ValueError(f"SVI: expected compile True, False or 'auto'; got {mode!r}. Use one of these.")
         self.mode = mode
         self.auto_steps = AUTO_STEPS

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 from pyro_vae.conditionals.base import Conditional
 from pyro_vae.distributions import LogDirichlet, LogLogisticNormal, log_simplex
 from pyro_vae.family import positive
-from pyro_vae.nets import Body
+from pyro_vae.nets import Body, Shape
 
 MIN_CONCENTRATION = 1e-2
 """Below it nearly all draws are corners of the simplex to single precision."""
@@ -31,7 +31,7 @@ class Dirichlet(Conditional):
 
     support = log_simplex
 
-    def __init__(self, body: Body, latent_dim: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape) -> None:
         super().__init__(body, latent_dim)
         self._check_vector(2)
 
@@ -56,7 +56,7 @@ class LogisticNormal(Conditional):
 
     support = log_simplex
 
-    def __init__(self, body: Body, latent_dim: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape) -> None:
         super().__init__(body, latent_dim)
         self._check_vector(2)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, softplus
 
 from pyro_vae.conditionals.base import Conditional
 from pyro_vae.distributions import VonMisesFisher as VonMisesFisherDistribution
-from pyro_vae.nets import Body
+from pyro_vae.nets import Body, Shape
 
 
 class VonMisesFisher(Conditional):
@@ -29,7 +29,7 @@ class VonMisesFisher(Conditional):
 
     support = constraints.sphere
 
-    def __init__(self, body: Body, latent_dim: int) -> None:
+    def __init__(self, body: Body, latent_dim: Shape) -> None:
         super().__init__(body, latent_dim)
         self._check_vector(2)
 

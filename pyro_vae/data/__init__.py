@@ -20,6 +20,7 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -87,7 +88,7 @@ def load(
         >>> len(valid), len(test), test.binarization
         (149, 299, 'static')
     """
-    if binarize not in get_args(Binarize):
+    if not isinstance(binarize, str) or binarize not in get_args(Binarize):
         raise ValueError(unknown("binarize", binarize, get_args(Binarize)))
     checks.whole("data.load", "seed", seed, 0)
     device = present_device(device)
@@ -140,6 +141,7 @@ def load(
     return Splits(train.to(device), valid.to(device), test.to(device))
 
 
+@partial(checks.arguments, "data.available")
 def available(name: str, root: str | Path | None = None) -> bool:
     """Whether a named set can be loaded without a network.
 

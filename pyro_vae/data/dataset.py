@@ -100,7 +100,7 @@ class Dataset:
                 raise ValueError(
                     f"{subject}: expected {kind} on device {images.device}; got {rows.device}. Move it there."
                 )
-        if self.binarization not in get_args(Binarize):
+        if not isinstance(self.binarization, str) or self.binarization not in get_args(Binarize):
             raise ValueError(unknown("binarization", self.binarization, get_args(Binarize)))
         if self.binarization == "dynamic":
             _check_unit(self)
@@ -226,6 +226,8 @@ class Dataset:
     ) -> Iterator[Tensor]:
         """One pass over the set as the indices of its batches, int64 (B,); arguments as those of ``batches``."""
         batch_size = checks.whole("Dataset.batches", "batch_size", batch_size)
+        for name, value in (("shuffle", shuffle), ("drop_last", drop_last)):
+            checks.flag("Dataset.batches", name, value)
         n = len(self) - len(self) % batch_size if drop_last else len(self)
         if shuffle:
             generator = _given(generator, "shuffling")
@@ -303,7 +305,7 @@ def as_dataset(x: Any, name: str = "array") -> Dataset:
 
 def unknown(subject: str, name: str, choices: Sequence[str]) -> str:
     """The message for a name that is none of the choices."""
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), choices, n=1)
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
     remedy = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
     return f"{subject}: expected one of {', '.join(choices)}; got {name!r}. {remedy}"
 
@@ -312,14 +314,18 @@ def present_device(device: str | torch.device) -> torch.device:
     """The device, if this machine has it."""
     try:
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if isinstance(device, str) else "no name of a device"
         raise ValueError(
-            f'device: expected a device of this machine; got {str(device)!r} ({reason}). Use device="cpu".'
+            f'device: expected a device of this machine; got {str(device)[:40]!r} ({reason}). Use device="cpu".'
         ) from error
 
 
 def _given(generator: torch.Generator | None, purpose: str) -> torch.Generator:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"Dataset: expected a generator of torch for {purpose}; got {type(generator).__name__}. Pass such a one."
+        )
     if generator is None:
         raise ValueError(
             f"Dataset: expected a generator for {purpose}; got None. Pass "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.types import _size
 
+from pyro_vae import checks
 from pyro_vae.distributions.zuko import flows, transforms
 
 
@@ -100,8 +101,10 @@ class FlowLayers(nn.Module):
         num_bins: int = 8,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"Flow: expected num_layers at least 1; got {num_layers}. Give a positive number.")
+        num_layers = checks.whole("Flow", "num_layers", num_layers)
+        hidden = [checks.whole("Flow", "hidden", width) for width in hidden]
+        checks.whole("Flow", "num_bins", num_bins, 2)
+        checks.whole("Flow", "context_dim", context_dim, 0)
         self.description = f"{kind}, dim={dim}, num_layers={num_layers}, hidden={tuple(hidden)}, coupling={coupling}"
         kinds = {"affine": flows.MAF, "spline": partial(flows.NSF, bins=num_bins)}
         passes = 2 if coupling else dim

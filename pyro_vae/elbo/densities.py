@@ -18,7 +18,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
-from pyro_vae.checks import flag, whole
+from pyro_vae.checks import flag, instance, whole
 from pyro_vae.elbo.structure import check_programs
 from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, score_of, trace_programs
 
@@ -163,6 +163,7 @@ def log_weights(
         TypeError: a number that is no whole one, a program that cannot be called.
         ValueError: a site outside the plate, a scale that is not uniform over it, a number below 1.
     """
+    instance("log_weights", "plate", plate, str, "Give the name of the plate over the data.")
     check_programs("log_weights", model, guide)
     num_particles = whole("log_weights", "num_particles", num_particles)
     chunk = num_particles if chunk_size is None else whole("log_weights", "chunk_size", chunk_size)

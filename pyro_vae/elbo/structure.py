@@ -64,7 +64,7 @@ def check_programs(subject: str, model: Any, guide: Any) -> None:
         TypeError: naming it.
     """
     for name, program in (("model", model), ("guide", guide)):
-        if not callable(program):
+        if isinstance(program, type) or not callable(program):
             raise TypeError(
                 f"{subject}: expected {name} a Pyro program; got {type(program).__name__}. Give a module or a function."
             )

@@ -53,10 +53,11 @@ class ThermodynamicELBO(Estimator):
     ) -> None:
         name = type(self).__name__
         first = number(name, "first", first, above=0, below=1)
-        if isinstance(partitions, Iterable) and not isinstance(partitions, str):
+        if isinstance(partitions, Iterable) and not isinstance(partitions, str) and getattr(partitions, "ndim", 1) != 0:
             inner = [number(name, "each of partitions", point) for point in partitions]
         else:
             count = whole(name, "partitions", partitions)
+            number(name, "partitions", count, at_most=100_000)
             inner = [first ** (1 - t / (count - 1)) for t in range(count - 1)] if count > 1 else []
         self.points = [0.0, *inner, 1.0]
         if any(not low < high for low, high in zip(self.points, self.points[1:], strict=False)):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Independent, transform_to
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
 from pyro_vae.elbo import ELBO
 from pyro_vae.elbo.densities import log_weights
 from pyro_vae.elbo.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
@@ -92,6 +93,7 @@ def amortization_gap(
         ValueError: a number below 1; a guide with a flow, with discrete latents, or with latents that depend on one
             another, which has no parameters to free for each datum.
     """
+    checks.number("amortization_gap", "learning_rate", learning_rate, above=0)
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value < 1:
             raise ValueError(f"amortization_gap: expected {name} at least 1; got {value}. Give a positive number.")

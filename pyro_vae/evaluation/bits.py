@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.nets import Shape, as_size
 
 Nats = TypeVar("Nats", float, Tensor)
 
 
+@partial(checks.arguments, "bits_per_dim")
 def bits_per_dim(nats: Nats, event_shape: Shape, *, spacing: float = 1.0) -> Nats:
     r"""Bits per element of discrete data, from a negative log-likelihood in nats.
 
@@ -40,6 +43,8 @@ def bits_per_dim(nats: Nats, event_shape: Shape, *, spacing: float = 1.0) -> Nat
         >>> round(bits_per_dim(80.0, (1, 28, 28)), 6)
         0.147214
     """
+    if not isinstance(nats, Tensor):
+        checks.number("bits_per_dim", "nats", nats)
     if not spacing > 0:
         raise ValueError(
             f"bits_per_dim: expected spacing above 0; got {spacing}. Use 1/256 for a density of 8-bit data on [0, 1)."

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.elbo.possible import check_possible
 from pyro_vae.elbo.terms import terms_of
 from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
@@ -116,6 +118,7 @@ def rate_distortion(
     )
 
 
+@partial(checks.arguments, "rate_distortion_curve")
 def rate_distortion_curve(
     programs: Mapping[float, Pair],
     x: Tensor,
@@ -137,6 +140,10 @@ def rate_distortion_curve(
     Raises:
         ValueError: as :func:`rate_distortion`.
     """
+    if not isinstance(programs, Mapping) or not programs:
+        raise TypeError(
+            f"rate_distortion_curve: expected programs by their beta; got {type(programs).__name__}. Give a dictionary."
+        )
     points = {
         beta: rate_distortion(
             programs[beta], x, *context, num_particles=num_particles, analytic_kl=analytic_kl, plate=plate

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.elbo.possible import check_possible
 from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.modes import in_evaluation_mode
@@ -121,6 +122,7 @@ def log_marginal_likelihood(
         >>> result.value.shape
         torch.Size([3])
     """
+    num_particles = checks.whole("log_marginal_likelihood", "num_particles", num_particles)
     tail = tail_size(num_particles) + 1
     parts = reduce_runs(
         "log_marginal_likelihood",

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.elbo.threads import running_programs
 from pyro_vae.evaluation.runs import Pair
 
@@ -24,6 +25,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     Afterwards every module is in the mode that it was in.
     """
     signature = inspect.signature(function)
+    checked = checks.arguments(function.__name__, function)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,7 +49,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
             for part in parts:
                 part.eval()
             try:
-                return function(*args, **kwargs)
+                return checked(*args, **kwargs)
             finally:
                 for module, mode in modes.items():
                     module.training = mode
@@ -77,6 +79,11 @@ def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
                 f"{name}: expected data of shape (N, ...) and contexts of as many rows; got "
                 f"{[tuple(row.shape) for row in rows]}. Give a row for each datum."
             )
+    own = next(program.parameters(), None) if isinstance(program, nn.Module) else None
+    if own is not None and rows[0].is_floating_point() and rows[0].dtype != own.dtype:
+        raise TypeError(
+            f"{name}: expected data of {own.dtype}, like the parameters; got {rows[0].dtype}. Use x.to({own.dtype})."
+        )
     check = getattr(getattr(program, "likelihood", None), "check_shape", None)
     if check is not None:
         check(rows[0])

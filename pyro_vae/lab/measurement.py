@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from types import SimpleNamespace
 
 import pyro
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
+from pyro_vae.elbo.structure import check_programs
 from pyro_vae.elbo.tracing import PyroProgram, unchanged_param_store
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation import log_marginal_likelihood as estimate_log_p
@@ -37,6 +40,7 @@ _MIN_DRAWS = 100  # from which on the noise of a variance does not blur a p-valu
 _TIMED_STEPS = 15
 
 
+@partial(checks.arguments, "compare")
 def compare(
     model: PyroProgram,
     guide: PyroProgram,
@@ -93,6 +97,7 @@ def compare(
                 f"compare: expected {name} at least {_MIN_DRAWS}, for variances and p-values; got {value}. Draw more."
             )
     named = named_estimators("compare", estimators)
+    check_programs("compare", model, guide)
     with unchanged_param_store(), random_state(args), unchanged(model, guide):
         torch.manual_seed(seed)
         lab = _Lab(model, guide, args, groups or {})

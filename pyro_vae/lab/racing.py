@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyro
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.evaluation import Estimate, elbo_terms, log_marginal_likelihood
 from pyro_vae.evaluation.results import Result, rounded, table
@@ -88,6 +90,7 @@ class Race(Result):
         )
 
 
+@partial(checks.arguments, "race")
 def race(
     program: Program,
     train: Dataset | Tensor,
@@ -125,6 +128,10 @@ def race(
         ValueError: both or neither of ``steps`` and ``seconds``, or a number below 1.
         FloatingPointError: as :meth:`pyro_vae.SVI.step` does.
     """
+    if not isinstance(program, Program):
+        raise TypeError(
+            f"race: expected a program with model, guide and latents; got {type(program).__name__}. Use a VAE."
+        )
     if (steps is None) == (seconds is None):
         raise ValueError(f"race: expected either steps or seconds; got {steps} and {seconds}. Give one of them.")
     length = steps if steps is not None else seconds

@@ -31,6 +31,11 @@ def named_estimators(subject: str, estimators: Estimators) -> dict[str, pyro.inf
         TypeError: something else among them.
         ValueError: none.
     """
+    if not isinstance(estimators, Mapping | Sequence) or isinstance(estimators, str | bytes):
+        raise TypeError(
+            f"{subject}: expected estimators in a sequence or by name; got {type(estimators).__name__}. Pass "
+            "[elbo.ELBO()], for example."
+        )
     given = list(estimators.values() if isinstance(estimators, Mapping) else estimators)
     if not given:
         raise ValueError(f"{subject}: expected at least one estimator; got none. Pass [elbo.ELBO()], say.")

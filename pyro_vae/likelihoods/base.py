@@ -46,7 +46,7 @@ class Likelihood(Family):
                 "Give z and the contexts in this order; a body takes contexts with context_shapes=..."
             )
         context = dict(zip(self.contexts, map(_per_datum, parents[inputs:]), strict=True))
-        return self.distribution(**self.head(self.body(*parents[:inputs])), **context)
+        return self.made(parents[0], **self.head(self.body(*parents[:inputs])), **context)
 
     def check_shape(self, x: Tensor) -> None:
         """Refuses data that are not of shape (N, \\*event_shape).
@@ -73,6 +73,8 @@ class Likelihood(Family):
             ValueError: a wrong shape, or values outside the support; the message holds the remedy.
         """
         name = f"{type(self).__name__} likelihood"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected data as a tensor; got {type(x).__name__}. Convert with torch.as_tensor.")
         if not x.is_floating_point():
             raise TypeError(f"{name}: expected floating point data; got {x.dtype}. Convert it with .float().")
         self.check_shape(x)

@@ -40,6 +40,10 @@ class Bernoulli(Likelihood):
     def __init__(self, body: Body, event_shape: Shape, *, data_mean: Tensor | None = None) -> None:
         super().__init__(body, event_shape)
         if data_mean is not None:
+            if not data_mean.is_floating_point():
+                raise TypeError(
+                    f"{type(self).__name__} likelihood: expected data_mean as floats; got {data_mean.dtype}. Convert."
+                )
             self.head.set_bias("logits", torch.logit(data_mean, eps=1e-3))
 
     def parameter_shapes(self) -> dict[str, Size]:

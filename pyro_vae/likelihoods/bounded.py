@@ -58,6 +58,10 @@ class ContinuousBernoulli(Likelihood):
         self.max_logit = max_logit
         super().__init__(body, event_shape)
         if data_mean is not None:
+            if not data_mean.is_floating_point():
+                raise TypeError(
+                    f"{type(self).__name__} likelihood: expected data_mean as floats; got {data_mean.dtype}. Convert."
+                )
             self.head.set_bias("logits", torch.logit(data_mean, eps=1e-3))
 
     def parameter_shapes(self) -> dict[str, Size]:

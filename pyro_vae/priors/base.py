@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import nn
 
+from pyro_vae import checks
 from pyro_vae.family import Family
 from pyro_vae.nets import Shape, as_size
 
@@ -23,6 +24,11 @@ class Prior(nn.Module):
 
     support: ClassVar[constraints.Constraint] = constraints.real
     """What z may be: a constraint on single elements, or on vectors along the last dim."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checks.arguments(cls.__name__, cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()

@@ -399,11 +399,20 @@ class SVI:
         if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
             return
         if self.optimizer is None:
-            self.optimizer = self._checked(self._make_optimizer(new), new)
+            self.optimizer = self._checked(self._made(new), new)
         else:
             self.optimizer.add_param_group({"params": new})
             if isinstance(self._make_optimizer, FusedOptimizer):
                 self._make_optimizer.share(self.optimizer, new)
+
+    def _made(self, parameters: list[Tensor]) -> object:
+        try:
+            return self._make_optimizer(parameters)
+        except TypeError as error:
+            raise TypeError(
+                f"SVI: expected optimizer to make a torch.optim.Optimizer of {len(parameters)} parameters; got an "
+                f"error ({error}). Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+            ) from error
 
     def _checked(self, optimizer: object, given: list[Tensor]) -> torch.optim.Optimizer:
         """The optimiser that was made, once it holds what it was given."""

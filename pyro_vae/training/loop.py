@@ -29,6 +29,7 @@ ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 """The default optimiser."""
 
 
+@partial(checks.arguments, "fit")
 def fit(
     program: Program,
     train: Any,
@@ -168,7 +169,7 @@ def _check_settings(
     on_epoch: object,
 ) -> None:
     if beta is not None:
-        if not callable(beta):
+        if isinstance(beta, nn.Module | type) or not callable(beta):
             checks.number("fit", "beta", beta, at_least=0)
         if not hasattr(loss, "beta"):
             raise ValueError(
