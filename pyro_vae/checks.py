@@ -215,7 +215,7 @@ def _conform(subject: str, name: str, value: Any, hint: Any) -> None:
     elif origin is os.PathLike:
         instance(subject, name, value, os.PathLike, "Give a path.")
     elif isinstance(hint, type) and hint not in (object, Any) and not getattr(hint, "_is_protocol", False):
-        instance(subject, name, value, hint, f"Give a {hint.__name__}.")
+        instance(subject, name, value, hint, getattr(hint, "how_to_make", f"Give a {hint.__name__}."))
 
 
 def _conform_to_one(subject: str, name: str, value: Any, hints: tuple[Any, ...]) -> None:

@@ -82,6 +82,9 @@ class Body(nn.Module):
             observed.
     """
 
+    how_to_make = "Use nets.MLP, nets.ConvEncoder or nets.ConvDecoder, or subclass nets.Body."
+    """What an error says to one who has none."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):

@@ -366,7 +366,7 @@ class NoBody(nn.Module):
         (
             lambda: likelihoods.Bernoulli(nn.Linear(2, 6), IMAGE),  # type: ignore[arg-type]
             TypeError,
-            "Bernoulli: expected body a pyro_vae.nets.Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
+            "Bernoulli: expected body a Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
         ),
         (
             lambda: small_vae().guide(),

@@ -61,7 +61,7 @@ class LogisticNormal(Conditional):
         self._check_vector(2)
 
     def parameter_shapes(self) -> dict[str, Size]:
-        free = Size((self.event_shape[0] - 1,))
+        free = Size((self.event_shape.numel() - 1,))
         return {"loc": free, "log_scale": free}
 
     def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]

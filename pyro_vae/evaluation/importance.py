@@ -272,5 +272,5 @@ def _warn(result: LogMarginalLikelihood) -> None:
             f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
             f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "
             "small. Draw more particles, widen the guide, or use ais.",
-            stacklevel=4,
+            stacklevel=5,
         )

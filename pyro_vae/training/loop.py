@@ -29,7 +29,6 @@ ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 """The default optimiser."""
 
 
-@partial(checks.arguments, "fit")
 def fit(
     program: Program,
     train: Any,
