@@ -117,6 +117,7 @@ def test_functions_with_pyro_param_are_compiled_with_their_constraints() -> None
     x = X[:, 0]
     results = []
     for mode in (False, True):
+        pyro.clear_param_store()
         optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 0.05})
         svi = SVI(model, guide, optimizer, pyro.infer.Trace_ELBO(), compile=mode)
         torch.manual_seed(0)

@@ -238,7 +238,7 @@ class SVI:
                 loss = float(loss)
                 if not math.isfinite(loss):
                     self.refuse(loss, *args, **kwargs)
-                self._update(self._declared.get(_call(args, kwargs), ()) if self._as_pyro else ())
+                self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
         finally:  # also after Ctrl-C
             self._clear_gradients()
         self.num_steps += 1
@@ -285,6 +285,10 @@ class SVI:
         """What holds modules: model, guide, and a loss with learned baselines."""
         learned = self.loss.gradient.modules() if isinstance(self.loss, Estimator) else ()
         return self.model, self.guide, *learned
+
+    def _declared_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
+        """Names of what a call declares; of all that were declared so far, for a call that was compiled at once."""
+        return self._declared.get(_call(args, kwargs)) or set().union(*self._declared.values())
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters.named.values():
