@@ -172,6 +172,13 @@ CALLS: dict[str, Callable[[], Call]] = {
         likelihoods.Dequantized,
         {"likelihood": likelihoods.Normal(_decoder(), _SHAPE), "levels": 256},
     ),
+    "likelihoods.Standardized": lambda: (
+        likelihoods.Standardized,
+        {
+            "likelihood": likelihoods.Normal(_decoder(), _SHAPE),
+            "standardize": nets.Standardize(torch.ones(_SHAPE), torch.ones(_SHAPE)),
+        },
+    ),
     "likelihoods.MissingAtRandom": lambda: (
         likelihoods.MissingAtRandom,
         {"likelihood": likelihoods.Normal(_decoder(), _SHAPE)},

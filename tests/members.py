@@ -80,6 +80,14 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
             nets.MLP(LATENT, [5]), parts=[(slice(1, 3), likelihoods.StudentT), (0, likelihoods.Bernoulli)]
         )
     ),
+    "Standardized": lambda: likelihoods.Standardized(
+        likelihoods.Normal(nets.MLP(LATENT, [5]), 3),
+        nets.Standardize(torch.tensor([5.0, -3e3, 0.0]), torch.tensor([0.1, 1e4, 1.0])),
+    ),
+    "Standardized SigmaNormal": lambda: likelihoods.Standardized(
+        likelihoods.SigmaNormal(nets.MLP(LATENT, [5]), 3),
+        nets.Standardize(torch.tensor([5.0, -3e3, 0.0]), torch.tensor([0.1, 1e4, 1.0])),
+    ),
     "Dequantized": lambda: likelihoods.Dequantized(likelihoods.Normal(nets.MLP(LATENT, [5]), (1, 2, 2))),
 }
 

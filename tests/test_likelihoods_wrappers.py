@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import members
@@ -5,7 +6,9 @@ import pytest
 import torch
 from torch import Size, Tensor
 
-from pyro_vae import likelihoods, nets
+from pyro_vae import VAE, conditionals, fit, likelihoods, nets, priors
+from pyro_vae.distributions import elementwise_log_prob
+from pyro_vae.evaluation import log_marginal_likelihood
 
 LATENT = members.LATENT
 
@@ -85,3 +88,63 @@ def test_levels_at_the_ends_are_dequantized_into_the_open_interval(kind: Callabl
     x = torch.cat([torch.zeros(50, 1000), torch.ones(50, 1000)])
     likelihood.check_data(x)
     assert bool(likelihood(torch.zeros(100, LATENT)).log_prob(x).isfinite().all())
+
+
+# Standardized
+
+
+def test_a_standardized_likelihood_is_a_density_of_the_data_in_their_own_units() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 3).double() * torch.tensor([1e-4, 1.0, 1e5]) + torch.tensor([1.0, -5.0, 3e6])
+    likelihood = likelihoods.Standardized(likelihoods.Normal(body(), 3, scale="per_element"), nets.Standardize.of(x))
+    likelihood.double()
+    p = likelihood(torch.randn(50, LATENT).double())
+    expected = torch.distributions.Normal(p.mean, p.stddev).log_prob(x)
+    torch.testing.assert_close(p.log_prob(x), expected.sum(-1))
+    torch.testing.assert_close(elementwise_log_prob(p, x), expected)
+
+
+def test_millimeters_for_meters_train_the_same_network_and_cost_the_jacobian() -> None:
+    def trained(factor: float) -> float:
+        torch.manual_seed(0)
+        x = torch.randn(200, 3) @ torch.randn(3, 3) + 2
+        x[:, 0] *= factor
+        standardize = nets.Standardize.of(x)
+        vae = VAE(
+            prior=priors.StandardNormal(LATENT),
+            likelihood=likelihoods.Standardized(likelihoods.Normal(body(), 3), standardize),
+            posterior=conditionals.DiagonalNormal(nets.MLP(3, [5], transform=standardize), LATENT),
+        )
+        fit(vae, x, epochs=3, batch_size=50, seed=0, progress=False)
+        torch.manual_seed(1)
+        return log_marginal_likelihood(vae, x, num_particles=50).mean().item()
+
+    meters, millimeters, micrometers = trained(1.0), trained(1e3), trained(1e6)
+    # 1e-5 relative: rounding of float32 inputs, amplified by 12 steps of Adam
+    assert millimeters + math.log(1e3) == pytest.approx(meters, abs=1e-4)
+    assert micrometers + math.log(1e6) == pytest.approx(meters, abs=1e-4)
+
+
+def test_a_standardized_likelihood_is_calibrated_in_standardized_units() -> None:
+    standardize = nets.Standardize(torch.tensor([2.0, 5.0]), torch.tensor([10.0, 0.1]))
+    likelihood = likelihoods.Standardized(likelihoods.SigmaNormal(body(), 2), standardize)
+    likelihood.calibrate(torch.tensor([[12.0, 5.1]]), torch.tensor([[7.0, 5.05]]))
+    torch.testing.assert_close(likelihood(torch.zeros(LATENT)).stddev, torch.tensor([5.0, 0.05]))
+
+
+def test_missing_values_of_standardized_data_are_left_out() -> None:
+    standardize = nets.Standardize(torch.tensor([2.0, 5.0]), torch.tensor([10.0, 0.1]))
+    inner = likelihoods.Standardized(likelihoods.Normal(body(), 2), standardize)
+    p = likelihoods.MissingAtRandom(inner)(torch.zeros(1, LATENT))
+    whole = elementwise_log_prob(inner(torch.zeros(1, LATENT)), torch.tensor([[1.0, 5.0]]))
+    torch.testing.assert_close(p.log_prob(torch.tensor([[torch.nan, 5.0]])), whole[:, 1])
+
+
+def test_only_reals_of_complete_data_are_standardized() -> None:
+    standardize = nets.Standardize(torch.zeros(4), torch.ones(4))
+    with pytest.raises(ValueError, match="Standardized likelihood: expected a likelihood of reals; got Poisson"):
+        likelihoods.Standardized(likelihoods.Poisson(body(), 4), standardize)
+    with pytest.raises(ValueError, match="expected a likelihood of complete data; got MissingAtRandom"):
+        likelihoods.Standardized(likelihoods.MissingAtRandom(likelihoods.Normal(body(), 4)), standardize)
+    with pytest.raises(ValueError, match=r"expected a mean of shape \(3,\); got \(4,\)"):
+        likelihoods.Standardized(likelihoods.Normal(body(), 3), standardize)

@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import calls
@@ -58,6 +59,12 @@ MALFORMED: dict[str, Callable[[], Any]] = {
 # Each takes a tenth of a second or more.
 HEAVY = re.compile(r"^(fit|lab\.|evaluation\.(ais|bdmc|amortization_gap|calibration|elbo_surgery)|testing\.|SVI)")
 NAMES = [pytest.param(name, marks=pytest.mark.slow if HEAVY.match(name) else ()) for name in calls.CALLS]
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For calls that write: one argument may be the word that names a file."""
+    monkeypatch.chdir(tmp_path)
 
 
 def run(function: Callable[..., Any], given_arguments: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Densities that Pyro and torch lack, or that need another form to be exact: ``TorchDistribution`` subclasses."""
 
 from pyro_vae.distributions import kl as _kl  # noqa: F401  registers closed forms
+from pyro_vae.distributions.affine import Affine
 from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.dequantized import Dequantized, dequantize
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic, MixtureOfDiscretizedLogistics
@@ -25,6 +26,7 @@ from pyro_vae.distributions.von_mises_fisher import VonMisesFisher
 from pyro_vae.distributions.zero_inflated import ZeroInflated
 
 __all__ = [
+    "Affine",
     "Beta",
     "Binomial",
     "ContinuousBernoulli",

@@ -10,7 +10,7 @@ data                                                         likelihoods
 0 or 1                                                       Bernoulli
 [0, 1]                                                       ContinuousBernoulli
 (0, 1)                                                       Beta, LogitNormal
-real                                                         Normal, SigmaNormal, Laplace, StudentT
+real                                                         Normal, SigmaNormal, Laplace, StudentT, Standardized
 levels k / 255                                               DiscretizedLogistic, MixtureOfDiscretizedLogistics,
                                                              Categorical, Binomial, Dequantized
 counts                                                       Poisson, NegativeBinomial,
@@ -29,7 +29,7 @@ from pyro_vae.likelihoods.continuous import Laplace, Normal, SigmaNormal, Studen
 from pyro_vae.likelihoods.counts import Binomial, Multinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyro_vae.likelihoods.discretized import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.likelihoods.mixed import Mixed
-from pyro_vae.likelihoods.wrappers import Dequantized, MissingAtRandom
+from pyro_vae.likelihoods.wrappers import Dequantized, MissingAtRandom, Standardized
 
 __all__ = [
     "Bernoulli",
@@ -51,6 +51,7 @@ __all__ = [
     "OneHotCategorical",
     "Poisson",
     "SigmaNormal",
+    "Standardized",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
 ]

@@ -1,4 +1,4 @@
-"""Likelihoods that change what data another one accepts: MissingAtRandom and Dequantized."""
+"""Likelihoods that change what data another one accepts: MissingAtRandom, Standardized and Dequantized."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae import distributions
+from pyro_vae import checks, distributions
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.nets import Body, Head
+from pyro_vae.nets import Body, Head, Standardize
 
 
 class _Wrapper(Likelihood):
@@ -107,6 +107,66 @@ class MissingAtRandom(_Wrapper):
 
     def calibrate(self, x: Tensor, mean: Tensor) -> None:
         self.likelihood.calibrate(x, mean)
+
+
+class Standardized(_Wrapper):
+    r"""A likelihood of reals on any scale: the network makes standardized data, the density is of x in its own units.
+
+    :math:`\log p(x|z) = \log p_y(y|z) - \sum_d \log \mathrm{deviation}_d` with
+    :math:`y = (x - \mathrm{mean}) / \mathrm{deviation}`. Samples and means are in the units of x, and log-likelihoods
+    count the log-Jacobian: a column in millimeters in place of meters costs log 1000 nats a datum, as it must, and the
+    same network is trained. Give the encoder the same scale, ``nets.MLP(..., transform=standardize)``.
+
+    Scales of the other likelihood (``scale``, ``min_scale``) are in units of the deviation. Accepts any finite x.
+
+    Args:
+        likelihood: of reals: Normal, SigmaNormal, Laplace, StudentT.
+        standardize: mean and deviation, ``nets.Standardize.of(train)`` of the training data.
+
+    Raises:
+        ValueError: the likelihood is not of reals, or marks missing values, or a shape that does not fit.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Normal
+        >>> from pyro_vae.nets import MLP, Standardize
+        >>> meters = torch.tensor([[1.6], [1.7], [1.8]])
+        >>> normal = Normal(MLP(2, [8]), 1, scale=1.0)
+        >>> likelihoods = [Standardized(normal, Standardize.of(x)) for x in (meters, 1000 * meters)]
+        >>> z = torch.zeros(3, 2)
+        >>> likelihoods[0](z).log_prob(meters) - likelihoods[1](z).log_prob(1000 * meters)
+        tensor([6.9078, 6.9078, 6.9078], grad_fn=<SubBackward0>)
+    """
+
+    def __init__(self, likelihood: Likelihood, standardize: Standardize) -> None:
+        super().__init__(likelihood)
+        checks.instance("Standardized likelihood", "standardize", standardize, Standardize, "Use Standardize.of(x).")
+        if isinstance(likelihood, MissingAtRandom):
+            raise ValueError(
+                "Standardized likelihood: expected a likelihood of complete data; got MissingAtRandom. Wrap them the "
+                "other way round."
+            )
+        if likelihood.support is not constraints.real:
+            raise ValueError(
+                f"Standardized likelihood: expected a likelihood of reals; got {type(likelihood).__name__}, which "
+                f"accepts {likelihood.accepts}. Use it as it is, or Normal, Laplace, StudentT or SigmaNormal."
+            )
+        for name, value in standardize.named_buffers():
+            if value.dim() > len(self.event_shape) or any(
+                a not in (1, b) for a, b in zip(reversed(value.shape), reversed(self.event_shape), strict=False)
+            ):
+                raise ValueError(
+                    f"Standardized likelihood: expected a {name} of shape {tuple(self.event_shape)}; got "
+                    f"{tuple(value.shape)}. Use Standardize.of(x) of the data that the likelihood is of."
+                )
+        self.standardize = standardize
+        self.support, self.accepts, self.remedy = likelihood.support, likelihood.accepts, likelihood.remedy
+
+    def distribution(self, **parameters: Tensor) -> TorchDistribution:
+        base = self.likelihood.distribution(**parameters)
+        return distributions.Affine(base, self.standardize.mean, self.standardize.deviation)
+
+    def calibrate(self, x: Tensor, mean: Tensor) -> None:
+        self.likelihood.calibrate(self.standardize(x), self.standardize(mean))
 
 
 class Dequantized(_Wrapper):
