@@ -94,6 +94,29 @@ def flag(subject: str, name: str, value: Any) -> bool:
     return value
 
 
+def takes(subject: str, name: str, function: Callable[..., Any], what: str) -> None:
+    """Refuses a function that cannot be called with one argument.
+
+    Raises:
+        TypeError: naming what the argument is.
+
+    Example:
+        >>> takes("fit", "beta", lambda epoch, step: 1.0, "the epoch")
+        Traceback (most recent call last):
+        TypeError: fit: expected beta a function of the epoch; got one of (epoch, step). Give one of one argument.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some of those written in C have none
+        return
+    try:
+        signature.bind(0.0)
+    except TypeError:
+        raise TypeError(
+            f"{subject}: expected {name} a function of {what}; got one of {signature}. Give one of one argument."
+        ) from None
+
+
 def choice(subject: str, name: str, value: Any, choices: Collection[str]) -> Any:
     """One of some words.
 

@@ -25,6 +25,7 @@ from pyro_vae.priors import Prior
 from pyro_vae.program import (
     ProgramModule,
     RootModule,
+    check_contexts,
     check_inputs,
     check_observed,
     check_part,
@@ -83,6 +84,8 @@ class ConditionalGuide(RootModule):
 
     def encode(self, x: Tensor, *context: Tensor) -> TorchDistribution:
         """q(z|x, c) for data of shape (\\*lead, \\*event_shape) and contexts (\\*lead, \\*context_shape)."""
+        event, *shapes = self.posterior.body.input_shapes
+        check_contexts(_NAME, x.shape[: x.dim() - len(event)], shapes, context)
         return _of_context(self.posterior, context, for_network(x, self.posterior.body, missing=self.missing))
 
     def forward(self, x: Tensor | None = None, *context: Tensor) -> Tensor:

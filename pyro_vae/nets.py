@@ -56,12 +56,26 @@ class Standardize(nn.Module):
 
     @classmethod
     def of(cls, x: Tensor) -> Standardize:
-        """For data x (N, \\*event_shape), of the values that are not NaN."""
+        """For data x (N, \\*event_shape), of the values that are not NaN.
+
+        Raises:
+            TypeError: no tensor.
+            ValueError: no datum, or infinite values.
+        """
+        checks.instance("Standardize.of", "x", x, Tensor, "Use data.as_dataset(x).tensor() for other data.")
+        if x.dim() == 0 or not len(x) or bool(x.isinf().any()):
+            raise ValueError(
+                f"Standardize.of: expected finite data of shape (N, ...) or NaN for missing; got {tuple(x.shape)}"
+                f"{' with infinite values' if x.numel() and bool(x.isinf().any()) else ''}. Give the training data."
+            )
+        x = x if x.is_floating_point() else x.float()
         observed = ~x.isnan()
+        # What never varies has deviation 0, however its mean rounds.
+        varies = x.nan_to_num(-math.inf).amax(0) > x.nan_to_num(math.inf).amin(0)
         count = observed.sum(0).clamp(min=1)
         mean = torch.where(observed, x.double(), 0.0).sum(0) / count
         variance = torch.where(observed, (x.double() - mean) ** 2, 0.0).sum(0) / count
-        return cls(mean.to(x.dtype), variance.sqrt().to(x.dtype))
+        return cls(mean.to(x.dtype), torch.where(varies, variance.sqrt(), 0.0).to(x.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.deviation

@@ -103,7 +103,23 @@ class ProgramModule(nn.Module):
 
 
 def check_observed(likelihood: Any, x: Tensor | None, context: tuple[Tensor, ...]) -> None:
-    """Refuses data that the likelihood cannot have produced; their shape alone where Pyro's validation is off."""
+    """Refuses data that the likelihood cannot have produced; shapes alone where Pyro's validation is off.
+
+    Args:
+        likelihood: p(x|z, ...).
+        x: data, or None to generate.
+        context: the last of what the likelihood takes beside z.
+    """
+    shapes = [*likelihood.body.input_shapes[1:], *(Size() for _ in likelihood.contexts)]
+    lengths = {c.shape[:1] for c in (x, *context) if isinstance(c, Tensor)}
+    if len(lengths) == 1 and len(context) in (len(shapes), len(likelihood.contexts)):  # else others say what is wrong
+        (lead,) = lengths
+        own = shapes[len(shapes) - len(context) :]
+        columns = [  # one number per datum may come as a column
+            c.squeeze(-1) if isinstance(c, Tensor) and not shape and c.shape == (*lead, 1) else c
+            for c, shape in zip(context, own, strict=True)
+        ]
+        check_contexts(f"{type(likelihood).__name__} likelihood", lead, own, columns)
     if x is None:
         return
     check_batch(f"{type(likelihood).__name__} likelihood", x, likelihood.event_shape)
@@ -122,6 +138,17 @@ def check_batch(subject: str, x: object, event_shape: Size) -> None:
         raise ValueError(
             f"{subject}: expected data of shape (N, {', '.join(map(str, event_shape))}); got {tuple(x.shape)}. "
             "Reshape the data, or build the networks for their shape."
+        )
+
+
+def check_contexts(subject: str, lead: Size, shapes: Sequence[Size], context: Sequence[object]) -> None:
+    """Refuses contexts that are no tensors (\\*lead, \\*shape): one row for all data would be broadcast in silence."""
+    given = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in context]
+    expected = [(*lead, *shape) for shape in shapes]
+    if len(given) >= len(expected) and given[: len(expected)] != expected:
+        raise (ValueError if all(isinstance(c, Tensor) for c in context) else TypeError)(
+            f"{subject}: expected contexts of shapes {expected}; got {given}. Give a row for each datum, classes as "
+            "one-hot rows: torch.nn.functional.one_hot(labels).float()."
         )
 
 

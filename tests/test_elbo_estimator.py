@@ -493,3 +493,35 @@ def test_a_regression_trains(name: str) -> None:
     assert evidence() > before + 12
     with svi.scope():
         assert pyro.param("noise").item() < 0.75
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "value", "message"),
+    [
+        (elbo.ELBO(), "beta", -5.0, "ELBO: expected beta at least 0; got -5"),
+        (elbo.ELBO(), "beta", "x", "ELBO: expected beta a number; got 'x'"),
+        (elbo.ELBO(), "free_bits", 50.0, "ELBO: expected analytic_kl=True with free_bits; got False"),
+        (elbo.ELBO(), "analytic_kl", "no", "ELBO: expected analytic_kl True or False; got 'no'"),
+        (elbo.ELBO(analytic_kl=True, free_bits=1.0), "analytic_kl", False, "expected analytic_kl=True with free_bits"),
+        (elbo.ELBO(analytic_kl=True), "gradient", "score", "expected gradient='pathwise' with analytic_kl=True; got"),
+        (elbo.ELBO(), "gradient", "scores", "gradient: expected one of pathwise.*; got 'scores'"),
+        (elbo.IWELBO(1), "gradient", "vimco", "IWELBO: expected num_particles at least 2 for vimco; got 1"),
+        (elbo.ELBO(), "plate", 3, "ELBO: expected plate"),
+        (elbo.ELBO(), "vectorize_particles", 3, "ELBO: expected vectorize True or False; got 3"),
+        (elbo.RenyiELBO(3, alpha=0.5), "alpha", 1.0, "RenyiELBO: expected an alpha other than 1"),
+        (elbo.CIWELBO(3, beta=0.5), "beta", 1.5, "CIWELBO: expected beta at most 1; got 1.5|expected beta at least 0"),
+    ],
+)
+def test_what_is_set_between_steps_is_checked_as_what_is_given_to_the_constructor(
+    loss: elbo.Estimator, name: str, value: object, message: str
+) -> None:
+    before = getattr(loss, name)
+    with pytest.raises((TypeError, ValueError), match=message):
+        setattr(loss, name, value)
+    assert getattr(loss, name) is before
+
+
+def test_a_gradient_is_set_by_name_between_steps() -> None:
+    loss = elbo.ELBO()
+    loss.gradient = "score"  # type: ignore[assignment]
+    assert isinstance(loss.gradient, elbo.Score)

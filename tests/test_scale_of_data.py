@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import VAE, ConditionalVAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, ConditionalVAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
 from pyro_vae.family import positive
 
 RELU = partial(nets.MLP, activation=nn.ReLU)
@@ -185,3 +185,62 @@ def test_a_row_with_nothing_observed_has_the_moments_of_the_prior() -> None:
     assert nothing.scale.item() == pytest.approx(1, abs=0.1)
     zeros = vae.encode(torch.zeros(1, 3)).base_dist
     assert zeros.scale.item() < 0.4  # three values that were seen tell where z is
+
+
+CONTEXTS = {
+    "one row for all": torch.zeros(1, 10),
+    "one dim more": torch.zeros(10, 1, 10),
+    "a square too many": torch.zeros(10, 10, 10),
+    "classes as numbers": torch.arange(10.0),
+    "classes": torch.arange(10),
+}
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_contexts_have_one_row_for_each_datum_at_every_entrance(context: torch.Tensor) -> None:
+    shape = (1, 2, 2)
+    vae = ConditionalVAE(
+        prior=priors.StandardNormal(3),
+        likelihood=likelihoods.Bernoulli(nets.MLP(3, [16], context_shapes=[10]), shape),
+        posterior=conditionals.DiagonalNormal(nets.MLP(shape, [16], context_shapes=[10]), 3),
+    )
+    x = torch.ones(10, *shape)
+    shapes, rows = r"contexts of shapes \[\((10|'N'), 10\)\]", r"data of shape \(N, \.\.\.\) and contexts"
+    message = f"expected ({shapes}|x, context and size to agree|{rows}).*; got"
+    for call in (
+        vae.encode,
+        vae.reconstruct,
+        vae.model,
+        vae.guide,
+        SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), elbo.ELBO()).step,
+        partial(evaluation.elbo_terms, vae),
+        partial(evaluation.active_units, vae),
+        partial(evaluation.elbo_surgery, vae),
+        partial(evaluation.log_marginal_likelihood, vae),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(x, context)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (4, 2), (1, 4)])
+def test_a_library_size_is_one_number_for_each_datum(shape: tuple[int, ...]) -> None:
+    vae = vae_of(nets.MLP(3, [4]), partial(likelihoods.Poisson, library_size=True), 3)
+    x = torch.ones(4, 3)
+    for right in (torch.ones(4), torch.ones(4, 1)):
+        evaluation.elbo_terms(vae, x, right)
+    with pytest.raises(
+        ValueError, match=r"expected (contexts of shapes \[\(4,\)\]|data of shape \(N, \.\.\.\)).*; got"
+    ):
+        evaluation.elbo_terms(vae, x, torch.ones(shape))
+
+
+def test_a_constant_column_has_deviation_1_at_every_precision() -> None:
+    x = torch.stack([torch.randn(1001).double(), torch.full((1001,), 0.1, dtype=torch.float64)], 1)
+    assert nets.Standardize.of(x).deviation[1].item() == 1
+    whole = nets.Standardize.of(torch.tensor([[1, 10], [2, 11], [2, 11]]))
+    torch.testing.assert_close(whole.mean, torch.tensor([5 / 3, 32 / 3]))
+    with pytest.raises(TypeError, match=r"Standardize.of: expected x a Tensor; got"):
+        nets.Standardize.of([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Standardize.of: expected finite data.*got \(1, 1\) with infinite values"):
+        nets.Standardize.of(torch.tensor([[math.inf]]))

@@ -114,7 +114,7 @@ class Step:
             if not self._beta or self._beta_value != beta:
                 self._beta_value = beta
                 self._beta = [self.parameters[0].new_tensor(beta)]
-                self.estimator.beta = self._beta[0]
+                vars(self.estimator)["beta"] = self._beta[0]  # a tensor, past the check of a number
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
 

@@ -10,6 +10,8 @@ model observes, whatever they are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,20 +72,29 @@ class ELBO(Estimator):
         plate: str = "data",
         vectorize: bool = True,
     ) -> None:
-        name = type(self).__name__
-        self.beta = number(name, "beta", beta, at_least=0)
-        self.analytic_kl = flag(name, "analytic_kl", analytic_kl)
-        self.free_bits = number(name, "free_bits", free_bits, at_least=0)
+        self.beta = beta
+        self.analytic_kl = analytic_kl
+        self.free_bits = free_bits
         super().__init__(num_particles, gradient, plate=plate, vectorize=vectorize)
-        if free_bits and not analytic_kl:
+
+    def checked(self, name: str, value: Any) -> Any:
+        bound = type(self).__name__
+        if name in ("beta", "free_bits"):
+            value = number(bound, name, value, at_least=0)
+        elif name == "analytic_kl":
+            value = flag(bound, name, value)
+        value = super().checked(name, value)
+        after = {**vars(self), name: value}
+        if after.get("free_bits") and not after.get("analytic_kl"):
             raise ValueError(
-                f"{name}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
+                f"{bound}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
             )
-        if analytic_kl and not isinstance(self.gradient, Pathwise):
+        if after.get("analytic_kl") and not isinstance(after.get("gradient", Pathwise()), Pathwise):
             raise ValueError(
-                f"{name}: expected gradient='pathwise' with analytic_kl=True; got {type(self.gradient).__name__}. "
+                f"{bound}: expected gradient='pathwise' with analytic_kl=True; got {type(after['gradient']).__name__}. "
                 "Use one or the other."
             )
+        return value
 
     @property
     def latent_weight(self) -> float:  # type: ignore[override]

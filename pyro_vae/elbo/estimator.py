@@ -71,11 +71,9 @@ class Estimator(pyro.infer.ELBO):
         plate: str = "data",
         vectorize: bool = True,
     ) -> None:
-        name = type(self).__name__
-        super().__init__(num_particles=num_particles, vectorize_particles=flag(name, "vectorize", vectorize))
-        self.plate = instance(name, "plate", plate, str, "Give the name of the plate over the data.")
+        super().__init__(num_particles=num_particles, vectorize_particles=vectorize)
+        self.plate = plate
         self.gradient = gradient_of(gradient)
-        self.gradient.check(self)
         self._structures: dict[Any, Structure | None] = {}  # None for a program that runs without
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -85,6 +83,24 @@ class Estimator(pyro.infer.ELBO):
             for name in ("path_scale", "signal", "importance_weighted", "linear"):
                 if name not in vars(cls):
                     setattr(cls, name, vars(Estimator)[name])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, self.checked(name, value))
+
+    def checked(self, name: str, value: Any) -> Any:
+        """An attribute's value as it is kept: one set between steps is checked as one given to the constructor.
+
+        Raises:
+            TypeError, ValueError: as the constructor's.
+        """
+        if name == "gradient":
+            value = gradient_of(value)
+            value.check(self)
+        elif name == "plate":
+            instance(type(self).__name__, name, value, str, "Give the name of the plate over the data.")
+        elif name == "vectorize_particles":
+            flag(type(self).__name__, "vectorize", value)
+        return value
 
     @property
     def num_particles(self) -> int:

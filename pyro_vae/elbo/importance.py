@@ -99,8 +99,13 @@ class CIWELBO(Estimator):
         beta: float,
         **options: Any,
     ) -> None:
-        self.beta = number(type(self).__name__, "beta", beta, at_least=0, at_most=1)
+        self.beta = beta
         super().__init__(num_particles, gradient, **options)
+
+    def checked(self, name: str, value: Any) -> Any:
+        if name == "beta":
+            value = number(type(self).__name__, name, value, at_least=0, at_most=1)
+        return super().checked(name, value)
 
     def bound(self, log_weights: Tensor) -> Tensor:
         tight = log_weights.logsumexp(0) - math.log(len(log_weights))

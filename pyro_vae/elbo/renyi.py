@@ -43,10 +43,17 @@ class RenyiELBO(Estimator):
         alpha: float,
         **options: Any,
     ) -> None:
-        self.alpha = number(type(self).__name__, "alpha", alpha)
-        if self.alpha == 1:
-            raise ValueError(f"{type(self).__name__}: expected an alpha other than 1; got 1. Use ELBO, its limit at 1.")
+        self.alpha = alpha
         super().__init__(num_particles, gradient, **options)
+
+    def checked(self, name: str, value: Any) -> Any:
+        if name == "alpha":
+            value = number(type(self).__name__, name, value)
+            if value == 1:
+                raise ValueError(
+                    f"{type(self).__name__}: expected an alpha other than 1; got 1. Use ELBO, its limit at 1."
+                )
+        return super().checked(name, value)
 
     def bound(self, log_weights: Tensor) -> Tensor:
         power = 1 - self.alpha

@@ -79,11 +79,13 @@ def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
                 f"{name}: expected data of shape (N, ...) and contexts of as many rows; got "
                 f"{[tuple(row.shape) for row in rows]}. Give a row for each datum."
             )
+    check = getattr(getattr(program, "likelihood", None), "check_shape", None)
+    if check is not None:
+        if not rows[0].is_floating_point():
+            raise TypeError(f"{name}: expected floating point data; got {rows[0].dtype}. Convert them with .float().")
+        check(rows[0])
     own = next(program.parameters(), None) if isinstance(program, nn.Module) else None
     if own is not None and rows[0].is_floating_point() and rows[0].dtype != own.dtype:
         raise TypeError(
             f"{name}: expected data of {own.dtype}, like the parameters; got {rows[0].dtype}. Use x.to({own.dtype})."
         )
-    check = getattr(getattr(program, "likelihood", None), "check_shape", None)
-    if check is not None:
-        check(rows[0])

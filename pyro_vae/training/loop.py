@@ -170,6 +170,8 @@ def _check_settings(
     if beta is not None:
         if isinstance(beta, nn.Module | type) or not callable(beta):
             checks.number("fit", "beta", beta, at_least=0)
+        else:
+            checks.takes("fit", "beta", beta, "the epoch")
         if not hasattr(loss, "beta"):
             raise ValueError(
                 f"fit: expected a loss with a beta for beta={beta!r}; got {type(loss).__name__}. "
