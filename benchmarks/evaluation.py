@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_vae import VAE, conditionals, data, evaluation, likelihoods, nets, priors
-from pyro_vae.evaluation.memory import peak_memory
+from pyro_vae.graphs.memory import peak_memory
 
 HIDDEN, LATENT = [200, 200], 50
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import SVI, VAE, compilation, conditionals, data, elbo, likelihoods, nets, priors
-from pyro_vae.compilation import compiler, cuda_graph, graph, onednn
+from pyro_vae.compilation import compiler, graph
 from pyro_vae.compilation.step import Step
+from pyro_vae.graphs import cuda_graph, onednn
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 X = (torch.rand(16, 6, generator=torch.Generator().manual_seed(0)) < 0.5).double()

@@ -588,10 +588,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a gradient of all sites": (
         given({"k": "score", "z": DReG()}),
-        "gradient: expected pathwise, stl, score, vimco, ovis or enumerate at site 'z'; got dreg, which is for all "
-        "sites together.",
+        "gradient: expected pathwise, stl, score, vimco, ovis, enumerate or such a Gradient at site 'z'; got DReG.",
     ),
-    "an unknown gradient": (given({"k": "sum", "z": "pathwise"}), "gradient: expected one of pathwise, stl, dreg,"),
+    "an unknown gradient": (
+        given({"k": "sum", "z": "pathwise"}),
+        "gradient: expected pathwise, stl, score, vimco, ovis, enumerate or such a Gradient at site 'k'; got 'sum'.",
+    ),
+        given({"k": "sum", "z": "pathwise"}),
+        "gradient: expected pathwise, stl, score, vimco, ovis, enumerate or such a Gradient at site 'k'; got 'sum'",
+    ),
     "no site": (given({}), "ELBO: expected a gradient for each of the guide's sites ['k', 'z']; got ['k', 'z'] in"),
     "a sum within another bound": (
         given({"k": "enumerate", "z": "pathwise"}, IWELBO),

@@ -30,9 +30,10 @@ from pyro.distributions import transforms
 from torch import Tensor, nn
 
 from pyro_vae import VAE, conditionals, likelihoods, nets, priors
-from pyro_vae.elbo import ELBO, IWELBO, OVIS, STL, VIMCO, DReG, Estimator, Pathwise, RenyiELBO, Score, VRMax
+from pyro_vae.elbo import ELBO, IWELBO, OVIS, STL, VIMCO, DReG, Pathwise, RenyiELBO, Score, VRMax
 from pyro_vae.elbo.draws import Call
-from pyro_vae.elbo.gradients import Gradient, gradient_of, gradient_only
+from pyro_vae.elbo.gradients import Bound, Gradient, gradient_only
+from pyro_vae.elbo.names import gradient_of
 from pyro_vae.elbo.score import leave_one_out_logsumexp
 
 pytestmark = pytest.mark.usefixtures("global_store")
@@ -242,7 +243,7 @@ def test_ovis_for_many_effective_particles_is_biased_by_wake_phi(
 class VIMCOWithoutWeights(VIMCO):
     """As it is sometimes written: no credit for what a draw changes through its own weight."""
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         densities = call.draw(detach=True).densities()
         weights = densities.log_weights.detach()
         k = len(weights)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pyro_vae import VAE, conditionals, likelihoods, nets, priors
 from pyro_vae.evaluation import log_marginal_likelihood, posterior_samples
-from pyro_vae.evaluation.memory import peak_memory
 from pyro_vae.evaluation.pareto import pareto_k, tail_size
-from pyro_vae.evaluation.recording import recorded
+from pyro_vae.graphs.memory import peak_memory
+from pyro_vae.graphs.recording import recorded
 
 
 def scaled(oracle: LinearVAE, factor: float) -> VAE:

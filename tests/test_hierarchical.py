@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from pyro_vae import SVI, VAE, HierarchicalVAE, elbo, fit
 from pyro_vae.conditionals import Conditional, DiagonalNormal, Dirichlet
-from pyro_vae.hierarchical import Inference, TopDownGuide
 from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.models.hierarchical import Inference, TopDownGuide
 from pyro_vae.nets import MLP
 from pyro_vae.priors import HypersphericalUniform, StandardNormal, VampPrior
 

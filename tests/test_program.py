@@ -34,8 +34,8 @@ from pyro_vae import (
     nets,
     priors,
 )
-from pyro_vae.hierarchical import Inference, TopDownGuide
-from pyro_vae.program import Program, RootModule
+from pyro_vae.models.hierarchical import Inference, TopDownGuide
+from pyro_vae.models.program import Program, RootModule
 
 Step = Callable[..., object]
 

@@ -18,8 +18,8 @@ from pyro.infer import Predictive
 from torch import Tensor, nn
 
 from pyro_vae import SVI, VAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
-from pyro_vae.program import Program
-from pyro_vae.vae import Guide, Model
+from pyro_vae.models.program import Program
+from pyro_vae.models.vae import Guide, Model
 
 IMAGE = (1, 2, 3)
 

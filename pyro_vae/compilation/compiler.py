@@ -13,12 +13,12 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from pyro_vae.compilation.cuda_graph import can_capture
 from pyro_vae.compilation.graph import Graph
 from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
 from pyro_vae.elbo import ELBO, Estimator, RenyiELBO
-from pyro_vae.elbo.modules import modules_of
-from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.graphs.cuda_graph import can_capture
+from pyro_vae.traces.modules import modules_of
+from pyro_vae.traces.tracing import PyroProgram
 
 Compile = Literal["auto"] | bool
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.elbo import Estimator
-from pyro_vae.elbo.modules import bindings_of, is_bound
-from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.traces.modules import bindings_of, is_bound
+from pyro_vae.traces.tracing import PyroProgram
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Prepare = Callable[..., tuple[Any, ...]]

@@ -44,9 +44,9 @@ class Affine(TorchDistribution):
     def has_rsample(self) -> bool:  # type: ignore[override]
         return self.base_dist.has_rsample
 
-    @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
-        return self.base_dist.support
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: _size, _instance: object = None) -> Affine:
         return type(self)(self.base_dist.expand(batch_shape), self.loc, self.scale, validate_args=self._validate_args)

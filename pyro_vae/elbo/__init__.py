@@ -4,7 +4,7 @@ A bound and a gradient are separate choices: ``IWELBO(num_particles=5, gradient=
 """
 
 from pyro_vae.elbo.by_site import BySite, Enumerate
-from pyro_vae.elbo.densities import log_weights
+from pyro_vae.elbo.covariance import Covariance
 from pyro_vae.elbo.elbo import ELBO
 from pyro_vae.elbo.estimator import Estimator
 from pyro_vae.elbo.gradients import STL, DReG, Gradient, Pathwise
@@ -12,9 +12,10 @@ from pyro_vae.elbo.importance import CIWELBO, IWELBO, MIWELBO, PIWELBO
 from pyro_vae.elbo.jackknife import JackknifeELBO
 from pyro_vae.elbo.renyi import RenyiELBO, VRMax
 from pyro_vae.elbo.score import OVIS, VIMCO, Score
-from pyro_vae.elbo.terms import Terms
-from pyro_vae.elbo.thermodynamic import Covariance, ThermodynamicELBO
+from pyro_vae.elbo.thermodynamic import ThermodynamicELBO
 from pyro_vae.elbo.wake_sleep import ReweightedWakeSleep
+from pyro_vae.traces.densities import log_weights
+from pyro_vae.traces.terms import Terms
 
 __all__ = [
     "CIWELBO",

@@ -19,22 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.checks import instance
 from pyro_vae.elbo.draws import Call, Draws
-from pyro_vae.elbo.gradients import STL, Gradient, GradientName, Pathwise, gradient_of, gradient_only
-from pyro_vae.elbo.score import Score, ScoreFunction
-from pyro_vae.elbo.structure import Latent
-from pyro_vae.elbo.tracing import Site, Traces, frame_of, mask_of, outside_plate, score_of
-
-if TYPE_CHECKING:
-    from pyro_vae.elbo.estimator import Estimator
-
-_EACH = "pathwise, stl, score, vimco, ovis or enumerate"
+from pyro_vae.elbo.gradients import STL, Bound, Gradient, GradientName, Pathwise, gradient_only
+from pyro_vae.elbo.score import OVIS, VIMCO, Score, ScoreFunction
+from pyro_vae.traces.structure import Latent
+from pyro_vae.traces.tracing import Site, Traces, frame_of, mask_of, outside_plate, score_of
 
 
 class Enumerate(Gradient):
@@ -45,20 +40,30 @@ class Enumerate(Gradient):
     one site that is summed over.
     """
 
-    def check(self, estimator: Estimator) -> None:
+    def check(self, estimator: Bound) -> None:
         if not estimator.linear:
             raise ValueError(
                 f"{type(estimator).__name__}: expected a sampling gradient; got enumerate, which is for "
                 "ELBO(analytic_kl=False). Use gradient='score' or 'vimco'."
             )
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
             name: self if latent.enumerable else Pathwise() if latent.reparameterised else Score()
             for name, latent in call.structure.guide.items()
         }
         return BySite(own).loss(estimator, call)
+
+
+_OF_A_SITE: dict[str, type[Gradient]] = {
+    "pathwise": Pathwise,
+    "stl": STL,
+    "score": Score,
+    "vimco": VIMCO,
+    "ovis": OVIS,
+    "enumerate": Enumerate,
+}
 
 
 class BySite(Gradient):
@@ -88,11 +93,12 @@ class BySite(Gradient):
         instance("BySite", "gradients", gradients, Mapping, "Give a gradient for every site of the guide.")
         for name, gradient in gradients.items():
             instance("gradient", "every site", name, str, "Give a mapping from names of sites.")
-            own = gradient_of(gradient)
+            own = _OF_A_SITE[gradient]() if isinstance(gradient, str) and gradient in _OF_A_SITE else gradient
             if not isinstance(own, Pathwise | STL | ScoreFunction | Enumerate):
+                got = f"{own!r}" if isinstance(own, str) else type(own).__name__
                 raise ValueError(
-                    f"gradient: expected {_EACH} at site {name!r}; got {type(own).__name__.lower()}, which is for all "
-                    "sites together. Use one of these."
+                    f"gradient: expected {', '.join(_OF_A_SITE)} or such a Gradient at site {name!r}; got {got}. Use "
+                    "one of these; dreg and covariance are for all sites together."
                 )
             if isinstance(own, Score) and own.baseline is not None and own in self.gradients.values():
                 raise ValueError(
@@ -110,7 +116,7 @@ class BySite(Gradient):
     def buffers(self) -> list[Tensor]:
         return [buffer for own in self.gradients.values() for buffer in own.buffers()]
 
-    def check(self, estimator: Estimator) -> None:
+    def check(self, estimator: Bound) -> None:
         for name, own in self.gradients.items():
             own.check(estimator)
             if isinstance(own, STL) and not estimator.linear:
@@ -119,7 +125,7 @@ class BySite(Gradient):
                     "got stl, which does for ELBO(analytic_kl=False). Use 'pathwise'."
                 )
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         name = type(estimator).__name__
         self._check_sites(name, call.structure.guide)
@@ -148,7 +154,7 @@ class BySite(Gradient):
             if names:
                 raise ValueError(
                     f"{estimator}: expected a gradient for each of the guide's sites {list(latents)}; got {names} in "
-                    f"{of}. Give each site one of {_EACH}."
+                    f"{of}. Give each site one of {', '.join(_OF_A_SITE)}."
                 )
         for name, own in self.gradients.items():
             latent = latents[name]
@@ -164,7 +170,7 @@ class BySite(Gradient):
                 f"{latent.distribution}. Use {works} there."
             )
 
-    def _loss_of_weights(self, estimator: Estimator, draws: Draws) -> Tensor:
+    def _loss_of_weights(self, estimator: Bound, draws: Draws) -> Tensor:
         """For a bound of log-weights: every site is credited with the whole."""
         densities = draws.densities()
         log_weights = estimator.weigh(densities)
@@ -175,7 +181,7 @@ class BySite(Gradient):
             surrogate = surrogate + (credit * densities.scores[name]).sum() - regression
         return -densities.scale * (value + gradient_only(surrogate))
 
-    def _loss_of_terms(self, estimator: Estimator, draws: Draws) -> Tensor:
+    def _loss_of_terms(self, estimator: Bound, draws: Draws) -> Tensor:
         """For a sum of log-densities: every site is credited with the terms that may depend on it."""
         scored = self._of(ScoreFunction)
         for run in draws.runs:
@@ -209,7 +215,7 @@ class _Term:
     value: Tensor
 
 
-def _terms(estimator: Estimator, run: Traces, scored: Collection[str], stuck: Collection[str]) -> list[_Term]:
+def _terms(estimator: Bound, run: Traces, scored: Collection[str], stuck: Collection[str]) -> list[_Term]:
     """All log-densities of a run, without the gradients of log q that have mean 0.
 
     Args:

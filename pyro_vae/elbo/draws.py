@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.densities import LogDensities, log_densities
-from pyro_vae.elbo.structure import Structure
-from pyro_vae.elbo.tracing import PyroProgram, Site, Traces, across, counted, trace_programs
+from pyro_vae.traces.densities import LogDensities, log_densities
+from pyro_vae.traces.structure import Structure
+from pyro_vae.traces.tracing import PyroProgram, Site, Traces, across, counted, trace_programs
 
 
 @dataclass(frozen=True)

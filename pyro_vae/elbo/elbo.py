@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.checks import flag, number
-from pyro_vae.elbo.densities import LogDensities, log_densities
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import GradientChoice, Pathwise, check_reparameterised
-from pyro_vae.elbo.structure import Structure
-from pyro_vae.elbo.terms import analytic_kl as closed_form_kl
-from pyro_vae.elbo.terms import check_order
-from pyro_vae.elbo.tracing import mask_of, per_datum
+from pyro_vae.elbo.gradients import Pathwise, check_reparameterised
+from pyro_vae.elbo.names import GradientChoice
+from pyro_vae.traces.densities import LogDensities, log_densities
+from pyro_vae.traces.structure import Structure
+from pyro_vae.traces.terms import analytic_kl as closed_form_kl
+from pyro_vae.traces.terms import check_order
+from pyro_vae.traces.tracing import mask_of, per_datum
 
 
 class ELBO(Estimator):

@@ -24,12 +24,12 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.checks import flag, instance, whole
-from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call
-from pyro_vae.elbo.gradients import GradientChoice, gradient_of
-from pyro_vae.elbo.structure import Structure, UndrawnLatentError, check_programs
-from pyro_vae.elbo.terms import Terms, terms_of
-from pyro_vae.elbo.tracing import PyroProgram, inspect, outside_plate
+from pyro_vae.elbo.names import GradientChoice, gradient_of
+from pyro_vae.traces.densities import LogDensities
+from pyro_vae.traces.structure import Structure, UndrawnLatentError, check_programs
+from pyro_vae.traces.terms import Terms, terms_of
+from pyro_vae.traces.tracing import PyroProgram, inspect, outside_plate
 
 _MAX_STRUCTURES = 16
 _Result = TypeVar("_Result")
@@ -60,6 +60,8 @@ class Estimator(pyro.infer.ELBO):
     linear = False
     """Whether the bound is the mean of the log-weights, so that each site of the guide may have its own costs and be
     summed over."""
+    thermodynamic = False
+    """Whether the bound has a path from guide to posterior, :meth:`path`, which the covariance gradient needs."""
     latent_weight: float = 1.0
     """What log p(z) - log q(z|x) is multiplied by in the log-weight."""
 
@@ -80,7 +82,7 @@ class Estimator(pyro.infer.ELBO):
         """Withdraws what a parent's bound has and another bound may not have, where a class does not say it has."""
         super().__init_subclass__(**kwargs)
         if {"bound", "weigh", "loss_of"} & set(vars(cls)):
-            for name in ("path_scale", "signal", "importance_weighted", "linear"):
+            for name in ("path_scale", "signal", "path", "importance_weighted", "linear", "thermodynamic"):
                 if name not in vars(cls):
                     setattr(cls, name, vars(Estimator)[name])
 
@@ -132,6 +134,15 @@ class Estimator(pyro.infer.ELBO):
 
     def path_scale(self, log_weights: Tensor) -> Tensor:
         r""":math:`1 - F''_{kk} / F'_k`, (K, N): what dreg scales the path derivative by."""
+        raise NotImplementedError
+
+    @property
+    def has_path_scale(self) -> bool:
+        """Whether the bound defines :meth:`path_scale`, its second derivative."""
+        return type(self).path_scale is not Estimator.path_scale
+
+    def path(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Widths and betas of the partitions of a path, (T, 1, 1), and weights at each beta, (T, K, N)."""
         raise NotImplementedError
 
     def signal(self, log_weights: Tensor) -> Tensor:

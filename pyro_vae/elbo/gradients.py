@@ -28,20 +28,40 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from pyro_vae.elbo.densities import LogDensities
 from pyro_vae.elbo.draws import Call, Draws
-from pyro_vae.elbo.structure import describe
-
-if TYPE_CHECKING:
-    from pyro_vae.elbo.estimator import Estimator
+from pyro_vae.traces.densities import LogDensities
+from pyro_vae.traces.structure import describe
 
 GradientName = Literal["pathwise", "stl", "dreg", "score", "vimco", "ovis", "enumerate", "covariance"]
-GradientChoice: TypeAlias = "Gradient | GradientName | Mapping[str, Gradient | GradientName]"
+
+
+class Bound(Protocol):
+    """What a gradient asks of a bound; :class:`~pyro_vae.elbo.Estimator` documents each."""
+
+    @property
+    def num_particles(self) -> int: ...
+    @property
+    def plate(self) -> str: ...
+    @property
+    def linear(self) -> bool: ...
+    @property
+    def latent_weight(self) -> float: ...
+    @property
+    def importance_weighted(self) -> bool: ...
+    @property
+    def thermodynamic(self) -> bool: ...
+    @property
+    def has_path_scale(self) -> bool: ...
+    def bound(self, log_weights: Tensor) -> Tensor: ...
+    def path_scale(self, log_weights: Tensor) -> Tensor: ...
+    def signal(self, log_weights: Tensor) -> Tensor: ...
+    def path(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def weigh(self, densities: LogDensities) -> Tensor: ...
 
 
 class Gradient(ABC):
@@ -50,7 +70,7 @@ class Gradient(ABC):
     linear = False
     """Whether the gradient of a sum of terms needs no weights per datum, so that ``ELBO`` needs no data plate."""
 
-    def check(self, estimator: Estimator) -> None:  # noqa: B027 - most gradients serve every bound
+    def check(self, estimator: Bound) -> None:  # noqa: B027 - most gradients serve every bound
         """Refuses a bound this gradient is wrong for; called when the estimator is made.
 
         Raises:
@@ -70,7 +90,7 @@ class Gradient(ABC):
         return []
 
     @abstractmethod
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         """The estimator's loss, -F summed over the data, a scalar whose gradient is this estimator's."""
 
 
@@ -79,7 +99,7 @@ class Pathwise(Gradient):
 
     linear = True
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw()
         check_reparameterised(draws, estimator, self)
         densities = draws.densities()
@@ -94,7 +114,7 @@ class STL(Gradient):
 
     linear = True
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw()
         check_reparameterised(draws, estimator, self)
         densities = draws.densities()
@@ -109,16 +129,14 @@ class DReG(Gradient):
 
     linear = True
 
-    def check(self, estimator: Estimator) -> None:
-        from pyro_vae.elbo.estimator import Estimator
-
-        if type(estimator).path_scale is Estimator.path_scale:
+    def check(self, estimator: Bound) -> None:
+        if not estimator.has_path_scale:
             raise ValueError(
                 f"{type(estimator).__name__}: expected a bound that defines path_scale, its second derivative, for "
                 "dreg; got none. Use gradient='pathwise'."
             )
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw(scale_paths=True)
         check_reparameterised(draws, estimator, self)
         densities = draws.densities()
@@ -126,53 +144,19 @@ class DReG(Gradient):
         return -densities.scale * estimator.bound(_without_score(estimator, draws, densities)).sum()
 
 
-def gradient_of(gradient: GradientChoice) -> Gradient:
-    """The gradient estimator of a name, that of a mapping from sites, or the object itself.
-
-    Raises:
-        ValueError: an unknown name; a gradient that no single site can have.
-    """
-    if isinstance(gradient, Gradient):
-        return gradient
-    # These are made of gradients, or belong to a bound.
-    from pyro_vae.elbo.by_site import BySite, Enumerate
-    from pyro_vae.elbo.score import OVIS, VIMCO, Score
-    from pyro_vae.elbo.thermodynamic import Covariance
-
-    if isinstance(gradient, Mapping):
-        return BySite(gradient)
-
-    named: dict[str, type[Gradient]] = {
-        "pathwise": Pathwise,
-        "stl": STL,
-        "dreg": DReG,
-        "score": Score,
-        "vimco": VIMCO,
-        "ovis": OVIS,
-        "enumerate": Enumerate,
-        "covariance": Covariance,
-    }
-    if not isinstance(gradient, str) or gradient not in named:
-        raise ValueError(
-            f"gradient: expected one of {', '.join(named)}, a Gradient, or a mapping from sites to these; got "
-            f"{gradient!r}. Use one of these."
-        )
-    return named[gradient]()
-
-
 def gradient_only(x: Tensor) -> Tensor:
     """0, with the gradient of x."""
     return x - x.detach()
 
 
-def _without_score(estimator: Estimator, draws: Draws, densities: LogDensities) -> Tensor:
+def _without_score(estimator: Bound, draws: Draws, densities: LogDensities) -> Tensor:
     """Log-weights with the guide's parameters held constant in log q: they act through the draws alone."""
     constant = draws.guide_at_constants()
     _warn_of_slow_inverses(draws)
     return estimator.weigh(densities) + estimator.latent_weight * gradient_only(constant)
 
 
-def check_reparameterised(draws: Draws, estimator: Estimator, gradient: Gradient) -> None:
+def check_reparameterised(draws: Draws, estimator: Bound, gradient: Gradient) -> None:
     """Refuses a latent without pathwise gradient.
 
     Raises:

@@ -21,7 +21,8 @@ from torch import Tensor
 from pyro_vae.checks import number, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import GradientChoice, Pathwise, check_reparameterised, gradient_only
+from pyro_vae.elbo.gradients import Pathwise, check_reparameterised, gradient_only
+from pyro_vae.elbo.names import GradientChoice
 
 
 class IWELBO(Estimator):

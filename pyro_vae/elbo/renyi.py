@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_vae.checks import number
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import GradientChoice
+from pyro_vae.elbo.names import GradientChoice
 
 
 class RenyiELBO(Estimator):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.checks import choice, number
 from pyro_vae.elbo.draws import Call
-from pyro_vae.elbo.gradients import Gradient, gradient_only
-
-if TYPE_CHECKING:
-    from pyro_vae.elbo.estimator import Estimator
+from pyro_vae.elbo.gradients import Bound, Gradient, gradient_only
 
 
 class ScoreFunction(Gradient):
@@ -24,7 +21,7 @@ class ScoreFunction(Gradient):
 
     @abstractmethod
     def credit(
-        self, estimator: Estimator, log_weights: Tensor, call: Call, counted: Tensor | None
+        self, estimator: Bound, log_weights: Tensor, call: Call, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
         """What log q of each draw is multiplied by, and the objective by which a learned baseline is fitted.
 
@@ -38,7 +35,7 @@ class ScoreFunction(Gradient):
             The factor, (K, N), a constant, and a scalar.
         """
 
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
+    def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw(detach=True)
         densities = draws.densities()
         log_weights = estimator.weigh(densities)
@@ -79,7 +76,7 @@ class Score(ScoreFunction):
     def buffers(self) -> list[Tensor]:
         return [] if self._running is None else [self._running]
 
-    def check(self, estimator: Estimator) -> None:
+    def check(self, estimator: Bound) -> None:
         if self.baseline == "leave_one_out":
             _check_several(estimator, "a leave-one-out baseline")
 
@@ -87,7 +84,7 @@ class Score(ScoreFunction):
         return [self.baseline] if isinstance(self.baseline, nn.Module) else []
 
     def credit(
-        self, estimator: Estimator, log_weights: Tensor, call: Call, counted: Tensor | None
+        self, estimator: Bound, log_weights: Tensor, call: Call, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
         signal = estimator.signal(log_weights)
         if self.baseline == "leave_one_out":
@@ -136,11 +133,11 @@ class VIMCO(ScoreFunction):
     def __init__(self, mean: Literal["geometric", "arithmetic"] = "geometric") -> None:
         self.mean = choice("VIMCO", "mean", mean, ["geometric", "arithmetic"])
 
-    def check(self, estimator: Estimator) -> None:
+    def check(self, estimator: Bound) -> None:
         _check_several(estimator, "vimco")
 
     def credit(
-        self, estimator: Estimator, log_weights: Tensor, call: Call, counted: Tensor | None
+        self, estimator: Bound, log_weights: Tensor, call: Call, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
         return _left_out(estimator, log_weights, self.mean), 0.0
 
@@ -162,7 +159,7 @@ class OVIS(ScoreFunction):
     def __init__(self, gamma: float = 0.0) -> None:
         self.gamma = number("OVIS", "gamma", gamma, at_least=0, at_most=1)
 
-    def check(self, estimator: Estimator) -> None:
+    def check(self, estimator: Bound) -> None:
         if not estimator.importance_weighted:
             raise ValueError(
                 f"{type(estimator).__name__}: expected a gradient for this bound; got ovis, which is IWELBO's. "
@@ -171,7 +168,7 @@ class OVIS(ScoreFunction):
         _check_several(estimator, "ovis")
 
     def credit(
-        self, estimator: Estimator, log_weights: Tensor, call: Call, counted: Tensor | None
+        self, estimator: Bound, log_weights: Tensor, call: Call, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
         k = len(log_weights)
         others = leave_one_out_logsumexp(log_weights) - math.log(k - 1)
@@ -190,7 +187,7 @@ def leave_one_out_logsumexp(x: Tensor) -> Tensor:
 _baselines = itertools.count()
 
 
-def _left_out(estimator: Estimator, log_weights: Tensor, mean: str) -> Tensor:
+def _left_out(estimator: Bound, log_weights: Tensor, mean: str) -> Tensor:
     """F minus F with log w_k replaced by a mean of the others, (K, N)."""
     k = len(log_weights)
     if mean == "geometric":
@@ -203,7 +200,7 @@ def _left_out(estimator: Estimator, log_weights: Tensor, mean: str) -> Tensor:
     return estimator.bound(log_weights) - estimator.bound(replaced.flatten(1)).reshape(log_weights.shape)
 
 
-def _check_several(estimator: Estimator, what: str) -> None:
+def _check_several(estimator: Bound, what: str) -> None:
     if estimator.num_particles < 2:
         raise ValueError(
             f"{type(estimator).__name__}: expected num_particles at least 2 for {what}; got "

@@ -11,17 +11,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pyro_vae.checks import choice, number, whole
-from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Gradient, GradientChoice, gradient_only
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
+from pyro_vae.elbo.names import GradientChoice
 
 
 class ThermodynamicELBO(Estimator):
@@ -40,6 +36,8 @@ class ThermodynamicELBO(Estimator):
         TypeError: points, or a number of partitions, that are no numbers.
         ValueError: points out of order or outside (0, 1), no partition, another sum.
     """
+
+    thermodynamic = True
 
     def __init__(
         self,
@@ -85,33 +83,3 @@ class ThermodynamicELBO(Estimator):
         curvatures = betas * ((1 - weights) * slopes + weights * (1 - slopes))
         slope, curvature = (widths * slopes).sum(0), (widths * curvatures).sum(0)
         return (1 - curvature / slope).where(slope != 0, slope.new_zeros(()))
-
-
-class Covariance(Gradient):
-    r"""The TVO paper's gradient, for any guide: no draw is differentiated.
-
-    :math:`\nabla E_{\pi_\beta}[f] = E_{\pi_\beta}[\nabla f] + \mathrm{Cov}_{\pi_\beta}(\nabla \log \tilde\pi_\beta, f)`
-    for f = log w at fixed draws, with every expectation self-normalised: biased at finite K, as the bound is.
-    """
-
-    def check(self, estimator: Estimator) -> None:
-        if not _is_thermodynamic(estimator):
-            raise ValueError(
-                f"{type(estimator).__name__}: expected a gradient for this bound; got covariance, which is "
-                "ThermodynamicELBO's. Use gradient='score'."
-            )
-
-    def loss(self, estimator: Estimator, call: Call) -> Tensor:
-        assert _is_thermodynamic(estimator)
-        densities = call.draw(detach=True).densities()
-        log_weights = densities.log_weights.detach()
-        widths, betas, weights = estimator.path(log_weights)
-        excess = log_weights - (weights * log_weights).sum(1, keepdim=True)
-        model = (widths * weights * (1 + betas * excess)).sum(0)
-        guide = (widths * weights * ((1 - betas) * excess - 1)).sum(0)
-        surrogate = (model * densities.joint + guide * densities.guide).sum()
-        return -densities.scale * (estimator.bound(log_weights).sum() + gradient_only(surrogate))
-
-
-def _is_thermodynamic(estimator: Estimator) -> TypeGuard[ThermodynamicELBO]:
-    return isinstance(estimator, ThermodynamicELBO)

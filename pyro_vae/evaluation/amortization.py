@@ -24,12 +24,12 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.elbo import ELBO
-from pyro_vae.elbo.densities import log_weights
-from pyro_vae.elbo.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
-from pyro_vae.evaluation.recording import random_state
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.graphs.recording import random_state
+from pyro_vae.models import Program
+from pyro_vae.traces.densities import log_weights
+from pyro_vae.traces.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class AmortizationGap(Result):
 
 @in_evaluation_mode
 def amortization_gap(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_steps: int = 500,
@@ -80,7 +80,7 @@ def amortization_gap(
     vanishes at an exact posterior, and a learning rate that falls to 0.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide, all optimised at once.
         context: their further arguments.
         num_steps: of Adam.

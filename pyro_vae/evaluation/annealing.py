@@ -30,8 +30,8 @@ from pyro_vae.evaluation.hmc import TemperedPosterior
 from pyro_vae.evaluation.importance import log_mean
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Pair
 from pyro_vae.evaluation.simulation import Simulation
+from pyro_vae.models import Program
 
 _ACCEPTANCE = 0.8
 """What step sizes are adapted to: more than for a chain at rest, since one that is refused falls behind the path."""
@@ -116,7 +116,7 @@ class BidirectionalMonteCarlo(Result):
 @in_evaluation_mode
 @torch.no_grad()
 def ais(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 16,
@@ -131,7 +131,7 @@ def ais(
     then held fixed, so that the transitions of the pass that counts leave their distributions as they are.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model``; all of its latents are real vectors.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model``; all of its latents are real vectors.
         x: data (N, ...), the first argument of the model.
         context: its further arguments.
         num_particles: K, chains per datum, at least 2, all run at once.
@@ -157,7 +157,7 @@ def ais(
 @in_evaluation_mode
 @torch.no_grad()
 def bdmc(
-    program: Pair,
+    program: Program,
     simulation: Simulation,
     *,
     num_particles: int = 16,
@@ -204,7 +204,7 @@ class _Path:
     def __init__(
         self,
         subject: str,
-        program: Pair,
+        program: Program,
         args: tuple[Tensor, ...],
         num_chains: int,
         num_temperatures: int,

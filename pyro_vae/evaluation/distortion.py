@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checks
-from pyro_vae.elbo.possible import check_possible
-from pyro_vae.elbo.terms import terms_of
-from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result, rounded, table
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.models import Program
+from pyro_vae.traces.possible import check_possible
+from pyro_vae.traces.terms import terms_of
+from pyro_vae.traces.tracing import inspect, trace_programs, unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RateDistortionCurve(Result):
 @in_evaluation_mode
 @torch.no_grad()
 def rate_distortion(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 1,
@@ -89,7 +89,7 @@ def rate_distortion(
     """Rate and distortion of a program on some data, run at once.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide.
         context: their further arguments.
         num_particles: draws of the latents per datum.
@@ -120,7 +120,7 @@ def rate_distortion(
 
 @partial(checks.arguments, "rate_distortion_curve")
 def rate_distortion_curve(
-    programs: Mapping[float, Pair],
+    programs: Mapping[float, Program],
     x: Tensor,
     *context: Tensor,
     num_particles: int = 1,
@@ -154,7 +154,7 @@ def rate_distortion_curve(
 
 
 def reconstruction_error(
-    program: Pair, x: Tensor, *context: Tensor, num_particles: int = 1, plate: str = "data"
+    program: Program, x: Tensor, *context: Tensor, num_particles: int = 1, plate: str = "data"
 ) -> Estimate:
     """-E_q[log p(x|z)] in nats: how far a reconstruction is off, in the likelihood's own measure.
 

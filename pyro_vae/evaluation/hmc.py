@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.distributions import log_odds
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
-from pyro_vae.evaluation.layout import for_each_draw
-from pyro_vae.evaluation.recording import Function, record
+from pyro_vae.graphs.recording import Function, record
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.layout import for_each_draw
+from pyro_vae.traces.tracing import Site, across, inspect, per_datum, trace_programs, unchanged_param_store
 
 Latents = dict[str, Tensor]
 

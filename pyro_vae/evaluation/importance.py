@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checks
-from pyro_vae.elbo.possible import check_possible
 from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Batch, Pair, one_run, reduce_runs
+from pyro_vae.evaluation.runs import Batch, one_run, reduce_runs
+from pyro_vae.models import Program
 from pyro_vae.nets import Shape
+from pyro_vae.traces.possible import check_possible
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class LogMarginalLikelihood(Result):
 
 @in_evaluation_mode
 def log_marginal_likelihood(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 5000,
@@ -91,7 +92,7 @@ def log_marginal_likelihood(
     """Estimates log p(x) for every datum, in nats, by importance sampling.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide.
         context: their further arguments, (N, ...) each.
         num_particles: K, draws per datum.
@@ -145,7 +146,7 @@ def log_marginal_likelihood(
 
 @in_evaluation_mode
 def posterior_samples(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_samples: int = 1,

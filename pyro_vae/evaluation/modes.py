@@ -11,8 +11,8 @@ from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_vae import checks
-from pyro_vae.elbo.threads import running_programs
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.models import Program
+from pyro_vae.traces.threads import running_programs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs).arguments
-        program = cast(Pair, given["program"])
+        program = cast(Program, given["program"])
         _check_program(function.__name__, program)
         if "x" in given:
             _check_rows(function.__name__, program, (given["x"], *given.get("context", ())))
@@ -57,7 +57,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _check_program(name: str, program: Pair) -> None:
+def _check_program(name: str, program: Program) -> None:
     for part in ("model", "guide"):
         if not callable(getattr(program, part, None)):
             raise TypeError(

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.layout import by_draw, for_each_draw
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Pair, guide_run
+from pyro_vae.evaluation.runs import guide_run
 from pyro_vae.evaluation.simulation import Simulation
+from pyro_vae.models import Program
+from pyro_vae.traces.layout import by_draw, for_each_draw
 
 _NUM_DRAWS = 99  # so that a latent has 100 ranks
 _NUM_BINS = 20
@@ -56,11 +57,11 @@ class Calibration(Result):
 
 @in_evaluation_mode
 @torch.no_grad()
-def calibration(program: Pair, simulation: Simulation, *, plate: str = "data") -> Calibration:
+def calibration(program: Program, simulation: Simulation, *, plate: str = "data") -> Calibration:
     """Ranks the latents of simulated data among 99 draws of the guide.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         simulation: of :func:`~pyro_vae.evaluation.simulate`; some hundreds of data, for the test to have power.
         plate: name of the plate over the data.
 

@@ -13,11 +13,12 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.tracing import Traces, inspect, trace_programs, unchanged_param_store
-from pyro_vae.evaluation.layout import by_draw
-from pyro_vae.evaluation.memory import peak_memory
-from pyro_vae.evaluation.recording import Recorded, random_state, recorded
+from pyro_vae.graphs.memory import peak_memory
+from pyro_vae.graphs.recording import Recorded, random_state, recorded
+from pyro_vae.models import Program
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.layout import by_draw
+from pyro_vae.traces.tracing import Traces, inspect, trace_programs, unchanged_param_store
 
 DEFAULT_MEMORY = 2**23
 """Bytes that a run takes on a CPU unless told: little enough for its caches, and for the system's allocator."""
@@ -26,18 +27,6 @@ _DEFAULT_MEMORY_OF_DEVICES = 2**30
 
 _WORTH_RECORDING = 100
 """Runs of one shape from which on it saves time to record one and check it."""
-
-
-class Pair(Protocol):
-    """A model and a guide that take the same arguments, ``(x, *context)``."""
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The generative model."""
-
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The approximate posterior."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ def guide_run(guide: Callable[..., Any], args: tuple[Tensor, ...], num_particles
 
 
 @torch.no_grad()
-def one_run(program: Pair, args: tuple[Tensor, ...]) -> Traces:
+def one_run(program: Program, args: tuple[Tensor, ...]) -> Traces:
     """A run of a program on all data at once, one draw for each."""
     with unchanged_param_store():
         structure = inspect(program.model, program.guide, args, {})
@@ -89,7 +78,7 @@ class Reducer(Protocol[T_co]):
 @torch.no_grad()
 def reduce_runs(
     subject: str,
-    program: Pair,
+    program: Program,
     args: tuple[Tensor, ...],
     reducer: Callable[[], Reducer[T_co]],
     *,
@@ -192,7 +181,7 @@ class _Runs:
         latents: keep the draws.
     """
 
-    def __init__(self, program: Pair, trial: tuple[Tensor, ...], plate: str, latents: bool) -> None:
+    def __init__(self, program: Program, trial: tuple[Tensor, ...], plate: str, latents: bool) -> None:
         self._program, self._trial, self._plate, self._latents = program, trial, plate, latents
         self._structure = inspect(program.model, program.guide, trial, {})
         self._names: list[str] = []

@@ -11,10 +11,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.elbo.tracing import unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
-from pyro_vae.evaluation.recording import random_state
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.graphs.recording import random_state
+from pyro_vae.models import Program
+from pyro_vae.traces.tracing import unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Simulation:
 
 @in_evaluation_mode
 @torch.no_grad()
-def simulate(program: Pair, x: Tensor, *context: Tensor) -> Simulation:
+def simulate(program: Program, x: Tensor, *context: Tensor) -> Simulation:
     """Draws latents from the prior and data from the likelihood.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...) that the simulated ones are to be like in number and shape; their values do not matter.
         context: what the model takes beside x; where the model observes it, it is simulated too.
 

@@ -27,14 +27,15 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.structure import Structure
-from pyro_vae.elbo.tracing import Traces, inspect, trace_programs, unchanged_param_store
-from pyro_vae.evaluation.layout import by_draw, to_site
-from pyro_vae.evaluation.memory import peak_memory
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import Pair, default_memory
+from pyro_vae.evaluation.runs import default_memory
+from pyro_vae.graphs.memory import peak_memory
+from pyro_vae.models import Program
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.layout import by_draw, to_site
+from pyro_vae.traces.structure import Structure
+from pyro_vae.traces.tracing import Traces, inspect, trace_programs, unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ElboSurgery(Result):
 @in_evaluation_mode
 @torch.no_grad()
 def elbo_surgery(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 1,
@@ -75,7 +76,7 @@ def elbo_surgery(
     """Splits the KL term into mutual information and marginal KL, by comparing every draw with every datum.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide, N at least 2.
         context: their further arguments.
         num_particles: K, draws per datum; time grows as K N^2.
@@ -115,7 +116,7 @@ def elbo_surgery(
 
 
 def _check_prior(
-    program: Pair, args: tuple[Tensor, ...], run: Traces, structure: Structure, prior: Tensor, plate: str
+    program: Program, args: tuple[Tensor, ...], run: Traces, structure: Structure, prior: Tensor, plate: str
 ) -> None:
     """Refuses a prior that depends on the context: the same draws have other densities with another datum's."""
     others = tuple(a.roll(1, 0) for a in args)

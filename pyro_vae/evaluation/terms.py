@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from pyro_vae.elbo import Terms
-from pyro_vae.elbo.possible import check_possible
-from pyro_vae.elbo.terms import terms_of
-from pyro_vae.elbo.tracing import inspect, trace_programs, unchanged_param_store
 from pyro_vae.evaluation.modes import in_evaluation_mode
-from pyro_vae.evaluation.runs import Pair
+from pyro_vae.models import Program
+from pyro_vae.traces.possible import check_possible
+from pyro_vae.traces.terms import terms_of
+from pyro_vae.traces.tracing import inspect, trace_programs, unchanged_param_store
 
 
 @in_evaluation_mode
 @torch.no_grad()
 def elbo_terms(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     num_particles: int = 1,
@@ -26,7 +26,7 @@ def elbo_terms(
     """The terms of the ELBO for every datum of a batch, in nats.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE` or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE` or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide.
         context: their further arguments.
         num_particles: draws of the latents per datum.
@@ -35,7 +35,7 @@ def elbo_terms(
 
     Raises:
         ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for; a
-            figure that is impossible, see :func:`~pyro_vae.elbo.possible.check_possible`.
+            figure that is impossible, see :func:`~pyro_vae.traces.possible.check_possible`.
     """
     if num_particles < 1:
         raise ValueError(f"elbo_terms: expected num_particles at least 1; got {num_particles}. Give a positive number.")

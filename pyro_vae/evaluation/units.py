@@ -18,11 +18,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.elbo.tracing import Site, Traces
-from pyro_vae.evaluation.layout import by_draw
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Result, table
-from pyro_vae.evaluation.runs import Pair, guide_run
+from pyro_vae.evaluation.runs import guide_run
+from pyro_vae.models import Program
+from pyro_vae.traces.layout import by_draw
+from pyro_vae.traces.tracing import Site, Traces
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ActiveUnits(Result):
         """Active units of all sites."""
         return sum(int(active.sum()) for active in self.active.values())
 
-    def cut(self, program: Pair) -> CutProgram:
+    def cut(self, program: Program) -> CutProgram:
         """The program without its inactive units, which are held at their mean and leave the densities.
 
         Give it to :func:`~pyro_vae.evaluation.log_marginal_likelihood` to see what the cut costs. Running it raises a
@@ -86,7 +87,7 @@ class CutProgram:
 @in_evaluation_mode
 @torch.no_grad()
 def active_units(
-    program: Pair,
+    program: Program,
     x: Tensor,
     *context: Tensor,
     threshold: float = 0.01,
@@ -99,7 +100,7 @@ def active_units(
     in closed form, it is averaged over draws, and the noise that this adds to the variance is subtracted.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model`` and ``guide``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide, N at least 2.
         context: their further arguments.
         threshold: variance above which a unit is active.

@@ -9,70 +9,10 @@ from typing import TYPE_CHECKING
 
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.results import Result, rounded, table
+from pyro_vae.lab.rows import SIGNIFICANT, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_SIGNIFICANT = 1e-3
-
-
-@dataclass(frozen=True)
-class Row:
-    """An estimator and a group of parameters. Gradients are of the bound summed over the data, as optimisers see them.
-
-    Attributes:
-        estimator: its name.
-        family: its bound and gradient without the number of particles, for plots against that number.
-        group: name of the group.
-        num_parameters: P.
-        num_particles: K.
-        draws: independent draws of bound and gradient.
-        bound: average, in nats per datum.
-        bound_error: its standard error.
-        gap: log p(x) less the bound, in nats per datum.
-        gap_error: its standard error.
-        bias: Euclidean distance of the mean gradient from the reference, without what noise adds to it.
-        bias_error: its standard error, of these draws and of the reference's, if it lies where noise is most; less
-            otherwise, so that the p-value may tell of a bias that the error does not.
-        bias_p_value: of no bias.
-        mean: norm of the mean gradient.
-        variance: of a gradient, summed over the parameters.
-        variance_error: its standard error.
-        snr: norm of the mean gradient over the root of the variance.
-        snr_error: its standard error.
-        cosine: of the angle between one gradient and the reference, averaged.
-        cosine_error: its standard error.
-        milliseconds: of a step, loss and gradients, median.
-        peak_bytes: of the tensors that a step makes, at the moment when they are most.
-    """
-
-    estimator: str
-    family: str
-    group: str
-    num_parameters: int
-    num_particles: int
-    draws: int
-    bound: float
-    bound_error: float
-    gap: float
-    gap_error: float
-    bias: float
-    bias_error: float
-    bias_p_value: float
-    mean: float
-    variance: float
-    variance_error: float
-    snr: float
-    snr_error: float
-    cosine: float
-    cosine_error: float
-    milliseconds: float
-    peak_bytes: int
-
-    @property
-    def biased(self) -> bool:
-        """Whether the bias is significant, at a thousandth."""
-        return self.bias_p_value < _SIGNIFICANT
 
 
 @dataclass(frozen=True)
@@ -150,7 +90,7 @@ class Comparison(Result):
                 table(header, rows),
                 f"Bound and gap in nats per datum, N = {self.num_data}, log p(x) = {value} ({how}); gradients of the "
                 "sum over the data; ± standard errors.",
-                f"* The mean gradient differs from the reference's, p < {_SIGNIFICANT}. References:",
+                f"* The mean gradient differs from the reference's, p < {SIGNIFICANT}. References:",
                 *(f"  {reference}, for {', '.join(names)}" for reference, names in compared.items()),
             ]
         )

@@ -19,10 +19,10 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pyro_vae.compilation.graph import mutates
-from pyro_vae.elbo.tracing import PyroProgram
-from pyro_vae.evaluation.memory import peak_memory
-from pyro_vae.evaluation.recording import draws_random_numbers, random_state, record
+from pyro_vae.graphs.inductor import mutates
+from pyro_vae.graphs.memory import peak_memory
+from pyro_vae.graphs.recording import draws_random_numbers, random_state, record
+from pyro_vae.traces.tracing import PyroProgram
 
 Consumer = Callable[[Tensor, Tensor], None]
 

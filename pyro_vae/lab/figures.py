@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from pyro_vae.lab.comparison import Row
-    from pyro_vae.lab.racing import Race
+from pyro_vae.lab.rows import RacePoint, Row
 
 _NOTHING = 1e-12  # of the largest variance: rounding
 
@@ -68,17 +66,18 @@ def _families(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield family, sorted((row for row in rows if row.family == family), key=lambda row: row.num_particles)
 
 
-def race_figure(race: Race) -> Figure:
-    """-ELBO and importance-weighted NLL against what was equal for all: steps, or seconds."""
+def race_figure(
+    curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int
+) -> Figure:
+    """-ELBO and importance-weighted NLL against what was equal for all."""
     figure = Figure(figsize=(9, 4), layout="constrained")
-    by = "seconds" if race.seconds is not None else "step"
     for axes, field, title in zip(
         figure.subplots(1, 2),
         ("negative_elbo", "nll"),
-        ("-ELBO", f"-log p(x), importance-weighted, K = {race.num_particles}"),
+        ("-ELBO", f"-log p(x), importance-weighted, K = {num_particles}"),
         strict=True,
     ):
-        for name, points in race.curves.items():
+        for name, points in curves.items():
             values = [getattr(point, field) for point in points]
             at = [getattr(point, by) for point in points]
             axes.plot(at, [value.value for value in values], marker=".", label=name)

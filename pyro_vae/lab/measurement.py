@@ -17,13 +17,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae import checks
-from pyro_vae.elbo.structure import check_programs
-from pyro_vae.elbo.tracing import PyroProgram, unchanged_param_store
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation import log_marginal_likelihood as estimate_log_p
-from pyro_vae.evaluation.memory import peak_memory
-from pyro_vae.evaluation.recording import random_state
-from pyro_vae.lab.comparison import Comparison, Row
+from pyro_vae.graphs.memory import peak_memory
+from pyro_vae.graphs.recording import random_state
+from pyro_vae.lab.comparison import Comparison
 from pyro_vae.lab.draws import Sampler, named_parameters, unchanged
 from pyro_vae.lab.moments import Moments
 from pyro_vae.lab.references import (
@@ -35,6 +33,9 @@ from pyro_vae.lab.references import (
     named_estimators,
     references_of,
 )
+from pyro_vae.lab.rows import Row
+from pyro_vae.traces.structure import check_programs
+from pyro_vae.traces.tracing import PyroProgram, unchanged_param_store
 
 _MIN_DRAWS = 100  # from which on the noise of a variance does not blur a p-value
 _TIMED_STEPS = 15

@@ -20,28 +20,12 @@ from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.evaluation import Estimate, elbo_terms, log_marginal_likelihood
 from pyro_vae.evaluation.results import Result, rounded, table
 from pyro_vae.lab.references import Estimators, named_estimators
-from pyro_vae.program import Program
+from pyro_vae.lab.rows import RacePoint
+from pyro_vae.models.program import Program
 from pyro_vae.svi import SVI, OptimizerFactory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class RacePoint:
-    """How an estimator's program stands.
-
-    Attributes:
-        step: steps taken.
-        seconds: that they took, evaluation left out.
-        negative_elbo: -ELBO on the validation data.
-        nll: -log p(x), importance-weighted.
-    """
-
-    step: int
-    seconds: float
-    negative_elbo: Estimate
-    nll: Estimate
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class Race(Result):
         """Curves of -ELBO and importance-weighted NLL."""
         from pyro_vae.lab.figures import race_figure
 
-        return race_figure(self)
+        return race_figure(self.curves, "step" if self.seconds is None else "seconds", self.num_particles)
 
     def estimates(self) -> dict[str, Estimate]:
         return {
@@ -111,7 +95,7 @@ def race(
     Steps are eager, so that those of Pyro's estimators, which cannot be compiled, compare.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, say, with the weights that all start from; left as it is.
+        program: a :class:`~pyro_vae.VAE`, say, with the weights that all start from; left as it is.
         train: training data.
         validation: data for the curves, evaluated all at once.
         estimators: ours or any of ``pyro.infer``, by name; a sequence is named after its classes and settings.

@@ -51,7 +51,7 @@ class MissingAtRandom(_Wrapper):
     :math:`\log p(x|z) = \sum_{d \text{ observed}} \log p_d(x_d|z)`: the missing values are integrated out, which for a
     product over elements is leaving them out. An ELBO with it bounds the marginal likelihood of the observed values.
     It is the whole likelihood where values are missing at random: whether one is missing depends on the observed values
-    alone. A guide that is a network needs numbers: :class:`~pyro_vae.vae.VAE` gives the encoder 0 in their place, so
+    alone. A guide that is a network needs numbers: :class:`~pyro_vae.VAE` gives the encoder 0 in their place, so
     scale the data such that 0 is an ordinary value. Samples and means are complete rows, hence imputations.
 
     Accepts what the other likelihood accepts, and NaN. Works with every likelihood that is a product over elements, and

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.elbo.tracing import PyroProgram
+from pyro_vae.traces.tracing import PyroProgram
 
 
 @torch.no_grad()

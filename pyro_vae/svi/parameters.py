@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_vae.elbo.modules import Binding, bindings_of, is_bound, roots_of
+from pyro_vae.traces.modules import Binding, bindings_of, is_bound, roots_of
 
 
 class Parameters:

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
-from pyro_vae.elbo.threads import running_programs
-from pyro_vae.elbo.tracing import PyroProgram
 from pyro_vae.svi.diagnosis import diagnosis
 from pyro_vae.svi.optimizers import FusedOptimizer, owned
 from pyro_vae.svi.parameters import Declared, Parameters
+from pyro_vae.traces.threads import running_programs
+from pyro_vae.traces.tracing import PyroProgram
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import Dataset
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.possible import check_possible
-from pyro_vae.elbo.structure import UndrawnLatentError
-from pyro_vae.elbo.tracing import PyroProgram, Traces, inspect, trace_programs
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.possible import check_possible
+from pyro_vae.traces.structure import UndrawnLatentError
+from pyro_vae.traces.tracing import PyroProgram, Traces, inspect, trace_programs
 from pyro_vae.training.history import Row
 
 EVALUATION_BATCH = 1_000

@@ -18,7 +18,7 @@ from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
-from pyro_vae.program import Program
+from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
 from pyro_vae.training.figures import EVALUATION_BATCH, seeded
@@ -55,7 +55,7 @@ def fit(
     """Maximises a bound on the evidence of the training data.
 
     Args:
-        program: a :class:`~pyro_vae.vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
         train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
@@ -93,7 +93,7 @@ def fit(
         ValueError: data outside the likelihood's support or of a wrong shape, a setting out of range, a beta for a
             loss without one, a last batch of one for batch normalization, data and parameters on different devices.
             Always before the first step. A bound that is impossible, see
-            :func:`~pyro_vae.elbo.possible.check_possible`.
+            :func:`~pyro_vae.traces.possible.check_possible`.
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
     if not isinstance(program, Program):

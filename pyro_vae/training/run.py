@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae import checks
 from pyro_vae.compilation import AUTO_STEPS
 from pyro_vae.data import Dataset
-from pyro_vae.program import Program
+from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI
 from pyro_vae.training.figures import figures

@@ -10,9 +10,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.structure import describe
-from pyro_vae.elbo.tracing import Site, Traces, per_datum
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.structure import describe
+from pyro_vae.traces.tracing import Site, Traces, per_datum
 
 
 @dataclass(frozen=True)

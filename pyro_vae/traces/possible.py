@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae.elbo.densities import log_densities
-from pyro_vae.elbo.tracing import Traces
+from pyro_vae.traces.densities import log_densities
+from pyro_vae.traces.tracing import Traces
 
 MIN_DATA = 30
 """Fewer data do not tell their standard error."""

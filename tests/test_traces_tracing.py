@@ -14,8 +14,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae.elbo import ELBO, IWELBO, log_weights
-from pyro_vae.elbo.structure import UndrawnLatentError
-from pyro_vae.elbo.tracing import inspect, trace_programs
+from pyro_vae.traces.structure import UndrawnLatentError
+from pyro_vae.traces.tracing import inspect, trace_programs
 
 pytestmark = pytest.mark.usefixtures("global_store")
 

@@ -36,8 +36,7 @@ from torch import Size, Tensor
 from pyro_vae import checks, conditionals, distributions, priors
 from pyro_vae.conditionals import Conditional, OneHotCategorical
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.priors import Prior
-from pyro_vae.program import (
+from pyro_vae.models.program import (
     ProgramModule,
     RootModule,
     check_batch,
@@ -50,6 +49,7 @@ from pyro_vae.program import (
     for_decoder,
     for_network,
 )
+from pyro_vae.priors import Prior
 
 _NAME = "SemiSupervisedVAE"
 
@@ -157,7 +157,7 @@ class SemiSupervisedGuide(RootModule):
 class SemiSupervisedVAE(ProgramModule):
     """A variational autoencoder with a class y beside z, for data of which some are labelled; see the module's text.
 
-    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does. They
+    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.VAE` does. They
     take ``(x, labels)``, so training is::
 
         fit(vae, train.conditioned_on(labels), loss=elbo.ELBO(gradient="enumerate"))
@@ -179,7 +179,7 @@ class SemiSupervisedVAE(ProgramModule):
         ValueError: the parts disagree about a shape, there is no y, or the weight is negative.
 
     References:
-        See :mod:`pyro_vae.semi_supervised`.
+        See :mod:`pyro_vae.models.semi_supervised`.
 
     Example:
         >>> from pyro.infer import TraceEnum_ELBO

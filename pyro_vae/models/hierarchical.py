@@ -34,8 +34,7 @@ from torch import Size, Tensor, nn
 from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional, DiagonalNormal
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.priors import Prior
-from pyro_vae.program import (
+from pyro_vae.models.program import (
     ProgramModule,
     RootModule,
     check_batch,
@@ -48,6 +47,7 @@ from pyro_vae.program import (
     for_decoder,
     for_network,
 )
+from pyro_vae.priors import Prior
 
 Inference = Literal["bottom-up", "top-down"]
 Draw = Callable[[str, TorchDistribution], Tensor]
@@ -176,7 +176,7 @@ class TopDownGuide(HierarchicalGuide):
 class HierarchicalVAE(ProgramModule):
     """A variational autoencoder with L stochastic layers z1, ..., zL; z1 is the nearest to x, and L is any number.
 
-    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does.
+    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.VAE` does.
 
     The lists of parts run from the data upwards. With ``inference="bottom-up"``, ``posteriors`` are q(z1|x), q(z2|z1),
     and so on. The guide then draws in another order than the model, so that a KL in closed form, layer by layer, is no
@@ -201,7 +201,7 @@ class HierarchicalVAE(ProgramModule):
         ValueError: the lists' lengths or the parts' shapes or supports do not fit; the message names the layer.
 
     References:
-        See :mod:`pyro_vae.hierarchical`.
+        See :mod:`pyro_vae.models.hierarchical`.
 
     Example:
         >>> from pyro_vae.conditionals import DiagonalNormal

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae import VAE, conditionals, evaluation, likelihoods, nets, priors
-from pyro_vae.elbo.possible import check_possible
+from pyro_vae.traces.possible import check_possible
 
 
 class Clamped(conditionals.RelaxedBernoulli):

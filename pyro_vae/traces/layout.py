@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Size, Tensor
 
-from pyro_vae.elbo.tracing import Site, Traces, frame_of, outside_plate
+from pyro_vae.traces.tracing import Site, Traces, frame_of, outside_plate
 
 
 def by_draw(site: Site, value: Tensor, traces: Traces, plate: str) -> Tensor:

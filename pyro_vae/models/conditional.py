@@ -21,8 +21,7 @@ from torch import Tensor
 from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.priors import Prior
-from pyro_vae.program import (
+from pyro_vae.models.program import (
     ProgramModule,
     RootModule,
     check_contexts,
@@ -35,6 +34,7 @@ from pyro_vae.program import (
     for_decoder,
     for_network,
 )
+from pyro_vae.priors import Prior
 
 _NAME = "ConditionalVAE"
 
@@ -101,7 +101,7 @@ class ConditionalGuide(RootModule):
 class ConditionalVAE(ProgramModule):
     """A variational autoencoder whose parts know a context c: p(x|z, c), q(z|x, c) and, if wanted, p(z|c).
 
-    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.vae.VAE` does. The
+    A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.VAE` does. The
     bodies take c as further inputs: ``nets.MLP(shape, hidden, context_shapes=[10])``. What the likelihood takes beside
     its body's inputs, such as a library size, follows c and goes to the likelihood alone. In training the context
     comes with the data: ``fit(vae, train.conditioned_on(c))``.
@@ -116,7 +116,7 @@ class ConditionalVAE(ProgramModule):
         ValueError: the parts disagree about the shape of z, x or c or the support of z, or there is no c.
 
     References:
-        See :mod:`pyro_vae.conditional`.
+        See :mod:`pyro_vae.models.conditional`.
 
     Example:
         >>> from pyro_vae import conditionals, likelihoods, nets, priors

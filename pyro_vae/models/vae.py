@@ -18,8 +18,7 @@ from torch import Size, Tensor
 from pyro_vae import checks, conditionals, priors
 from pyro_vae.conditionals import Conditional
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.priors import Prior
-from pyro_vae.program import (
+from pyro_vae.models.program import (
     ProgramModule,
     RootModule,
     check_batch,
@@ -31,6 +30,7 @@ from pyro_vae.program import (
     for_decoder,
     for_network,
 )
+from pyro_vae.priors import Prior
 
 
 class Model(RootModule):

@@ -20,8 +20,8 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vae.elbo.rehearsal import FAILURES, rehearsal, where_it_fails
-from pyro_vae.elbo.structure import Latent, Structure, UndrawnLatentError
+from pyro_vae.traces.dry_run import FAILURES, rehearsal, where_it_fails
+from pyro_vae.traces.structure import Latent, Structure, UndrawnLatentError
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]

@@ -21,7 +21,7 @@ from pyro_vae.nets import Body
 class Program(Protocol):
     """A pair of Pyro programs that take the same arguments, ``(x, *context)``.
 
-    :class:`~pyro_vae.vae.VAE` is one; so is any object with these four attributes.
+    :class:`~pyro_vae.VAE` is one; so is any object with these two attributes.
     """
 
     @property
@@ -31,14 +31,6 @@ class Program(Protocol):
     @property
     def guide(self) -> Callable[..., Any]:
         """The approximate posterior; takes the model's arguments."""
-
-    @property
-    def latents(self) -> tuple[str, ...]:
-        """Names of the sites that the guide samples."""
-
-    @property
-    def observed(self) -> tuple[str, ...]:
-        """Names of the sites that hold data."""
 
 
 _ids = itertools.count()
@@ -69,7 +61,7 @@ class RootModule(PyroModule):
 
 
 class ProgramModule(nn.Module):
-    """The base of :class:`~pyro_vae.vae.VAE` and its relatives: a model with a likelihood, and a guide.
+    """The base of :class:`~pyro_vae.VAE` and its relatives: a model with a likelihood, and a guide.
 
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
     """

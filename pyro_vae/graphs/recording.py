@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.compilation.graph import mutates
-from pyro_vae.compilation.onednn import use_onednn
+from pyro_vae.graphs.inductor import mutates
+from pyro_vae.graphs.onednn import use_onednn
 
 Function = Callable[..., list[Tensor]]
 

@@ -19,8 +19,17 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from pyro_vae.checks import flag, instance, whole
-from pyro_vae.elbo.structure import check_programs
-from pyro_vae.elbo.tracing import PARTICLES, PyroProgram, Traces, frame_of, inspect, per_datum, score_of, trace_programs
+from pyro_vae.traces.structure import check_programs
+from pyro_vae.traces.tracing import (
+    PARTICLES,
+    PyroProgram,
+    Traces,
+    frame_of,
+    inspect,
+    per_datum,
+    score_of,
+    trace_programs,
+)
 
 
 @dataclass(frozen=True)
