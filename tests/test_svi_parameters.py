@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -456,3 +457,134 @@ def test_every_pair_of_calls_in_turn_is_one_step_each() -> None:
         getattr(svi, second)(x)
         assert svi.num_steps == [first, second].count("step")
         assert bool(moved(vae, before)) == (svi.num_steps > 0)
+
+
+# What a program holds beside its modules
+
+
+def _normal_guide(network: nn.Module) -> Callable[[Tensor], None]:
+    def guide(x: Tensor) -> None:
+        pyro.module("network", network)
+        out = network(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(out[:, :1], out[:, 1:].exp()).to_event(1))
+
+    return guide
+
+
+@pytest.mark.usefixtures("global_store")
+@pytest.mark.parametrize("loss", [elbo.ELBO(), Trace_ELBO(), pyro.infer.TraceMeanField_ELBO()])
+@pytest.mark.parametrize("kind", [nn.Parameter, lambda t: t.requires_grad_()])
+def test_a_trainable_tensor_outside_of_modules_is_refused(loss: Any, kind: Callable[[Tensor], Tensor]) -> None:
+    leaf, x = kind(torch.zeros(4)), torch.randn(50, 4)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + leaf, 1.0).to_event(1), obs=x)
+
+    svi = SVI(model, _normal_guide(nn.Linear(4, 2)), partial(torch.optim.Adam, lr=0.1), loss)
+    with pytest.raises(ValueError, match=r"1 that no step would move: a tensor of shape \(4,\)\. .*pyro\.param"):
+        svi.step(x)
+
+
+@pytest.mark.usefixtures("global_store")
+def test_a_module_that_takes_part_late_is_found() -> None:
+    late: list[nn.Module] = []
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            loc = late[0](z) if late else z.expand(-1, 4)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    svi = SVI(model, _normal_guide(nn.Linear(4, 2)), partial(torch.optim.Adam, lr=0.1), elbo.ELBO(), compile=False)
+    x = torch.randn(50, 4)
+    for _ in range(3):
+        svi.step(x)
+    late.append(nn.Linear(1, 4))
+    svi.step(x)  # the fourth; what follows a power of two is accounted for
+    with pytest.raises(ValueError, match="that no step would move"):
+        svi.step(x)
+
+
+@pytest.mark.usefixtures("global_store")
+def test_data_that_require_gradients_are_no_parameters() -> None:
+    vae = small_vae()
+    x = torch.ones(5, 5, requires_grad=True)
+    assert math.isfinite(SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO()).step(x))
+
+
+def test_a_frozen_program_is_refused() -> None:
+    vae = small_vae().requires_grad_(False)
+    svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO())
+    with pytest.raises(ValueError, match=r"SVI: expected something to train; got \d+ parameters, all of them frozen"):
+        svi.step(torch.ones(5, 5))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_another_model_is_trained(compile: bool) -> None:
+    first, second = small_vae(), small_vae()
+    svi = SVI(first.model, first.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO(), compile=compile)
+    x = torch.ones(5, 5)
+    for _ in range(3):
+        svi.step(x)
+    svi.model = second.model
+    before = [p.clone() for p in (*first.model.parameters(), *second.model.parameters())]
+    for _ in range(2):
+        svi.step(x)
+    after = [*first.model.parameters(), *second.model.parameters()]
+    moved = [not torch.equal(p, q) for p, q in zip(before, after, strict=True)]
+    half = len(moved) // 2
+    assert not any(moved[:half])
+    assert all(moved[half:])
+
+
+def test_hooks_and_replaced_forwards_are_seen_by_compiled_steps() -> None:
+    def losses(compile: bool) -> list[float]:
+        torch.manual_seed(0)
+        vae = small_vae()
+        svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO(), compile=compile)
+        x = torch.ones(5, 5)
+        found = []
+        for change in (
+            lambda: None,
+            lambda: vae.likelihood.body.register_forward_hook(lambda module, given, out: out * 0),
+            lambda: vae.likelihood.register_forward_pre_hook(lambda module, given: (given[0] * 100,)),
+            lambda: setattr(vae.likelihood.body, "forward", lambda z: z.sum(-1, keepdim=True).expand(*z.shape[:-1], 4)),
+        ):
+            change()
+            torch.manual_seed(0)
+            found += [svi.step(x), svi.step(x)]
+        return found
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_program_that_becomes_double_goes_on(compile: bool) -> None:
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), elbo.ELBO(), compile=compile)
+    x = torch.ones(5, 5)
+    for _ in range(3):
+        svi.step(x)
+    vae.double()
+    assert all(math.isfinite(svi.step(x.double())) for _ in range(3))
+    assert isinstance(svi.optimizer, torch.optim.Optimizer)
+    assert {s["exp_avg"].dtype for s in svi.optimizer.state.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> None:
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, optimizer, elbo.ELBO())
+    with pytest.raises(TypeError, match="SVI: expected an optimiser that takes one step by dense gradients; got"):
+        svi.step(torch.ones(5, 5))
+
+
+def test_errors_of_programs_are_one_line() -> None:
+    vae = small_vae()
+    svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), elbo.ELBO())
+    with pytest.raises(ValueError, match="expected x, context and size to agree") as caught:
+        svi.step(torch.ones(5, 5), torch.ones(3))
+    assert "\n" not in str(caught.value)

@@ -74,6 +74,7 @@ class Step:
             tuple(map(_kind, self.inputs)),
             tuple(map(id, self.parameters)),
             tuple(modules),
+            tuple(self._read_calls()),
             tuple(_kind(value) for value in (*args, *kwargs.values())),
             tuple(kwargs),
             tuple(value for _, _, value in self.settings),
@@ -90,7 +91,8 @@ class Step:
             and len(buffers) == len(self.buffers)
             and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
             and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
-            and all(map(operator.is_, self._read_children(), self._children))
+            and len(children := self._read_children()) == len(self._children)
+            and all(map(operator.is_, children, self._children))
             and all(map(is_bound, self._bindings))
             and all(vars(part).get(name) == value for part, name, value in self.settings)
         )
@@ -99,13 +101,22 @@ class Step:
         return same
 
     def _read_children(self) -> list[object]:
-        """Submodules and parameters, each of which the user may replace."""
+        """Submodules, parameters and hooks, each of which the user may replace."""
         return [
             child
             for module in self._modules
             for held in (module._modules, module._parameters)
             for child in (len(held), *held.values())
-        ]
+        ] + self._read_calls()
+
+    def _read_calls(self) -> list[object]:
+        """What a call of a module does beside its class's forward: hooks, and a forward of its own."""
+        calls: list[object] = []
+        for module in self._modules:
+            if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+                calls += module, *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+                calls.append(vars(module).get("forward"))
+        return calls
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs

@@ -28,6 +28,7 @@ from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
 from pyro_vae.svi.diagnosis import diagnosis
+from pyro_vae.svi.leaves import Leaves
 from pyro_vae.svi.optimizers import FusedOptimizer, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
@@ -108,20 +109,13 @@ class SVI:
                 f"SVI: expected loss a pyro.infer.ELBO; got {type(loss).__name__}. "
                 "Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO()."
             )
-        for role, program in (("model", model), ("guide", guide)):
-            if not callable(program):
-                raise TypeError(
-                    f"SVI: expected {role} a Pyro program; got {type(program).__name__}. Pass a module or a function."
-                )
-            _check_contiguous(program)
+        self._model, self._guide = _program("model", model), _program("guide", guide)
         if prepare is not None and not callable(prepare):
             raise TypeError(f"SVI: expected prepare callable; got {type(prepare).__name__}. Pass dataset.gather.")
         if max_grad_norm is not None:
             checks.number("SVI", "max_grad_norm", max_grad_norm, above=0)
         if ema_decay is not None:
             checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
-        self.model = model
-        self.guide = guide
         self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
         self.max_grad_norm = max_grad_norm
         self.prepare = prepare
@@ -143,6 +137,38 @@ class SVI:
         self._validated: set[Any] = set()
         self._forwards: tuple[PyroProgram, PyroProgram] | None = None
         self._plain: list[PyroModule] = []
+
+    @property
+    def model(self) -> PyroProgram:
+        """The model; another one may be set, and is accounted for and compiled anew."""
+        return self._model
+
+    @model.setter
+    def model(self, program: PyroProgram) -> None:
+        self._model = _program("model", program)
+        self._forget()
+
+    @property
+    def guide(self) -> PyroProgram:
+        """The guide; as the model."""
+        return self._guide
+
+    @guide.setter
+    def guide(self, program: PyroProgram) -> None:
+        self._guide = _program("guide", program)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forgets what was learned of former programs."""
+        self._forwards, self._plain, self._differentiated = None, [], None
+        self._declared.clear()
+        self._validated.clear()
+        self._renew_compiler()
+
+    def _renew_compiler(self) -> None:
+        auto_steps = self.compiler.auto_steps
+        self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
+        self.compiler.auto_steps = auto_steps
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -222,9 +248,7 @@ class SVI:
 
     def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
         if not self.compiler.serves(self.loss):  # the user has changed it
-            auto_steps = self.compiler.auto_steps
-            self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
-            self.compiler.auto_steps = auto_steps
+            self._renew_compiler()
         loss: Tensor | float
         try:
             repeated = None
@@ -258,15 +282,18 @@ class SVI:
                 if compiled is not None:
                     self._adopt(set())
                     return compiled
-            others = {} if known else self._set_aside()
+            # Later steps are accounted for at growing intervals, since a program may change as it runs.
+            accounted = not known or self.num_steps & (self.num_steps - 1) == 0
+            others = self._set_aside() if accounted else {}
+            leaves = Leaves() if accounted else contextlib.nullcontext()
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
-            with statements, self._reduced(args):
+            with statements, leaves, self._reduced(args):
                 loss = _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
             if isinstance(statements, Declared):
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
-            if not known and math.isfinite(loss):
-                self._account(others)
+            if isinstance(leaves, Leaves) and math.isfinite(loss):
+                self._account(others, leaves.found - {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)})
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -306,11 +333,12 @@ class SVI:
             parameter.grad = None
         return others
 
-    def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]]) -> None:
+    def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]], leaves: set[Tensor]) -> None:
         """Refuses a step in which something takes part that it would not move.
 
         Args:
             others: parameters that were not registered before the step, and the gradients that they had.
+            leaves: tensors that the step differentiates by.
         """
         registered = {id(parameter) for parameter in self.parameters.named.values()}
         lost = [name for name, (p, _) in others.items() if p.grad is not None and id(p) not in registered]
@@ -319,12 +347,23 @@ class SVI:
                 parameter.grad = gradient
         if not registered:  # then Pyro's own estimators compute no gradient
             lost = [name for name, (p, _) in others.items()]
+        known = registered | {id(parameter) for parameter, _ in others.values()}
+        lost += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
         if lost:
             raise ValueError(
                 f"SVI: expected every trainable tensor that takes part in the loss to be registered with Pyro; got "
                 f"{len(lost)} that no step would move: {_listed(lost)}. Make model and guide PyroModules, call "
-                "pyro.module(name, module) in them, or freeze these with requires_grad_(False)."
+                "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
+                "requires_grad_(False)."
             )
+        held = self.parameters.module_parameters()
+        if held and not registered and not any(parameter.requires_grad for parameter in held.values()):
+            raise ValueError(
+                f"SVI: expected something to train; got {len(held)} parameters, all of them frozen. Unfreeze some with "
+                "requires_grad_(True), or use evaluate_loss."
+            )
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            _keep_precision(self.optimizer)
         if registered and all(parameter.grad is None for parameter in self.parameters.named.values()):
             raise ValueError(
                 f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
@@ -425,6 +464,11 @@ class SVI:
                 f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
                 "the optimiser, as functools.partial(torch.optim.Adam, lr=1e-3) does."
             )
+        if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+            raise TypeError(
+                "SVI: expected an optimiser that takes one step by dense gradients; got "
+                f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
+            )
         missing = {id(parameter) for parameter in given} - _held(optimizer)
         names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
         if names:
@@ -466,6 +510,26 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
             f"optimiser; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
     return chosen
+
+
+def _program(role: str, program: PyroProgram) -> PyroProgram:
+    """A program that can be trained."""
+    if not callable(program):
+        raise TypeError(
+            f"SVI: expected {role} a Pyro program; got {type(program).__name__}. Pass a module or a function."
+        )
+    _check_contiguous(program)
+    return program
+
+
+def _keep_precision(optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimiser's averages the precision that its parameters have now: ``double()`` changes only these."""
+    if any(
+        isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    ):
+        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
