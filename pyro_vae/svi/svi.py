@@ -30,6 +30,7 @@ from pyro_vae.elbo import Estimator
 from pyro_vae.elbo.threads import running_programs
 from pyro_vae.elbo.tracing import PyroProgram
 from pyro_vae.svi.diagnosis import diagnosis
+from pyro_vae.svi.losses import leaves_value_out, with_methods
 from pyro_vae.svi.optimizers import FusedOptimizer, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 
@@ -52,7 +53,8 @@ class SVI:
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
             ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
             one fused torch optimiser where its settings are the same for all parameters and no other SVI has it.
-        loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
+        loss: any ``pyro.infer.ELBO``, or another object with its methods ``loss`` and ``loss_and_grads``; or a function
+            of model, guide and their arguments that returns a tensor, as ``pyro.infer.EnergyDistance`` is.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
         compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
             at once, ``"auto"`` after some thousands of steps, False never.
@@ -92,7 +94,7 @@ class SVI:
         model: PyroProgram,
         guide: PyroProgram,
         optimizer: OptimizerFactory | pyro.optim.PyroOptim | None = None,
-        loss: pyro.infer.ELBO | None = None,
+        loss: pyro.infer.ELBO | Callable[..., Tensor] | None = None,
         *,
         max_grad_norm: float | None = None,
         compile: Compile = "auto",
@@ -103,11 +105,7 @@ class SVI:
         optim: OptimizerFactory | pyro.optim.PyroOptim | None = None,
     ) -> None:
         optimizer = _one_of(optimizer, optim)
-        if not isinstance(loss, pyro.infer.ELBO):
-            raise TypeError(
-                f"SVI: expected loss a pyro.infer.ELBO; got {type(loss).__name__}. "
-                "Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO()."
-            )
+        objective = with_methods(loss)
         for role, program in (("model", model), ("guide", guide)):
             if not callable(program):
                 raise TypeError(
@@ -122,14 +120,14 @@ class SVI:
             checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
         self.model = model
         self.guide = guide
-        self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
+        self.loss = objective
         self.max_grad_norm = max_grad_norm
         self.prepare = prepare
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
         self.ema_decay = ema_decay
         self.num_steps = 0
         self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
-        self.compiler = Compiler(loss, compile, prepare, precision)
+        self.compiler = Compiler(objective, compile, prepare, precision)
         self._make_optimizer = optimizer
         self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = None
         if isinstance(optimizer, pyro.optim.PyroOptim):
@@ -194,7 +192,8 @@ class SVI:
 
         Returns:
             The loss before the step, summed over the data, in nats. Of a loss in two parts, one for the model and one
-            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows.
+            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows. Infinity of
+            ``pyro.infer.TraceTailAdaptive_ELBO``, which has gradients alone.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
@@ -202,7 +201,7 @@ class SVI:
             ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does.
         """
         loss = float(self.advance(*args, **kwargs))
-        if not math.isfinite(loss):
+        if not self._is_sound(loss):
             self.refuse(loss, *args, **kwargs)
         return loss
 
@@ -236,7 +235,7 @@ class SVI:
                 loss, updated = repeated
             if not updated:
                 loss = float(loss)
-                if not math.isfinite(loss):
+                if not self._is_sound(loss):
                     self.refuse(loss, *args, **kwargs)
                 self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
         finally:  # also after Ctrl-C
@@ -265,7 +264,7 @@ class SVI:
             if isinstance(statements, Declared):
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
-            if not known and math.isfinite(loss):
+            if not known and self._is_sound(loss):
                 self._account(others)
         return loss, False
 
@@ -275,6 +274,22 @@ class SVI:
         with running_programs(), self.scope(), torch.no_grad(), self._validation(args, kwargs):
             loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
         return _number(loss)
+
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """The loss of a model and a guide, whose gradients it adds to those of their parameters; it moves none.
+
+        Pyro's name, for steps of one's own; a :meth:`step` of this object starts without the gradients.
+        """
+        self.parameters.refresh()
+        with running_programs(), self.scope():
+            return _number(self.loss.loss_and_grads(model, guide, *self._prepared(args), **kwargs))
+
+    def _is_sound(self, loss: float) -> bool:
+        """Whether a loss is finite; of one that has gradients alone, whether these are."""
+        if math.isfinite(loss) or math.isnan(loss) or not leaves_value_out(self.loss):
+            return math.isfinite(loss)
+        gradients = [p.grad for p in self.parameters.named.values() if p.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     @property
     def _as_pyro(self) -> bool:
