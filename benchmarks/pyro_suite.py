@@ -14,8 +14,8 @@ of ``pyro.infer`` replaced before its tests are collected: this file is also the
     estimators   Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO and RenyiELBO by ours, in stock SVI;
                  a site has the gradient that Pyro would give it
 
-A test is refused when it meets an error of ours, "subject: expected ...; got ...", and has failed when it meets another.
-Tests that are expected to fail in Pyro count as skipped.
+A test is refused when it meets an error of ours, "subject: expected ...; got ...", and has failed when it meets
+another. Tests that are expected to fail in Pyro count as skipped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ import pyro
 import pyro.infer
 import pytest
 import torch
+from torch.fx import GraphModule
 
 import pyro_vae
 from pyro_vae import elbo
@@ -137,9 +137,9 @@ def replace(names: dict[str, Any]) -> None:
                 setattr(module, name, ours)
 
 
-def record_only() -> None:
-    """Runs recorded graphs as they are."""
-    graph.compile_graph = lambda recorded, inputs: recorded
+def as_recorded(graph: GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Sequence[torch.Tensor]]:
+    """A recorded graph, run as it is."""
+    return graph
 
 
 def compiled() -> None:
@@ -147,7 +147,7 @@ def compiled() -> None:
 
 
 def recorded() -> None:
-    record_only()
+    graph.compile_graph = as_recorded
     compiled()
 
 
@@ -253,12 +253,17 @@ def run(checkout: Path, file: str, mode: str, options: argparse.Namespace) -> Re
             RESULTS: str(results),
             SECONDS: str(options.test_timeout),
         }
-        call = partial(
-            subprocess.run, command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
         note = ""
         try:
-            done = call(timeout=options.timeout)
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=options.timeout,
+                check=False,
+            )
             if done.returncode not in (0, 1, 5):  # all passed, some failed, none collected
                 note = "pytest: " + (done.stderr or done.stdout).strip().splitlines()[-1]
         except subprocess.TimeoutExpired:
