@@ -2,6 +2,7 @@
 
     python benchmarks/pyro_suite.py ../pyro
     python benchmarks/pyro_suite.py ../pyro --modes eager compiled --files nn infer/test_gradient.py -k plate --verbose
+    python benchmarks/pyro_suite.py ../pyro --examples    # Pyro's examples in place of its tests
 
 Each file of a checkout of Pyro runs in a process of its own with the installed Pyro, not the checkout's, and with names
 of ``pyro.infer`` replaced before its tests are collected: this file is also the plugin of pytest that does so.
@@ -39,6 +40,7 @@ from typing import Any
 
 import pyro
 import pyro.infer
+import pyro_examples
 import pytest
 import torch
 from torch.fx import GraphModule
@@ -308,13 +310,17 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=900, help="seconds for a file in a mode")
     parser.add_argument("--test-timeout", type=int, default=60, help="seconds for a test")
     parser.add_argument("--verbose", action="store_true", help="name the tests that did not pass, with their errors")
+    parser.add_argument("--examples", action="store_true", help="Pyro's examples in place of its tests")
     options = parser.parse_args()
     options.checkout = options.checkout.resolve()
     if not (options.checkout / "tests" / "infer").is_dir():
         parser.error(f"expected a checkout of Pyro with its tests; got {options.checkout}")
     print(f"tests of {options.checkout}, Pyro {pyro.__version__} as installed, torch {torch.__version__}\n")
     with suppress(KeyboardInterrupt):
-        table(options)
+        if options.examples:
+            pyro_examples.table(options.checkout, options.k)
+        else:
+            table(options)
 
 
 if __name__ == "__main__":
