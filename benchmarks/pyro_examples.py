@@ -12,6 +12,7 @@ import importlib.util
 import statistics
 import sys
 import time
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,7 +195,11 @@ def difference(losses: list[float], others: list[float]) -> float:
 
 def compare(make: Callable[[Any], Job], module: Any) -> str:
     """A row of the table: differences, times, and why a step is not compiled."""
-    kinds = {"stock": pyro.infer.SVI, "eager": partial(SVI, compile=False), "compiled": partial(SVI, compile=True)}
+    kinds: dict[str, Callable[..., Any]] = {
+        "stock": pyro.infer.SVI,
+        "eager": partial(SVI, compile=False),
+        "compiled": partial(SVI, compile=True),
+    }
     contenders: dict[str, Contender] = {}
     notes = []
     for name, kind in kinds.items():
@@ -224,5 +229,6 @@ def table(checkout: Path, words: str | None) -> None:
     print(f"{'':20}  ms stock   eager: losses, faster   compiled: losses, faster  ('!': over {TOLERANCE:g} apart)")
     for name, (file, make) in EXAMPLES.items():
         if words is None or words in name:
-            with module_of(checkout / "examples" / file) as module:
+            with warnings.catch_warnings(), module_of(checkout / "examples" / file) as module:
+                warnings.simplefilter("ignore")
                 print(f"{name:20}{compare(make, module)}", flush=True)
