@@ -57,7 +57,7 @@ FILES = [
     "nn",
 ]
 OUTCOMES = ["passed", "refused", "failed", "skipped", "timed out"]
-OURS = re.compile(r"[\w. \[\]'\"]+: expected .+; got .+\. .+", re.DOTALL)
+OURS = re.compile(r"[^:]+: expected .+; got .+\. .+", re.DOTALL)
 MODE, RESULTS, SECONDS = "PYRO_SUITE_MODE", "PYRO_SUITE_RESULTS", "PYRO_SUITE_SECONDS"
 STEPS = 3
 
