@@ -208,8 +208,8 @@ class Compiler:
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
-            if self.mode == "auto" and self.loss is not self._estimator and not _runs(step):
-                self._estimator = None  # ours has no equal for such a program, and its remedies are none for Pyro's
+            if self.mode == "auto" and self.loss is not self._estimator and "expected a plate" in str(error):
+                self._estimator = None  # Pyro's Rényi bound needs no plate over the data, and ours does
                 return None
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
             return None
@@ -222,15 +222,6 @@ class Compiler:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
-
-
-def _runs(step: Step) -> bool:
-    """Whether a step that cannot be recorded can be run."""
-    try:
-        step.rehearse(step)
-    except Exception:  # noqa: BLE001 - recording has met it, and told of it
-        return False
-    return True
 
 
 def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:
