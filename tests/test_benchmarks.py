@@ -1,4 +1,4 @@
-"""The benchmark of steps, which must not time programs that compute different things."""
+"""Benchmarks: of steps, which must compute the same, and of Pyro's own tests, whose outcomes must be told apart."""
 
 from __future__ import annotations
 
@@ -40,6 +40,58 @@ def test_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) -> None:
     blocks = setting.task().blocks(2)
     seen = torch.cat([next(blocks).flatten() for _ in range(300)])
     assert torch.equal(seen.sort().values, torch.arange(60_000))
+
+
+TESTS_AS_PYROS = """
+import pytest, torch, pyro, pyro.distributions as dist
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+class Own(Trace_ELBO):
+    pass
+
+def model():
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+
+def guide():
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, Own])
+def test_loss(loss):
+    assert isinstance(SVI(model, guide, Adam({"lr": 0.1}), loss()).step(), float)
+
+def test_module():
+    assert SVI.__module__.startswith("pyro.") and Trace_ELBO.__module__.startswith("pyro.")
+
+def test_skipped():
+    pytest.skip()
+"""
+
+
+@pytest.mark.slow
+def test_pyro_suite_replaces_names_and_tells_what_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "infer").mkdir(parents=True)
+    (tmp_path / "setup.cfg").write_text("[tool:pytest]\nfilterwarnings = error\n")
+    (tmp_path / "tests" / "infer" / "test_a.py").write_text(TESTS_AS_PYROS)
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "pyro_suite.py"), str(tmp_path), "--files", "infer/test_a.py", "--verbose"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("infer/")]
+    assert rows == [
+        ["infer/test_a.py", "stock", "3", "0", "0", "1", "0"],
+        ["infer/test_a.py", "eager", "2", "0", "1", "1", "0"],
+        ["infer/test_a.py", "recorded", "1", "1", "1", "1", "0"],
+        ["infer/test_a.py", "compiled", "1", "1", "1", "1", "0"],
+        ["infer/test_a.py", "estimators", "2", "0", "1", "1", "0"],
+    ]
+    assert "    2  SVI: expected a step that can be compiled; got one that cannot: Own reads numbers" in result.stdout
+    assert "failed test_a.py::test_module: AssertionError: " in result.stdout
 
 
 @pytest.mark.slow

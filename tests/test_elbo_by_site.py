@@ -667,3 +667,7 @@ def test_a_latent_of_the_model_alone_is_summed_out_beside_score_and_pathwise() -
     assert losses[0] == pytest.approx(losses[1])
     with pytest.raises(ValueError, match=r"^ELBO: expected a model without latents of its own, for enumerate and stl"):
         ELBO(1, "enumerate").loss(model, program.guide, x)
+
+
+def test_a_program_without_sites_has_a_loss_of_zero() -> None:
+    assert ELBO(gradient="enumerate").loss_and_grads(lambda: None, lambda: None) == 0.0

@@ -191,6 +191,18 @@ def test_terms_and_weights_of_what_is_masked_out_are_zero(analytic_kl: bool) -> 
     assert not weights[:, ~KEPT].any()
 
 
+def test_a_latent_whose_distributions_are_masked_out_has_no_closed_form_kl() -> None:
+    """Pyro's KL of such a pair is a number and no tensor."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0).mask(False))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(1.0)), 1.0).mask(False))
+
+    assert ELBO(analytic_kl=True).loss(model, guide) == 0.0
+
+
 def test_free_bits_under_a_mask_are_those_of_the_subset() -> None:
     """With a floor that binds, 3 data count it and 5 would count it before."""
     losses: list[float] = []

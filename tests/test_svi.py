@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pyro
+import pyro.contrib.gp
 import pyro.distributions as dist
 import pyro.infer
 import pyro.optim
@@ -503,6 +504,99 @@ def test_mistakes_are_found_at_the_first_step() -> None:
         svi.step(x)
 
 
+# Losses that are no ELBO, and one that has gradients alone
+
+
+def scaled_programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("observations", len(x)):  # no plate "data"
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+    return model, guide
+
+
+class WithMethods:
+    """A loss that is no ELBO and no function."""
+
+    def __init__(self) -> None:
+        own = pyro.infer.Trace_ELBO()
+        self.loss, self.loss_and_grads = own.loss, own.loss_and_grads
+
+
+OTHER_LOSSES: dict[str, Callable[[], Any]] = {
+    "function": lambda: pyro.infer.Trace_ELBO().differentiable_loss,
+    "our function": lambda: elbo.ELBO().differentiable_loss,
+    "EnergyDistance": lambda: pyro.infer.EnergyDistance(num_particles=3, prior_scale=0.5),
+    "Trace_MMD": lambda: pyro.infer.Trace_MMD(
+        pyro.contrib.gp.kernels.RBF(1), num_particles=3, vectorize_particles=True
+    ),
+    "TraceTailAdaptive_ELBO": lambda: pyro.infer.TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True),
+}
+
+
+@pytest.mark.parametrize("make", OTHER_LOSSES.values(), ids=list(OTHER_LOSSES))
+def test_losses_of_other_kinds_take_the_steps_of_stock_pyro(make: Callable[[], Any]) -> None:
+    losses, parameters = [], []
+    for kind in (pyro.infer.SVI, SVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = kind(*scaled_programs(), PYRO_OPTIMIZERS["Adam"](), make())
+        losses.append([float(svi.step(X.float())) for _ in range(5)])
+        parameters.append({name: float(value.detach()) for name, value in pyro.get_param_store().items()})
+    pyro.clear_param_store()  # of the kernel's
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert parameters[1] == pytest.approx(parameters[0], rel=1e-5)
+
+
+def test_an_object_with_the_methods_of_an_elbo_is_a_loss() -> None:
+    svi = SVI(*scaled_programs(), ADAM, WithMethods())  # type: ignore[arg-type]
+    assert svi.step(X) > 0.0
+    assert svi.evaluate_loss(X) > 0.0
+
+
+def test_a_loss_function_without_a_gradient_is_refused() -> None:
+    svi = SVI(*scaled_programs(), ADAM, pyro.infer.Trace_ELBO().loss)
+    with pytest.raises(TypeError, match="SVI: expected a loss function that returns a tensor; got float, which has no"):
+        svi.step(X)
+
+
+def test_a_loss_without_a_value_is_held_to_its_gradients() -> None:
+    loss = pyro.infer.TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True)
+    svi = SVI(*scaled_programs(), ADAM, loss)
+    assert svi.step(X) == torch.inf
+    with pytest.raises(FloatingPointError, match="SVI: expected a finite loss at step 1; got inf"):
+        svi.step(torch.full((3,), torch.inf))
+
+
+@pytest.mark.parametrize("loss", [pyro.infer.Trace_ELBO, elbo.ELBO])
+def test_loss_and_grads_adds_gradients_and_takes_no_step(loss: Callable[[], Any]) -> None:
+    model, guide = scaled_programs()
+    svi = SVI(model, guide, ADAM, loss())
+    svi.step(X)
+    before = {name: p.detach().clone() for name, p in svi.named_parameters().items()}
+    torch.manual_seed(0)
+    value = svi.loss_and_grads(model, guide, X)
+    gradients = {name: p.grad for name, p in pyro.get_param_store().named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in svi.named_parameters().items())
+    pyro.get_param_store().clear()
+    with pyro.get_param_store().scope():
+        for name, unconstrained in before.items():
+            pyro.param(name, torch.exp(unconstrained) if name == "scale" else unconstrained, **_positive(name))
+        torch.manual_seed(0)
+        assert pyro.infer.Trace_ELBO().loss_and_grads(model, guide, X) == pytest.approx(value)
+        for name, p in pyro.get_param_store().named_parameters():
+            torch.testing.assert_close(p.grad, gradients[name])
+
+
+def _positive(name: str) -> dict[str, Any]:
+    return {"constraint": constraints.positive} if name == "scale" else {}
+
+
 # A loss that is not finite
 
 
@@ -622,7 +716,8 @@ def test_programs_without_parameters_have_a_loss_all_the_same() -> None:
             TypeError,
             "SVI: expected loss a pyro.infer.ELBO; got ABCMeta. Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO().",
         ),
-        ({"loss": lambda model, guide, x: 0.0}, TypeError, "SVI: expected loss a pyro.infer.ELBO; got function."),
+        ({"loss": nn.MSELoss()}, TypeError, "SVI: expected loss a pyro.infer.ELBO; got MSELoss."),
+        ({"loss": "elbo"}, TypeError, "SVI: expected loss a pyro.infer.ELBO; got str."),
         (
             {"max_grad_norm": 0.0},
             ValueError,

@@ -208,13 +208,16 @@ class Compiler:
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
+            if self.mode == "auto" and self.loss is not self._estimator and "expected a plate" in str(error):
+                self._estimator = None  # Pyro's Rényi bound needs no plate over the data, and ours does
+                return None
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
             return None
         self._last = step.settings, graph
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
-        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason}."
+        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.rstrip('.')}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature

@@ -187,7 +187,8 @@ class BySite(Gradient):
         for run in draws.runs:
             _check_dims(run)
         runs = [_weighed(_terms(estimator, run, scored, self._of(STL)), run) for run in draws.runs]
-        value = torch.stack([term.value.sum() for terms in runs for term in terms]).sum() / draws.call.num_particles
+        values = [term.value.sum() for terms in runs for term in terms] or [torch.zeros(())]  # of a program of no sites
+        value = torch.stack(values).sum() / draws.call.num_particles
         surrogate = value.new_zeros(())
         for name, own in scored.items():
             plate = estimator.plate if own.modules() else None

@@ -29,6 +29,7 @@ from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
 from pyro_vae.svi.diagnosis import diagnosis
 from pyro_vae.svi.leaves import Leaves
+from pyro_vae.svi.losses import leaves_value_out, with_methods
 from pyro_vae.svi.optimizers import FusedOptimizer, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
@@ -53,7 +54,8 @@ class SVI:
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
             ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
             one fused torch optimiser where its settings are the same for all parameters and no other SVI has it.
-        loss: any ``pyro.infer.ELBO`` that computes its value, as all but ``pyro.infer.TraceTailAdaptive_ELBO`` do.
+        loss: any ``pyro.infer.ELBO``, or another object with its methods ``loss`` and ``loss_and_grads``; or a function
+            of model, guide and their arguments that returns a tensor, as ``pyro.infer.EnergyDistance`` is.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
         compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
             at once, ``"auto"`` after some thousands of steps, False never.
@@ -93,7 +95,7 @@ class SVI:
         model: PyroProgram,
         guide: PyroProgram,
         optimizer: OptimizerFactory | pyro.optim.PyroOptim | None = None,
-        loss: pyro.infer.ELBO | None = None,
+        loss: pyro.infer.ELBO | Callable[..., Tensor] | None = None,
         *,
         max_grad_norm: float | None = None,
         compile: Compile = "auto",
@@ -104,11 +106,7 @@ class SVI:
         optim: OptimizerFactory | pyro.optim.PyroOptim | None = None,
     ) -> None:
         optimizer = _one_of(optimizer, optim)
-        if not isinstance(loss, pyro.infer.ELBO):
-            raise TypeError(
-                f"SVI: expected loss a pyro.infer.ELBO; got {type(loss).__name__}. "
-                "Pass pyro_vae.elbo.ELBO() or pyro.infer.Trace_ELBO()."
-            )
+        objective = with_methods(loss)
         self._model, self._guide = _program("model", model), _program("guide", guide)
         if prepare is not None and not callable(prepare):
             raise TypeError(f"SVI: expected prepare callable; got {type(prepare).__name__}. Pass dataset.gather.")
@@ -116,14 +114,14 @@ class SVI:
             checks.number("SVI", "max_grad_norm", max_grad_norm, above=0)
         if ema_decay is not None:
             checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
-        self.loss: Any = loss  # Pyro's base class does not declare the methods that all of its estimators have
+        self.loss = objective
         self.max_grad_norm = max_grad_norm
         self.prepare = prepare
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
         self.ema_decay = ema_decay
         self.num_steps = 0
         self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
-        self.compiler = Compiler(loss, compile, prepare, precision)
+        self.compiler = Compiler(objective, compile, prepare, precision)
         self._make_optimizer = optimizer
         self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = None
         if isinstance(optimizer, pyro.optim.PyroOptim):
@@ -220,7 +218,8 @@ class SVI:
 
         Returns:
             The loss before the step, summed over the data, in nats. Of a loss in two parts, one for the model and one
-            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows.
+            for the guide (``pyro.infer.ReweightedWakeSleep``), the sum, whose gradient the step follows. Infinity of
+            ``pyro.infer.TraceTailAdaptive_ELBO``, which has gradients alone.
 
         Raises:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
@@ -228,7 +227,7 @@ class SVI:
             ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does.
         """
         loss = float(self.advance(*args, **kwargs))
-        if not math.isfinite(loss):
+        if not self._is_sound(loss):
             self.refuse(loss, *args, **kwargs)
         return loss
 
@@ -260,7 +259,7 @@ class SVI:
                 loss, updated = repeated
             if not updated:
                 loss = float(loss)
-                if not math.isfinite(loss):
+                if not self._is_sound(loss):
                     self.refuse(loss, *args, **kwargs)
                 self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
         finally:  # also after Ctrl-C
@@ -292,7 +291,7 @@ class SVI:
             if isinstance(statements, Declared):
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
-            if isinstance(leaves, Leaves) and math.isfinite(loss):
+            if isinstance(leaves, Leaves) and self._is_sound(loss):
                 self._account(others, leaves.found - {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)})
         return loss, False
 
@@ -302,6 +301,22 @@ class SVI:
         with running_programs(), self.scope(), torch.no_grad(), self._validation(args, kwargs):
             loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
         return _number(loss)
+
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
+        """The loss of a model and a guide, whose gradients it adds to those of their parameters; it moves none.
+
+        Pyro's name, for steps of one's own; a :meth:`step` of this object starts without the gradients.
+        """
+        self.parameters.refresh()
+        with running_programs(), self.scope():
+            return _number(self.loss.loss_and_grads(model, guide, *self._prepared(args), **kwargs))
+
+    def _is_sound(self, loss: float) -> bool:
+        """Whether a loss is finite; of one that has gradients alone, whether these are."""
+        if math.isfinite(loss) or math.isnan(loss) or not leaves_value_out(self.loss):
+            return math.isfinite(loss)
+        gradients = [p.grad for p in self.parameters.named.values() if p.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     @property
     def _as_pyro(self) -> bool:

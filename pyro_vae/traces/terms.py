@@ -87,6 +87,8 @@ def analytic_kl(name: str, model_site: Site | None, guide_site: Site) -> Tensor:
             f"Analytic KL: expected a closed form at site {name!r}; got {describe(guide_site['fn'])} against {prior}. "
             "Use analytic_kl=False."
         ) from error
+    if not isinstance(kl, Tensor):  # Pyro's, of distributions that are masked out as a whole
+        kl = torch.zeros_like(guide_site["log_prob"])
     return scale_and_mask(kl, guide_site["scale"], guide_site["mask"])
 
 
