@@ -49,6 +49,7 @@ import pyro_vae
 from pyro_vae import elbo
 from pyro_vae.compilation import graph
 from pyro_vae.elbo.draws import Call
+from pyro_vae.elbo.gradients import Bound
 
 FILES = [
     *(f"infer/test_{name}.py" for name in ("gradient", "valid_models", "inference", "multi_sample_elbos")),
@@ -65,7 +66,7 @@ STEPS = 3
 class ChosenByPyro(elbo.Gradient):
     """The gradient that Pyro gives a site unasked: pathwise where it has one, else the score function's."""
 
-    def loss(self, estimator: elbo.Estimator, call: Call) -> torch.Tensor:
+    def loss(self, estimator: Bound, call: Call) -> torch.Tensor:
         assert call.structure is not None
         own: dict[str, elbo.Gradient] = {
             name: elbo.Pathwise() if latent.reparameterised else elbo.Score()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -230,3 +232,183 @@ def test_a_grey_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> N
     )
     x = (np.random.default_rng(0).random((6, 8, 8)) < 0.5).astype(np.float32)
     assert len(fit(vae, x, x, epochs=1, progress=False)) == 1
+
+
+# What was dropped or rounded without a word
+
+
+def test_masks_of_rows_and_of_items_are_kept() -> None:
+    row = np.ma.masked_values(np.array([1.0, -999.0]), -999)
+
+    class Items(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> Any:
+            if i > 2:
+                raise IndexError
+            return row, np.int64(i)
+
+    for source in ([row] * 3, Items()):
+        images = data.as_dataset(source).images
+        assert images[:, 0].tolist() == [1, 1, 1]
+        assert bool(images[:, 1].isnan().all())
+    labels = data.as_dataset(Items()).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2]
+
+
+BIG = {
+    "frame": lambda: pd.DataFrame({"a": [16777217, 3]}),
+    "nullable": lambda: pd.DataFrame({"a": pd.array([16777217, None], dtype="Int64")}),
+    "masked": lambda: np.ma.masked_values(np.array([[16777217, 3], [-1, 2]]), -1),
+    "the smallest": lambda: np.array([[-(2**63), 3], [1, 2]]),
+    "tensor": lambda: torch.tensor([[2**63 - 1, 1]]),
+    "uint64": lambda: torch.tensor([[2**63 + 5, 1]], dtype=torch.uint64),
+}
+
+
+@pytest.mark.parametrize("kind", BIG)
+def test_whole_numbers_that_float32_would_round_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"expected whole numbers up to 2\^24, which float32 holds; got \d+"):
+        data.as_dataset(BIG[kind]())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e5m2, torch.bfloat16])
+def test_every_real_dtype_of_torch_is_taken(dtype: torch.dtype) -> None:
+    assert data.as_dataset(torch.tensor([[3.0, 1.0]]).to(dtype)).images.tolist() == [[3, 1]]
+
+
+def test_special_tensors_are_taken_or_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masked = torch.masked.masked_tensor(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]))
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    images = data.as_dataset(masked).images
+    assert images[0, 0] == 1
+    assert images[0, 1].isnan()
+    with pytest.raises(TypeError, match="expected real numbers; got a nested tensor"):
+        data.as_dataset(nested)
+    assert data.as_dataset([torch.ones(2, requires_grad=True)] * 3).images.shape == (3, 2)
+
+
+def test_further_parts_of_items_are_noted_and_uneven_ones_refused() -> None:
+    three = data.as_dataset(torch.utils.data.TensorDataset(torch.ones(4, 2), torch.arange(4), torch.eye(4)))
+    assert "1 further parts of the data are left out" in repr(three)
+    assert three.labels is not None
+    uneven: Any = [(np.ones(2), 1), (np.ones(2),)]
+    with pytest.raises(ValueError, match=r"expected items of as many parts each; got \[1, 2\]"):
+        data.as_dataset(torch.utils.data.Subset(uneven, [0, 1]))
+
+
+def test_loaders_that_select_and_items_that_fail_are_refused() -> None:
+    whole = torch.utils.data.TensorDataset(torch.arange(8.0).reshape(4, 2))
+    sampler = torch.utils.data.SubsetRandomSampler([0, 1])
+    with pytest.raises(ValueError, match="expected a DataLoader of a whole set; got one with SubsetRandomSampler"):
+        data.as_dataset(torch.utils.data.DataLoader(whole, sampler=sampler))
+    assert len(data.as_dataset(torch.utils.data.DataLoader(whole, shuffle=True))) == 4
+    with pytest.raises(ValueError, match=r"expected a set of 2 readable data; got IndexError .* at 1"):
+        data.as_dataset(torch.utils.data.Subset(whole, [0, 9]))
+
+
+def test_subsets_by_index_and_by_mask() -> None:
+    dataset = data.as_dataset(torch.arange(8.0).reshape(4, 2))
+    assert dataset.subset(torch.tensor([2, 0])).images[:, 0].tolist() == [4, 0]
+    assert dataset.subset([2, 0]).images[:, 0].tolist() == [4, 0]  # type: ignore[arg-type]
+    assert dataset.subset(torch.tensor([False, True, False, False])).images[:, 0].tolist() == [2]
+    with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
+        dataset.subset(torch.tensor([0.5]))
+    with pytest.raises(IndexError, match=r"expected indices from 0 to 3; got -1 to 4"):
+        dataset.subset(torch.tensor([-1, 4]))
+
+
+def test_seeds_of_numpy_are_taken_and_too_large_ones_refused() -> None:
+    x = torch.arange(40.0).reshape(20, 2)
+    first, second = (data.load(x, seed=seed).train.images for seed in (5, np.int64(5)))  # type: ignore[arg-type]
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match=r"data.load: expected seed below 2\^63; got"):
+        data.load(x, seed=2**70)
+
+
+def _images(folder: Path, *names: str, size: int = 4, mode: str = "L") -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (size, size)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train/a/1.png", "val/a/1.png", "validation/a/1.png"),
+            "expected one folder for valid; got val and validation",
+        ),
+        (("test/a/1.png", "valid/a/1.png"), "expected a part train; got test, valid alone"),
+    ],
+)
+def test_parts_that_are_not_clear_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    _images(tmp_path, *names)
+    with pytest.raises(ValueError, match=message):
+        data.load(tmp_path)
+
+
+def test_parts_are_found_whatever_their_case_and_what_is_beside_them_is_noted(tmp_path: Path) -> None:
+    _images(tmp_path, *(f"Training/{i}.png" for i in range(5)), "TEST/1.png", "extra/1.png", "loose.png")
+    train, _, test = data.load(tmp_path)
+    assert len(train) + 1 == 5
+    assert len(test) == 1
+    assert "left out beside the parts: extra, loose.png" in repr(train)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    _images(tmp_path, *(f"{kind}/{i}.png" for kind in ("train", "car") for i in range(5)))
+    train = data.load(tmp_path).train
+    assert "labels of 2 classes" in repr(train)
+
+
+def test_links_to_folders_and_parts_of_other_depths_are_refused(tmp_path: Path) -> None:
+    _images(tmp_path / "q", "b/1.png")
+    _images(tmp_path / "p", "1.png")
+    (tmp_path / "q" / "a").symlink_to(tmp_path / "p", target_is_directory=True)
+    with pytest.raises(ValueError, match="expected folders; got links to some, a"):
+        data.load(tmp_path / "q")
+    _images(tmp_path / "d", "train/1.png", "train/2.png")
+    _images(tmp_path / "d", "test/1.png", mode="I;16")
+    with pytest.raises(ValueError, match="expected images of one depth in all parts; got levels"):
+        data.load(tmp_path / "d")
+
+
+def test_sixteen_bits_of_color_are_refused_in_every_format(tmp_path: Path) -> None:
+    ppm = tmp_path / "ppm" / "1.ppm"
+    ppm.parent.mkdir()
+    ppm.write_bytes(b"P6\n# a comment\n2 2\n65535\n" + bytes(24))
+    with pytest.raises(ValueError, match="expected 8 bits per channel; got 16 bits of color"):
+        data.load(ppm.parent)
+    tiff = tmp_path / "tiff" / "1.tiff"
+    tiff.parent.mkdir()
+    tags = [(256, 4, 1, 2), (257, 4, 1, 2), (258, 3, 3, 146), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 152)]
+    tags += [(277, 3, 1, 3), (278, 4, 1, 2), (279, 4, 1, 24), (284, 3, 1, 1), (339, 3, 1, 1)]
+    head = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(tags))
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", 0)
+    assert len(head + entries) == 146
+    tiff.write_bytes(head + entries + struct.pack("<HHH", 16, 16, 16) + bytes(24))
+    with pytest.raises(ValueError, match="expected 8 bits per channel; got 16 bits of color"):
+        data.load(tiff.parent)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"images": np.ones((3, 2)), "x": np.ones((3, 2))},
+            r"one array of images, x, data; got \['images', 'x'\]",
+        ),
+        ({"x": np.ones((3, 2)), "labels": np.arange(3), "y": np.arange(3)}, r"expected one array of labels, y; got"),
+        ({"x": np.ones((3, 2)), "y": np.array([1, 2, 2**63 + 5], dtype=np.uint64)}, "expected labels that int64 holds"),
+    ],
+)
+def test_archives_that_are_not_clear_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        data.load(tmp_path / "set.npz")

@@ -62,8 +62,8 @@ def load(
             28x28 file is another rendering), ``svhn``, ``cifar10``, or ``digits`` (8x8, comes with scikit-learn);
             or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
-            or a folder of images of one size, whose subfolders, if any, are the classes. Subfolders ``train``,
-            ``valid`` (``val``, ``validation``) and ``test`` are the parts.
+            or a folder of images of one size, whose subfolders, if any, are the classes. Subfolders ``train``
+            (``training``), ``valid`` (``val``, ``validation``) and ``test`` (``testing``) are the parts.
         root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
             else the user's cache folder. A named set that is not there is downloaded into it.
         binarize: ``"dynamic"`` makes every training batch binary afresh, and the validation and test data once;
@@ -90,7 +90,9 @@ def load(
     """
     if not isinstance(binarize, str) or binarize not in get_args(Binarize):
         raise ValueError(unknown("binarize", binarize, get_args(Binarize)))
-    checks.whole("data.load", "seed", seed, 0)
+    seed = checks.whole("data.load", "seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"data.load: expected seed below 2^63; got {seed}. Give a smaller one.")
     device = present_device(device)
     held_out: int | float = 0.1
     valid: Dataset | None = None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data import Dataset as TorchDataset
 
 _NUMBERS = "biuf"  # of numpy's kinds
@@ -50,11 +50,17 @@ def numbers(subject: str, x: Any) -> Numbers:
         return _of_pandas(subject, x)
     if package == "scipy" and hasattr(x, "toarray"):
         return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
+    if isinstance(x, list | tuple) and x and all(isinstance(row, Tensor) for row in x):
+        try:
+            x = torch.stack([row.detach() for row in x])
+        except RuntimeError as error:
+            raise TypeError(f"{subject}: expected rows of one shape; got others ({error}). Pad them.") from error
     if isinstance(x, Tensor):
         return Numbers(_of_tensor(subject, x.detach()))
     if isinstance(x, list | tuple):
+        masked = any(isinstance(row, np.ma.MaskedArray) for row in x)
         try:
-            x = np.asarray(x)
+            x = np.ma.stack(x) if masked else np.asarray(x)
         except ValueError as error:
             raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
     if isinstance(x, np.ndarray):
@@ -76,21 +82,34 @@ def _of_array(subject: str, x: Any) -> Tensor:
         if x.mask is not np.ma.nomask and bool(np.any(x.mask)):
             if x.dtype.kind not in _NUMBERS:
                 raise _no_numbers(subject, f"a masked array of {x.dtype}")
+            _check_whole(subject, x.compressed())
             x = np.ma.filled(x.astype(np.float64), np.nan)
         else:
             x = x.data
     if x.dtype.kind not in _NUMBERS:
         raise _no_numbers(subject, f"array of {x.dtype}")
+    _check_whole(subject, x)
     if x.dtype.kind == "u" and x.dtype.itemsize > 1:
-        if x.size and int(x.max()) > 2**62:
-            raise ValueError(f"{subject}: expected whole numbers up to 2^24; got {int(x.max())}. Scale them.")
         x = x.astype(np.int64)
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         x = x.astype(np.float64)
     return _of_tensor(subject, torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"])))
 
 
+def _check_whole(subject: str, x: Any) -> None:
+    """Refuses whole numbers, of an array, that float32 would round."""
+    if x.dtype.kind in "iu" and x.size and (largest := max(int(x.max()), -int(x.min()))) > 2**24:
+        raise ValueError(
+            f"{subject}: expected whole numbers up to 2^24, which float32 holds; got {largest}, which it would round. "
+            "Subtract an offset, or scale them."
+        )
+
+
 def _of_tensor(subject: str, x: Tensor) -> Tensor:
+    if type(x).__name__ == "MaskedTensor":
+        x = torch.where(x.get_mask(), x.get_data().float(), torch.nan)  # type: ignore[attr-defined]
+    if x.is_nested:
+        raise _no_numbers(subject, "a nested tensor")
     if x.layout != torch.strided:
         x = x.to_dense()
     if x.is_complex() or x.is_quantized or x.device.type == "meta":
@@ -99,13 +118,11 @@ def _of_tensor(subject: str, x: Tensor) -> Tensor:
     if x.dtype in (torch.bool, torch.uint8, torch.float32):
         return x
     if not x.is_floating_point():
-        if x.numel() and int(x.abs().max()) > 2**24:
-            raise ValueError(
-                f"{subject}: expected whole numbers up to 2^24, which float32 holds; got {int(x.abs().max())}, which "
-                "it would round. Subtract an offset, or scale them."
-            )
+        _check_whole(subject, x.cpu().numpy())
         return x.to(torch.int64)
     single = x.to(torch.float32)
+    if x.element_size() == 1:  # the largest is within float32, and torch has no isinf of it
+        return single
     if bool((single.isinf() & ~x.isinf()).any()):
         raise ValueError(
             f"{subject}: expected numbers that float32 holds, up to 3.4e38; got "
@@ -123,6 +140,8 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
             codes = column.cat.codes.to_numpy().astype(np.float64)
             columns.append(np.where(codes < 0, np.nan, codes))
         elif getattr(column.dtype, "kind", "O") in _NUMBERS:
+            if column.dtype.kind in "iu":
+                _check_whole(f"{subject}, column {name!r}", column.dropna().to_numpy(dtype=column.dtype.name.lower()))
             columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
         else:
             raise TypeError(
@@ -134,34 +153,75 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
 
 
 def _of_torch_set(subject: str, x: Any) -> Numbers:
-    note = ""
+    notes = []
     if isinstance(x, DataLoader):
-        x, note = x.dataset, "of a DataLoader, whose batches and order are left out"
+        _check_order(subject, x)
+        x = x.dataset
+        notes.append("of a DataLoader, whose batches and order are left out")
     if isinstance(x, IterableDataset) or not hasattr(x, "__len__"):
         raise TypeError(
             f"{subject}: expected a set with a length; got the stream {type(x).__name__}. Read it into an array first."
         )
-    items = [x[i] for i in range(len(x))]
+    items = [_item(subject, x, i) for i in range(len(x))]
     if not items:
         raise ValueError(f"{subject}: expected at least one datum; got none. Give data.")
     parts = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    if len({len(part) for part in parts}) > 1:
+        raise ValueError(
+            f"{subject}: expected items of as many parts each; got {sorted({len(part) for part in parts})}. Give all "
+            "of them a label, or none."
+        )
     try:
-        values = torch.stack([_of_tensor(subject, torch.as_tensor(np.asarray(part[0]))) for part in parts])
-        second = [part[1] for part in parts] if len(parts[0]) == 2 else []
-        whole = second and all(isinstance(label, int) or _is_whole(label) for label in second)
-        labels = torch.tensor([int(label) for label in second]) if whole else None
+        values = torch.stack([_of_part(subject, part[0]) for part in parts])
+        second = [part[1] for part in parts] if len(parts[0]) > 1 else []
+        labels = torch.tensor([int(label) for label in second]) if second and all(map(_is_whole, second)) else None
     except (TypeError, RuntimeError, IndexError) as error:
         raise TypeError(
             f"{subject}: expected data of one shape, with a label at most; got {type(items[0]).__name__} that cannot "
             f"be stacked ({error}). Transform them to tensors."
         ) from error
     if second and labels is None:
-        note = f"{note}; second parts of the data, which are no classes, are left out".lstrip("; ")
-    return Numbers(values, labels, (), note)
+        notes.append("second parts of the data, which are no classes, are left out")
+    if len(parts[0]) > 2:
+        notes.append(f"{len(parts[0]) - 2} further parts of the data are left out")
+    return Numbers(values, labels, (), "; ".join(notes))
+
+
+def _check_order(subject: str, loader: Any) -> None:
+    """Refuses a loader that selects or weighs data, which its set does not show."""
+    sampler = loader.sampler
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(loader.dataset)
+    )
+    if not (whole and type(loader.batch_sampler) in (BatchSampler, type(None))) and not isinstance(
+        loader.dataset, IterableDataset
+    ):
+        raise ValueError(
+            f"{subject}: expected a DataLoader of a whole set; got one with {type(sampler).__name__}, which may select "
+            "or repeat. Pass the data themselves, torch.utils.data.Subset(set, indices) for a part."
+        )
+
+
+def _item(subject: str, x: Any, i: int) -> Any:
+    try:
+        return x[i]
+    except Exception as error:
+        raise ValueError(
+            f"{subject}: expected a set of {len(x)} readable data; got {type(error).__name__} ({error}) at {i}. Mend "
+            "its __getitem__."
+        ) from error
+
+
+def _of_part(subject: str, part: Any) -> Tensor:
+    return _of_tensor(subject, part.detach()) if isinstance(part, Tensor) else _of_array(subject, np.asanyarray(part))
 
 
 def _is_whole(label: Any) -> bool:
-    return isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
+    if isinstance(label, Tensor):
+        return label.ndim == 0 and not label.is_floating_point() and not label.is_complex()
+    return isinstance(label, int) or (
+        isinstance(label, np.generic | np.ndarray) and label.ndim == 0 and label.dtype.kind in "biu"
+    )
 
 
 def _no_numbers(subject: str, got: str) -> TypeError:

@@ -151,8 +151,25 @@ class Dataset:
         return self._each(lambda tensor: tensor[:n])
 
     def subset(self, index: Tensor) -> Dataset:
-        """The data of an index, int64 (M,), in its order."""
-        index = index.to(self.device)
+        """The data of an index, int64 (M,) in their order, or of a mask, bool (N,).
+
+        Raises:
+            TypeError: neither of them.
+            IndexError: an index outside of the set.
+        """
+        index = torch.as_tensor(index, device=self.device)
+        if index.dtype == torch.bool and index.shape == (len(self),):
+            index = index.nonzero()[:, 0]
+        if index.ndim != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise TypeError(
+                f"Dataset.subset: expected index int64 (M,) or bool ({len(self)},); got {index.dtype} of shape "
+                f"{tuple(index.shape)}. Use mask.nonzero()[:, 0], for example."
+            )
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise IndexError(
+                f"Dataset.subset: expected indices from 0 to {len(self) - 1}; got {int(index.min())} to "
+                f"{int(index.max())}. Count from the start."
+            )
         return self._each(lambda tensor: tensor.index_select(0, index))
 
     def conditioned_on(self, *context: Any) -> Dataset:

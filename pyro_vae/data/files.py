@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from pyro_vae.data.dataset import Dataset, as_dataset
 
@@ -66,6 +67,8 @@ def read(path: Path) -> Dataset:
             f"File {path}: expected labels of integers, shape (N,); got {labels.dtype} of shape {labels.shape}. "
             "Store classes, or leave them out."
         )
+    if labels.size and int(labels.max()) >= 2**63:
+        raise ValueError(f"File {path}: expected labels that int64 holds; got {int(labels.max())}. Number the classes.")
     return replace(dataset, labels=torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -76,6 +79,9 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
             return loaded, None
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
+    for names in (("images", "x", "data"), ("labels", "y")):
+        if len(both := [key for key in names if key in arrays]) > 1:
+            raise ValueError(f"File {path}: expected one array of {', '.join(names)}; got {both}. Pass one by itself.")
     images = next((key for key in ("images", "x", "data") if key in arrays), None)
     labels = next((key for key in ("labels", "y") if key in arrays), None)
     if images is None and len(arrays) == 1:
@@ -88,27 +94,51 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
     return arrays[images], None if labels is None else arrays[labels]
 
 
-PARTS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+PARTS = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
 """Names of the subfolders of a folder that is split already."""
 
 
 def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The set in a file or folder, and its validation and test data where the folder says which they are."""
-    found: dict[str, Path] = {}
-    if path.is_dir():
-        folders = {child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")}
-        for part, names in PARTS.items():
-            for name in folders.intersection(names):
-                found[part] = path / name
-    if "train" not in found or len(found) == 1:
-        return read(path), None, None
+    found, others = _parts(path) if path.is_dir() else ({}, [])
+    if "train" not in found or (len(found) == 1 and others):
+        if found and not others:
+            raise ValueError(f"Folder {path}: expected a part train; got {', '.join(found)} alone. Add train.")
+        return read(path), None, None  # folders of classes, of which one may be called train
     classes = sorted({name for folder in found.values() for name in _classes(folder)})
     parts = {part: _read_folder(folder, classes) for part, folder in found.items()}
+    if others:
+        note = f"left out beside the parts: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
+        parts["train"] = replace(parts["train"], note="; ".join(filter(None, (parts["train"].note, note))))
+    depths = {part: dataset.levels for part, dataset in parts.items()}
+    if len(set(depths.values())) > 1:
+        raise ValueError(
+            f"Folder {path}: expected images of one depth in all parts; got levels {depths}. Convert them."
+        )
     shapes = {part: dataset.event_shape for part, dataset in parts.items()}
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{part} {tuple(shape)}" for part, shape in shapes.items())
         raise ValueError(f"Folder {path}: expected images of one size in all parts; got {sizes}. Resize them.")
     return parts["train"], parts.get("valid"), parts.get("test")
+
+
+def _parts(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of a folder that are parts of a set, and what else is in it."""
+    found: dict[str, Path] = {}
+    others = []
+    for child in sorted(path.iterdir()):
+        part = next((part for part, names in PARTS.items() if child.name.lower() in names and child.is_dir()), None)
+        if child.name.startswith("."):
+            continue
+        if part is None:
+            others.append(child.name)
+        elif part in found:
+            raise ValueError(
+                f"Folder {path}: expected one folder for {part}; got {found[part].name} and {child.name}. Join them."
+            )
+        else:
+            found[part] = child
+    return found, others
 
 
 def _classes(folder: Path) -> set[str]:
@@ -118,7 +148,11 @@ def _classes(folder: Path) -> set[str]:
 def _listed(folder: Path) -> tuple[list[Path], list[tuple[str, ...]], str]:
     """The images of a folder that are not hidden, their parents within it, and a note of what is no image."""
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    everything = sorted(folder.rglob("*"))
+    links = [path.name for path in everything if path.is_symlink() and path.is_dir()]
+    if links:
+        raise ValueError(f"Folder {folder}: expected folders; got links to some, {', '.join(links[:5])}. Copy them.")
+    files = [path for path in everything if not path.is_dir()]
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = [path for path in files if path.suffix.lower() in readable and path.is_file()]
     left = [path.name for path in files if path not in set(paths)]
@@ -169,7 +203,7 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
     """
     with reading(path), Image.open(path) as image:
         pages = getattr(image, "n_frames", 1)
-        depth, mode = _png_depth(path), image.mode
+        depth, mode = _depth(path, image), image.mode
         if pages > 1:
             raise _lost(path, f"one image; got {pages} pages or frames", "Save each as a file, or pass an array")
         if depth == 16 and not mode.startswith("I"):
@@ -186,11 +220,18 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
     raise _lost(path, f"8 bits per channel; got mode {mode!r}", "Convert it, or pass an array")
 
 
-def _png_depth(path: Path) -> int:
-    """Bits per channel in the header of a PNG file, of which PIL keeps eight; 0 of another file."""
+def _depth(path: Path, image: Image.Image) -> int:
+    """Bits per channel in the header of a file, of which PIL keeps eight of colors; 0 of a file of another kind."""
     with path.open("rb") as file:
-        head = file.read(25)
-    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else 0
+        head = file.read(1024)
+    if head.startswith(b"\x89PNG") and len(head) >= 25:
+        return head[24]
+    if head.startswith(b"P6"):
+        fields = re.sub(rb"#[^\n]*", b"", head).split()
+        return 16 if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255 else 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and len(bits := image.tag_v2.get(258, ())) > 1:
+        return max(bits)
+    return 0
 
 
 class _LostError(ValueError):
