@@ -150,7 +150,7 @@ def compiled() -> None:
 
 
 def recorded() -> None:
-    graph.compile_graph = as_recorded
+    vars(graph)["compile_graph"] = as_recorded
     compiled()
 
 
