@@ -194,7 +194,7 @@ def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch
         checks = 2
 
         def __init__(self, step: Step) -> None:
-            self.result = step.rehearse(step)
+            self.result = step.dry_run(step)
 
         def __call__(self, step: Step) -> Any:
             step()  # uses the random numbers of a step

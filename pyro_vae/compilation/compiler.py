@@ -52,7 +52,7 @@ class Compiler:
     """Compiles the steps of one loss, and keeps a graph for each signature.
 
     A signature is the shapes, types and devices of all tensors, the other arguments, and the Python numbers and words
-    that the modules (training mode, say) and the loss hold. The values of tensors, and beta, are inputs.
+    that the modules (for example training mode) and the loss hold. The values of tensors, and beta, are inputs.
 
     Args:
         loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
@@ -139,7 +139,7 @@ class Compiler:
             return None
         if graph.checks:
             graph.checks -= 1
-            expected = step.rehearse(step)
+            expected = step.dry_run(step)
             # A loss of Pyro's does another thing than ours with some programs.
             if self.loss is not self._estimator and _differing(step, expected, (self._loss_of(step), expected[1])):
                 self._graphs[step.signature] = None
@@ -167,7 +167,7 @@ class Compiler:
         """What :meth:`run` does, without a look at the programs and outside their scope.
 
         Returns:
-            None where the step is to be run in another way: for other shapes than the last, say.
+            None where the step is to be run in another way: for example for other shapes than the last.
         """
         if self._recent is None:
             return None
@@ -184,7 +184,7 @@ class Compiler:
         """
         known = len(pyro.get_param_store())
         with contextlib.suppress(Exception):  # recording meets it again, and tells of it
-            step.rehearse(step)
+            step.dry_run(step)
         return len(pyro.get_param_store()) > known
 
     def _loss_of(self, step: Step) -> Tensor:
@@ -195,7 +195,7 @@ class Compiler:
                 args = step.args if step.prepare is None else step.prepare(*step.args)
                 return step.parameters[0].new_tensor(self.loss.loss(*step.programs, *args, **step.kwargs))
 
-        return step.rehearse(run)
+        return step.dry_run(run)
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:

@@ -39,7 +39,7 @@ class Graph:
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
         with tracing(TracingContext(FakeTensorMode())):  # else each operation recorded would make one
-            graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
+            graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "

@@ -144,8 +144,8 @@ class Step:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return loss.detach(), list(gradients)
 
-    def rehearse(self, run: Callable[[], _T]) -> _T:
-        """Runs, and leaves random generators and buffers (running means, say) as they were."""
+    def dry_run(self, run: Callable[[], _T]) -> _T:
+        """Runs, and leaves random generators and buffers (for example running means) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
         try:
@@ -167,7 +167,7 @@ class Step:
 
 @contextlib.contextmanager
 def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within it, matrix products have a precision, whatever torch's own setting is."""
+    """Context manager in which matrix products have a precision, whatever torch's own setting is."""
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16):
             yield

@@ -17,7 +17,7 @@ class LogDirichlet(TorchDistribution):
     .. math::  \log p(\log y) = \log\Gamma(\textstyle\sum_i a_i) - \sum_i \log\Gamma(a_i) + \sum_i a_i \log y_i,
 
     a density of the log-ratios of y. A draw is that of log-Gamma variables: those of shape a + 1, plus
-    :math:`\log(U)/a`, which small concentrations a send far below what a single-precision y can be. Reparameterised.
+    :math:`\log(U)/a`, which small concentrations a send far below what a single-precision y can be. Reparameterized.
 
     Args:
         concentration: a, positive, without unit, (\*batch_shape, d).
@@ -64,7 +64,7 @@ class LogDirichlet(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # In double precision, since terms of the size of the concentration cancel; normalised anew, as it is rounded.
+        # In double precision, since terms of the size of the concentration cancel; normalized anew, as it is rounded.
         a, log_y = self.concentration.double(), value.double().log_softmax(-1)
         return (a.sum(-1).lgamma() - a.lgamma().sum(-1) + (a * log_y).sum(-1)).to(self.concentration.dtype)
 

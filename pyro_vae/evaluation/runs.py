@@ -26,7 +26,7 @@ DEFAULT_MEMORY = 2**23
 _DEFAULT_MEMORY_OF_DEVICES = 2**30
 
 _WORTH_RECORDING = 100
-"""Runs of one shape from which on it saves time to record one and check it."""
+"""Runs of one shape beyond which it saves time to record one and check it."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def reduce_runs(
         num_particles: K.
         memory: bytes that a run and its reduction may take; None for a default that is fast.
         reserve: bytes per datum that a reducer comes to hold.
-        latents: also hand over the draws.
-        batch_size: data per run; None for as few as leave room for K particles, since the guide's share of a run
+        latents: also return the draws.
+        batch_size: data per run; None for as few as leave memory for K particles, since the guide's share of a run
             falls with its particles.
         plate: name of the data plate.
         progress: show a bar.
@@ -137,7 +137,7 @@ def reduce_runs(
             raise
         raise ValueError(
             f"{subject}: expected a guide for any part of the data; got one for another number of data than the "
-            f"{trial} of a trial run ({error}). Pass batch_size={n} where its parameters belong to the data."
+            f"{trial} of a trial run ({str(error).splitlines()[0]}). Pass batch_size={n} where its parameters belong to the data."
         ) from error
     memory = default_memory(args[0]) if memory is None else memory
     per_datum += reserve

@@ -17,12 +17,12 @@ def peak_memory(function: Callable[[], object]) -> int:
     It adds up storages while they live, on any device, so the answer is the same on every machine. What a kernel takes
     for itself while it runs, and what an allocator keeps for later, is not in it.
     """
-    with _Ledger() as ledger:
+    with _LiveBytes() as live:
         function()
-    return ledger.peak
+    return live.peak
 
 
-class _Ledger(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[int, int] = {}

@@ -42,7 +42,7 @@ def draws_random_numbers(node: Node) -> bool:
 
 
 def random_state(args: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """Within it, random numbers may be drawn that are drawn again after it."""
+    """Context manager in which random numbers may be drawn that are drawn again after it."""
     return torch.random.fork_rng(devices=sorted({a.device.index for a in args if a.is_cuda}))
 
 

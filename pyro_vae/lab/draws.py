@@ -52,7 +52,7 @@ def named_parameters(model: PyroProgram, guide: PyroProgram, args: tuple[Tensor,
 
 @contextmanager
 def unchanged(*programs: PyroProgram) -> Iterator[None]:
-    """Within it, steps may be taken: gradients and buffers, such as the averages of BatchNorm, are put back."""
+    """Context manager in which steps may be taken: gradients and buffers, as BatchNorm's averages, are put back."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     parameters: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
     parameters += [parameter for _, parameter in pyro.get_param_store().named_parameters()]

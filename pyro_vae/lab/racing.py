@@ -95,7 +95,7 @@ def race(
     Steps are eager, so that those of Pyro's estimators, which cannot be compiled, compare.
 
     Args:
-        program: a :class:`~pyro_vae.VAE`, say, with the weights that all start from; left as it is.
+        program: for example a :class:`~pyro_vae.VAE`, with the weights that all start from; left as it is.
         train: training data.
         validation: data for the curves, evaluated all at once.
         estimators: ours or any of ``pyro.infer``, by name; a sequence is named after its classes and settings.

@@ -1,6 +1,6 @@
-"""One torch optimiser for all parameters, made from what users of Pyro pass.
+"""One torch optimizer for all parameters, made from what users of Pyro pass.
 
-A ``pyro.optim`` optimiser steps an optimiser of its own for each parameter, one after the other in Python, which takes
+A ``pyro.optim`` optimizer steps an optimizer of its own for each parameter, one after the other in Python, which takes
 longer than the rest of a small step.
 """
 
@@ -18,12 +18,12 @@ _IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
 
 
 class FusedOptimizer:
-    """Makes one torch optimiser in place of those that a ``pyro.optim`` optimiser has for each parameter.
+    """Makes one torch optimizer in place of those that a ``pyro.optim`` optimizer has for each parameter.
 
     The state of both is the same, so that ``get_state`` and ``save`` of Pyro's give what was learned.
 
     Args:
-        recipe: the ``pyro.optim`` optimiser, with the same settings for all parameters, no schedule or clipping of its
+        recipe: the ``pyro.optim`` optimizer, with the same settings for all parameters, no schedule or clipping of its
             own, and no state yet: :func:`owned` tells.
     """
 
@@ -31,7 +31,7 @@ class FusedOptimizer:
         self._recipe = recipe
 
     def __call__(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser, fused where torch has such a one."""
+        """The optimizer, fused where torch has such a one."""
         constructor, settings = self._recipe.pt_optim_constructor, dict(self._recipe.pt_optim_args)
         if constructor in _FUSED and not _IMPLEMENTATIONS & settings.keys():
             # torch's fused momentum fails where only some parameters have taken part in a step
@@ -41,15 +41,15 @@ class FusedOptimizer:
         return optimizer
 
     def share(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-        """Lets Pyro's optimiser see the state of new parameters."""
+        """Lets Pyro's optimizer see the state of new parameters."""
         for parameter in parameters:
             own = self._recipe._get_optim(parameter)
             own.state[parameter] = optimizer.state[parameter]
             self._recipe.optim_objs[parameter] = own
             self._recipe.grad_clip[parameter] = None
 
-    def hand_back(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leaves Pyro's optimiser with what became of the settings, learning rates for example; it has the state."""
+    def give_back(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leaves Pyro's optimizer with what became of the settings, learning rates for example; it has the state."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 own = self._recipe.optim_objs.get(parameter)
@@ -59,20 +59,20 @@ class FusedOptimizer:
 
 
 class Owner(Protocol):
-    """Who holds a ``pyro.optim`` optimiser."""
+    """Who holds a ``pyro.optim`` optimizer."""
 
     def unfuse(self, optimizer: pyro.optim.PyroOptim) -> None:
-        """Gives up a fused optimiser that was made in its place."""
+        """Gives up a fused optimizer that was made in its place."""
 
 
 _owners: WeakKeyDictionary[pyro.optim.PyroOptim, ref[Owner]] = WeakKeyDictionary()
 
 
 def owned(optimizer: Any, owner: Owner) -> FusedOptimizer | pyro.optim.PyroOptim:
-    """What makes one optimiser of all parameters; a ``pyro.optim`` optimiser itself where there is none.
+    """What makes one optimizer of all parameters; a ``pyro.optim`` optimizer itself where there is none.
 
     There is none where parameters have settings of their own, or a schedule, or where several owners share the
-    optimiser: its state is by parameter, and so it stays common.
+    optimizer: its state is by parameter, and so it stays common.
     """
     former = _owners.get(optimizer, lambda: None)()
     if former is not None:

@@ -1,10 +1,10 @@
-"""Stochastic variational inference: one optimisation step at a time.
+"""Stochastic variational inference: one optimization step at a time.
 
-A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimiser (one fused update
+A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimizer (one fused update
 for all parameters), leaves the parameters of modules to their modules and nothing of them in Pyro's global param store,
 and lets Pyro validate the first step of every shape of arguments, then no more, since validation can double the cost of
 a step. Beyond that it accounts for what it trains: a tensor that takes part in the loss and that no step would move is
-an error, and so is an optimiser that does not hold what it was given.
+an error, and so is an optimizer that does not hold what it was given.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 class SVI:
-    """Optimises the parameters of a model and a guide.
+    """Optimizes the parameters of a model and a guide.
 
     Parameters are found when they are first used, so lazy guides (``pyro.infer.autoguide``) and functions that call
     ``pyro.param`` work too. Those of ``pyro.param`` statements are in Pyro's global param store, as with
     ``pyro.infer.SVI``, so that other programs and other steps find them; those of modules are the modules' own.
 
-    A parameter that takes no part in a step keeps its value with a ``torch.optim`` optimiser, which skips it. With a
-    ``pyro.optim`` optimiser its gradient is 0, as in Pyro, so that Adam still moves it by its momentum.
+    A parameter that takes no part in a step keeps its value with a ``torch.optim`` optimizer, which skips it. With a
+    ``pyro.optim`` optimizer its gradient is 0, as in Pyro, so that Adam still moves it by its momentum.
 
     Args:
         model: a Pyro program, module or function.
         guide: likewise, taking the same arguments.
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
-            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
-            one fused torch optimiser where its settings are the same for all parameters and no other SVI has it.
+            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimizer, which becomes
+            one fused torch optimizer where its settings are the same for all parameters and no other SVI has it.
         loss: any ``pyro.infer.ELBO``, or another object with its methods ``loss`` and ``loss_and_grads``; or a function
             of model, guide and their arguments that returns a tensor, as ``pyro.infer.EnergyDistance`` is.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
         compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
             at once, ``"auto"`` after some thousands of steps, False never.
         prepare: makes the arguments of model and guide from those of :meth:`step`, as part of the compiled step:
-            ``dataset.gather``, say, which gathers and binarises a batch.
+            for example ``dataset.gather``, which gathers and binarizes a batch.
         precision: of matrix products in :meth:`step`: ``"bfloat16"`` runs the programs under ``torch.autocast``,
             ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa. Importance weights feel it most.
-        ema_decay: keep an exponential moving average of all parameters with this decay, .999 say, see
+        ema_decay: keep an exponential moving average of all parameters with this decay, for example .999, see
             :meth:`averaged`; None for none (Polyak and Juditsky, "Acceleration of stochastic approximation by
             averaging", 1992, https://doi.org/10.1137/0330046).
         isolated: keep the parameters of ``pyro.param`` statements in this object, apart from Pyro's global store;
@@ -71,7 +71,7 @@ class SVI:
         optim: Pyro's name for ``optimizer``.
 
     Raises:
-        TypeError: ``optimizer`` or ``loss`` is something else, such as an optimiser that already holds parameters.
+        TypeError: ``optimizer`` or ``loss`` is something else, such as an optimizer that already holds parameters.
         ValueError: ``max_grad_norm``, ``ema_decay`` or ``precision`` is out of range, or a parameter is not contiguous.
 
     Example:
@@ -194,13 +194,13 @@ class SVI:
             yield
 
     def unfuse(self, optimizer: pyro.optim.PyroOptim) -> None:
-        """Goes on with Pyro's own optimiser in place of a fused one, because another SVI shares it."""
+        """Goes on with Pyro's own optimizer in place of a fused one, because another SVI shares it."""
         if isinstance(self.optimizer, torch.optim.Optimizer) and isinstance(self._make_optimizer, FusedOptimizer):
-            self._make_optimizer.hand_back(self.optimizer)
+            self._make_optimizer.give_back(self.optimizer)
         self.optimizer = self._make_optimizer = optimizer
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the programs once, so that parameters and optimiser exist before the first step.
+        """Runs the programs once, so that parameters and optimizer exist before the first step.
 
         Only needed to reach :attr:`optimizer` before that, for example for a learning-rate schedule. Leaves the random
         number generators as they were.
@@ -320,7 +320,7 @@ class SVI:
 
     @property
     def _as_pyro(self) -> bool:
-        """Whether the optimiser is Pyro's, which moves what takes no part in a step too."""
+        """Whether the optimizer is Pyro's, which moves what takes no part in a step too."""
         return isinstance(self.optimizer, pyro.optim.PyroOptim) or isinstance(self._make_optimizer, FusedOptimizer)
 
     def _parts(self) -> tuple[Any, ...]:
@@ -349,7 +349,7 @@ class SVI:
         return others
 
     def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]], leaves: set[Tensor]) -> None:
-        """Refuses a step in which something takes part that it would not move.
+        """Raises for a step in which something takes part that it would not move.
 
         Args:
             others: parameters that were not registered before the step, and the gradients that they had.
@@ -407,7 +407,7 @@ class SVI:
         """Model and guide; without their parameter statements where these would tell us nothing new.
 
         A ``PyroModule`` declares each of its parameters to Pyro's handlers at every use, a tenth of a small step. Once
-        the optimiser holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
+        the optimizer holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
         to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
         """
         if not isinstance(self.loss, Estimator):
@@ -423,7 +423,7 @@ class SVI:
         """Moves the parameters by their gradients.
 
         Args:
-            declared: names of what the step has declared, which Pyro's optimisers move by a gradient of 0 where it has
+            declared: names of what the step has declared, which Pyro's optimizers move by a gradient of 0 where it has
                 none.
         """
         named = self.parameters.named
@@ -446,7 +446,7 @@ class SVI:
             self.parameters.average(self.ema_decay)
 
     def _adopt(self, declared: set[str]) -> None:
-        """Gives the optimiser the parameters that the programs have registered since the last step."""
+        """Gives the optimizer the parameters that the programs have registered since the last step."""
         new = self.parameters.adopt(declared)
         if not new:
             return
@@ -473,22 +473,22 @@ class SVI:
             ) from error
 
     def _checked(self, optimizer: object, given: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser that was made, once it holds what it was given."""
+        """The optimizer that was made, once it holds what it was given."""
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
-                "the optimiser, as functools.partial(torch.optim.Adam, lr=1e-3) does."
+                "the optimizer, as functools.partial(torch.optim.Adam, lr=1e-3) does."
             )
         if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
             raise TypeError(
-                "SVI: expected an optimiser that takes one step by dense gradients; got "
+                "SVI: expected an optimizer that takes one step by dense gradients; got "
                 f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
             )
         missing = {id(parameter) for parameter in given} - _held(optimizer)
         names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
         if names:
             raise ValueError(
-                f"SVI: expected an optimiser of all parameters that it is given; got one without {_listed(names)}. "
+                f"SVI: expected an optimizer of all parameters that it is given; got one without {_listed(names)}. "
                 "Freeze what is not to be trained with requires_grad_(False)."
             )
         return optimizer
@@ -514,7 +514,7 @@ class SVI:
 
 
 def _one_of(optimizer: Any, optim: Any) -> Any:
-    """The optimiser, given by either name."""
+    """The optimizer, given by either name."""
     if (optimizer is None) == (optim is None):
         given = "none" if optimizer is None else "both optimizer and optim"
         raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
@@ -522,7 +522,7 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
     if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
         raise TypeError(
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
-            f"optimiser; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+            f"optimizer; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
     return chosen
 
@@ -538,7 +538,7 @@ def _program(role: str, program: PyroProgram) -> PyroProgram:
 
 
 def _keep_precision(optimizer: torch.optim.Optimizer) -> None:
-    """Gives an optimiser's averages the precision that its parameters have now: ``double()`` changes only these."""
+    """Gives an optimizer's averages the precision that its parameters have now: ``double()`` changes only these."""
     if any(
         isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
         for parameter, state in optimizer.state.items()
@@ -555,7 +555,7 @@ def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
 
 
 def _check_contiguous(program: PyroProgram) -> None:
-    """Refuses parameters of which Pyro's param store would hold, and train, a copy: channels-last weights, say."""
+    """Raises for parameters of which Pyro's param store would train a copy: for example channels-last weights."""
     for name, parameter in program.named_parameters() if isinstance(program, nn.Module) else ():
         if parameter.requires_grad and not parameter.is_contiguous():
             raise ValueError(

@@ -26,7 +26,7 @@ from pyro_vae.training.history import History, Row
 from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
-"""The default optimiser."""
+"""The default optimizer."""
 
 
 def fit(
@@ -52,15 +52,15 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> History:
-    """Maximises a bound on the evidence of the training data.
+    """Maximizes a bound on the evidence of the training data.
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
         train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
-        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser; Adam at 1e-3 by default.
-        scheduler: optimiser -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
+        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimizer; Adam at 1e-3 by default.
+        scheduler: optimizer -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
             stepped after each epoch, ``ReduceLROnPlateau`` with the validation -ELBO.
         epochs: passes through the training data; 20 when neither these nor steps are given.
         steps: length of the run in steps in place of epochs; the last epoch may be a part of one.
@@ -192,7 +192,7 @@ def _check_settings(
 
 
 def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
-    """Grey images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         return replace(dataset, images=dataset.images.unsqueeze(1))
@@ -200,7 +200,7 @@ def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
 
 
 def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -> None:
-    """Refuses a batch of one datum where batch normalization would have no deviation to divide by."""
+    """Raises for a batch of one datum where batch normalization would have no deviation to divide by."""
     modules = (module for part in modules_of_program(program) for module in part.modules())
     normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
     if normalized and (batch_size == 1 or n == 1 or (n % batch_size == 1 and not drop_last)):
@@ -211,7 +211,7 @@ def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -
 
 
 def _check_data(program: Program, name: str, dataset: Dataset) -> None:
-    """Refuses data before training: every datum, not only those of the first batch."""
+    """Raises for data before training: every datum, not only those of the first batch."""
     parameter = next((p for m in modules_of_program(program) for p in m.parameters()), None)
     if parameter is not None and parameter.device != dataset.device:
         raise ValueError(
