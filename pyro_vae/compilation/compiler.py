@@ -217,7 +217,7 @@ class Compiler:
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
-        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.rstrip('.')}."
+        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.removesuffix('.')}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
