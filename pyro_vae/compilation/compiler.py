@@ -208,8 +208,8 @@ class Compiler:
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
-            if self.mode == "auto" and self.loss is not self._estimator and "expected a plate" in str(error):
-                self._estimator = None  # Pyro's Rényi bound needs no plate over the data, and ours does
+            if self.mode == "auto" and self.loss is not self._estimator and _is_of_a_plate(error):
+                self._estimator = None  # Pyro's Rényi bound needs no plate around every site, and ours does
                 return None
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
             return None
@@ -217,11 +217,16 @@ class Compiler:
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
-        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.rstrip('.')}."
+        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.removesuffix('.')}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
+
+
+def _is_of_a_plate(error: Exception) -> bool:
+    """Whether an estimator of ours has found no plate over the data, or a site outside it."""
+    return any(words in str(error) for words in ("expected a plate ", "expected to be inside the plate "))
 
 
 def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:
