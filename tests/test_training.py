@@ -854,7 +854,7 @@ def test_the_figures_of_an_epoch_do_not_change_what_is_learned() -> None:
 
 
 def test_what_is_no_program_is_refused() -> None:
-    message = "fit: expected a program with model, guide, latents and observed; got Linear. Pass a VAE, or an object"
+    message = "fit: expected a program with model and guide; got Linear. Pass a VAE, or an object"
     with pytest.raises(TypeError, match=re.escape(message)):
         fit(nn.Linear(1, 1), bits())  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.elbo import Estimator
+from pyro_vae.internals import calls_of, children_of
 from pyro_vae.traces.modules import bindings_of, is_bound
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -102,21 +103,10 @@ class Step:
 
     def _read_children(self) -> list[object]:
         """Submodules, parameters and hooks, each of which the user may replace."""
-        return [
-            child
-            for module in self._modules
-            for held in (module._modules, module._parameters)
-            for child in (len(held), *held.values())
-        ] + self._read_calls()
+        return [child for module in self._modules for child in children_of(module)] + self._read_calls()
 
     def _read_calls(self) -> list[object]:
-        """What a call of a module does beside its class's forward: hooks, and a forward of its own."""
-        calls: list[object] = []
-        for module in self._modules:
-            if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
-                calls += module, *module._forward_pre_hooks.values(), *module._forward_hooks.values()
-                calls.append(vars(module).get("forward"))
-        return calls
+        return [call for module in self._modules for call in calls_of(module)]
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
@@ -130,9 +120,9 @@ class Step:
         self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
-        buffers = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
         # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
-        frozen = [p for m in self._modules for p in m._parameters.values() if p is not None and not p.requires_grad]
+        frozen = [p for m in self._modules for p in m.parameters(recurse=False) if not p.requires_grad]
         return [*self._original.gradient.buffers(), *buffers, *frozen]
 
     def __call__(self) -> Result:

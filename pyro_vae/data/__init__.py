@@ -94,22 +94,7 @@ def load(
     if seed >= 2**63:
         raise ValueError(f"data.load: expected seed below 2^63; got {seed}. Give a smaller one.")
     device = present_device(device)
-    held_out: int | float = 0.1
-    validation_set: Dataset | None = None
-    test: Dataset | None = None
-    if not isinstance(source, (str, Path)):
-        train = as_dataset(source)
-    elif isinstance(source, str) and source in named.SOURCES:
-        held_out = named.SOURCES[source].validation
-        train, test = named.load(source, named.folder(root))
-    elif source == "digits":
-        train = named.digits()
-    else:
-        path = Path(source).expanduser()
-        if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
-            raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
-        train, validation_set, test = files.read_splits(path)
-
+    train, validation_set, test = _read(source, root)
     if train.binarization != "none":
         raise ValueError(
             f"Dataset {train.name!r}: expected a set not yet made binary; got binarization={train.binarization!r}. "
@@ -128,6 +113,8 @@ def load(
         held = max(1, len(train) // 6)
         test, train = train.subset(order[:held]), train.subset(order[held:])
     if validation_set is None:
+        named_set = named.SOURCES.get(source) if isinstance(source, str) else None
+        held_out = 0.1 if named_set is None else named_set.validation
         size = _validation_size(held_out if validation is None else validation, train)
         validation_set = train.subset(torch.arange(len(train) - size, len(train)))
         train = train.take(len(train) - size)
@@ -141,6 +128,21 @@ def load(
     validation_set = binarized(validation_set, fixed, generator)
     train = binarized(train, binarize, generator)
     return Splits(train.to(device), validation_set.to(device), test.to(device))
+
+
+def _read(source: Any, root: str | Path | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Training data, and validation and test data where the source says which they are."""
+    if not isinstance(source, (str, Path)):
+        return as_dataset(source), None, None
+    if isinstance(source, str) and source in named.SOURCES:
+        train, test = named.load(source, named.folder(root))
+        return train, None, test
+    if source == "digits":
+        return named.digits(), None, None
+    path = Path(source).expanduser()
+    if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
+        raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
+    return files.read_splits(path)
 
 
 @partial(checks.arguments, "data.available")

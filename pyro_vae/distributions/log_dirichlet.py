@@ -9,6 +9,7 @@ from torch.distributions import Dirichlet, constraints
 from torch.types import _size
 
 from pyro_vae.distributions.log_space import log_simplex
+from pyro_vae.internals import standard_gamma
 
 
 class LogDirichlet(TorchDistribution):
@@ -71,4 +72,4 @@ class LogDirichlet(TorchDistribution):
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         a = self.concentration.expand(self._extended_shape(sample_shape))
         log_uniform = -torch.empty(a.shape, dtype=a.dtype, device=a.device).exponential_()
-        return (torch._standard_gamma(a + 1).log() + log_uniform / a).log_softmax(-1)
+        return (standard_gamma(a + 1).log() + log_uniform / a).log_softmax(-1)

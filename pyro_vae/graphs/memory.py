@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from pyro_vae.internals import TorchDispatchMode, storage_key, tree_leaves
 
 
 def peak_memory(function: Callable[[], object]) -> int:
@@ -41,7 +41,7 @@ class _LiveBytes(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return
         storage = value.untyped_storage()
-        key = storage._cdata
+        key = storage_key(value)
         if key not in self._sizes:
             self._sizes[key] = 0 if given else storage.nbytes()
             self._total += self._sizes[key]

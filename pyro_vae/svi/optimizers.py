@@ -6,6 +6,7 @@ longer than the rest of a small step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -88,3 +89,62 @@ def owned(optimizer: Any, owner: Owner) -> FusedOptimizer | pyro.optim.PyroOptim
         and not optimizer._state_waiting_to_be_consumed
     )
     return FusedOptimizer(optimizer) if suits else optimizer
+
+
+def made_of(make: Any, parameters: list[Tensor], named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimizer that a user's function makes of parameters, once it holds all of them.
+
+    Args:
+        make: the function.
+        parameters: to optimize.
+        named: these and others by name, for messages.
+
+    Raises:
+        TypeError: it makes no optimizer, or one that cannot take a step by gradients alone.
+        ValueError: the optimizer lacks some.
+    """
+    try:
+        optimizer = make(parameters)
+    except TypeError as error:
+        raise TypeError(
+            f"SVI: expected optimizer to make a torch.optim.Optimizer of {len(parameters)} parameters; got an "
+            f"error ({error}). Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
+            "the optimizer, as functools.partial(torch.optim.Adam, lr=1e-3) does."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise TypeError(
+            "SVI: expected an optimizer that takes one step by dense gradients; got "
+            f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
+        )
+    missing = {id(parameter) for parameter in parameters} - held_by(optimizer)
+    names = [name for name, parameter in named.items() if id(parameter) in missing]
+    if names:
+        raise ValueError(
+            f"SVI: expected an optimizer of all parameters that it is given; got one without {listed(names)}. "
+            "Freeze what is not to be trained with requires_grad_(False)."
+        )
+    return optimizer
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Identities of the parameters of an optimizer."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def keep_precision(optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimizer's averages the precision that its parameters have now: ``double()`` changes only these."""
+    if any(
+        isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+    ):
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+def listed(names: list[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

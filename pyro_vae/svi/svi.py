@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
+from pyro_vae.internals import without_pyro_parameters
+from pyro_vae.svi.accounting import account, set_aside
 from pyro_vae.svi.diagnosis import diagnosis
 from pyro_vae.svi.leaves import Leaves
 from pyro_vae.svi.losses import leaves_value_out, with_methods
-from pyro_vae.svi.optimizers import FusedOptimizer, owned
+from pyro_vae.svi.optimizers import FusedOptimizer, held_by, made_of, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
@@ -283,7 +285,7 @@ class SVI:
                     return compiled
             # Later steps are accounted for at growing intervals, since a program may change as it runs.
             accounted = not known or self.num_steps & (self.num_steps - 1) == 0
-            others = self._set_aside() if accounted else {}
+            others = set_aside(self.parameters) if accounted else {}
             leaves = Leaves() if accounted else contextlib.nullcontext()
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
             with statements, leaves, self._reduced(args):
@@ -292,7 +294,8 @@ class SVI:
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
             if isinstance(leaves, Leaves) and self._is_sound(loss):
-                self._account(others, leaves.found - {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)})
+                data = {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
+                account(self.parameters, self.optimizer, others, leaves.found - data)
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -335,55 +338,6 @@ class SVI:
     def _clear_gradients(self) -> None:
         for parameter in self.parameters.named.values():
             parameter.grad = None
-
-    def _set_aside(self) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
-        """Takes the gradients of what modules hold and is not registered yet, to see which a step gives one."""
-        registered = {id(parameter) for parameter in self.parameters.named.values()}
-        others = {
-            name: (p, p.grad)
-            for name, p in self.parameters.module_parameters().items()
-            if id(p) not in registered and p.requires_grad
-        }
-        for parameter, _ in others.values():
-            parameter.grad = None
-        return others
-
-    def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]], leaves: set[Tensor]) -> None:
-        """Raises for a step in which something takes part that it would not move.
-
-        Args:
-            others: parameters that were not registered before the step, and the gradients that they had.
-            leaves: tensors that the step differentiates by.
-        """
-        registered = {id(parameter) for parameter in self.parameters.named.values()}
-        lost = [name for name, (p, _) in others.items() if p.grad is not None and id(p) not in registered]
-        for parameter, gradient in others.values():
-            if id(parameter) not in registered:
-                parameter.grad = gradient
-        if not registered:  # then Pyro's own estimators compute no gradient
-            lost = [name for name, (p, _) in others.items()]
-        known = registered | {id(parameter) for parameter, _ in others.values()}
-        lost += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
-        if lost:
-            raise ValueError(
-                f"SVI: expected every trainable tensor that takes part in the loss to be registered with Pyro; got "
-                f"{len(lost)} that no step would move: {_listed(lost)}. Make model and guide PyroModules, call "
-                "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
-                "requires_grad_(False)."
-            )
-        held = self.parameters.module_parameters()
-        if held and not registered and not any(parameter.requires_grad for parameter in held.values()):
-            raise ValueError(
-                f"SVI: expected something to train; got {len(held)} parameters, all of them frozen. Unfreeze some with "
-                "requires_grad_(True), or use evaluate_loss."
-            )
-        if isinstance(self.optimizer, torch.optim.Optimizer):
-            _keep_precision(self.optimizer)
-        if registered and all(parameter.grad is None for parameter in self.parameters.named.values()):
-            raise ValueError(
-                f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
-                "parameters. Unfreeze them, or use evaluate_loss."
-            )
 
     def _trained(self) -> dict[str, Tensor]:
         """Parameters to differentiate by; the same dictionary as long as they are the same."""
@@ -452,46 +406,16 @@ class SVI:
             return
         self._differentiated = None
         if isinstance(self.optimizer, torch.optim.Optimizer):  # the user may have added a group
-            known = _held(self.optimizer)
+            known = held_by(self.optimizer)
             new = [parameter for parameter in new if id(parameter) not in known]
         if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
             return
         if self.optimizer is None:
-            self.optimizer = self._checked(self._made(new), new)
+            self.optimizer = made_of(self._make_optimizer, new, self.parameters.named)
         else:
             self.optimizer.add_param_group({"params": new})
             if isinstance(self._make_optimizer, FusedOptimizer):
                 self._make_optimizer.share(self.optimizer, new)
-
-    def _made(self, parameters: list[Tensor]) -> object:
-        try:
-            return self._make_optimizer(parameters)
-        except TypeError as error:
-            raise TypeError(
-                f"SVI: expected optimizer to make a torch.optim.Optimizer of {len(parameters)} parameters; got an "
-                f"error ({error}). Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
-            ) from error
-
-    def _checked(self, optimizer: object, given: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimizer that was made, once it holds what it was given."""
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
-                "the optimizer, as functools.partial(torch.optim.Adam, lr=1e-3) does."
-            )
-        if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
-            raise TypeError(
-                "SVI: expected an optimizer that takes one step by dense gradients; got "
-                f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
-            )
-        missing = {id(parameter) for parameter in given} - _held(optimizer)
-        names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
-        if names:
-            raise ValueError(
-                f"SVI: expected an optimizer of all parameters that it is given; got one without {_listed(names)}. "
-                "Freeze what is not to be trained with requires_grad_(False)."
-            )
-        return optimizer
 
     @contextlib.contextmanager
     def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
@@ -537,20 +461,10 @@ def _program(role: str, program: PyroProgram) -> PyroProgram:
     return program
 
 
-def _keep_precision(optimizer: torch.optim.Optimizer) -> None:
-    """Gives an optimizer's averages the precision that its parameters have now: ``double()`` changes only these."""
-    if any(
-        isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-    ):
-        optimizer.load_state_dict(optimizer.state_dict())
-
-
 def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
     """Whether a program is a PyroModule without ``PyroParam`` or ``PyroSample`` anywhere in it."""
-    return isinstance(program, PyroModule) and not any(
-        module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
+    return isinstance(program, PyroModule) and all(
+        without_pyro_parameters(module) for module in program.modules() if isinstance(module, PyroModule)
     )
 
 
@@ -584,14 +498,6 @@ def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
 def _usual(value: Any) -> Any:
     """A copy of a tensor that was made in inference mode, which autograd does not take."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:

@@ -221,9 +221,7 @@ class Run:
         try:
             yield
         finally:
-            for name, value in before.items():
-                if vars(loss).get(name) is not value:
-                    setattr(loss, name, value)
+            vars(loss).update(before)  # past its checks, which settings that depend on each other may fail one by one
 
     def _set_beta(self) -> None:
         if self._beta is not None:
