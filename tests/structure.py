@@ -83,8 +83,8 @@ def main() -> None:
     )
     print("   ", ", ".join(f"{name} {n}" for name, n in _largest(dict(every_function))))
     print(f"{len(every_class)} classes; most methods, and most attributes:")
-    for field in (1, 2):
-        print("   ", ", ".join(f"{name} {n}" for name, n in _largest({one.name: one[field] for one in every_class})))
+    for sizes_of in ({c.name: c.methods for c in every_class}, {c.name: c.attributes for c in every_class}):
+        print("   ", ", ".join(f"{name} {n}" for name, n in _largest(sizes_of)))
 
 
 def _largest(sizes: dict[str, int]) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ import structure
 MOST_LINES, MOST_METHODS, MOST_ATTRIBUTES = 50, 12, 10
 
 REASONS = {
-    "svi.SVI": "a drop-in for Pyro's class, with its methods; a step may end anywhere, and what is undone then is in one place",
+    "svi.SVI": "a drop-in for Pyro's class with its methods; a step may end anywhere, and one place undoes it",
     "estimator.Estimator": "what a bound may define, each a documented method of one line, and Pyro's methods",
     "dataset.Dataset": "the methods of a set, each of a few lines, that users look for on it",
     "run.Run": "all that changes in a run, so that all of it can be saved",
