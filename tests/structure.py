@@ -1,4 +1,4 @@
-"""Sizes of files, functions and classes, and circles of imports: ``python tests/structure.py`` prints the table."""
+"""Sizes of files, functions and classes, and the modules' imports: ``python tests/structure.py`` prints them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,37 @@ def classes(path: Path) -> Iterator[Class]:
             yield Class(f"{path.stem}.{node.name}", len(methods), len(assigned))
 
 
+def packages() -> dict[str, set[str]]:
+    """What each module or subpackage of the package imports of the others, but for what everything imports."""
+    graph: dict[str, set[str]] = {}
+    names = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
+    for path in ROOT.rglob("*.py"):
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("pyro_vae"):
+                continue
+            inner = (node.module or "").split(".")[1:]
+            found = {inner[0]} if inner else {alias.name for alias in node.names}
+            graph.setdefault(own, set()).update((found & names) - {own, "checks", "internals"})
+    return {name: imported for name, imported in graph.items() if name != "__init__"}
+
+
+def diagram() -> str:
+    """The imports as a Mermaid diagram, without those that follow from others."""
+    graph = packages()
+
+    def reached(name: str) -> set[str]:
+        direct = graph.get(name, set())
+        return direct.union(*map(reached, direct))
+
+    lines = ["graph BT"]
+    for name in sorted(graph):
+        direct = graph[name]
+        indirect = set().union(*map(reached, direct)) if direct else set()
+        lines += [f"    {imported} --> {name}" for imported in sorted(direct - indirect)]
+    return "\n".join(lines)
+
+
 def main() -> None:
     files = sorted(ROOT.rglob("*.py"))
     lines = {path.stem: len(code_lines(path.read_text(encoding="utf-8"))) for path in files if path.stem != "__init__"}
@@ -85,6 +116,7 @@ def main() -> None:
     print(f"{len(every_class)} classes; most methods, and most attributes:")
     for sizes_of in ({c.name: c.methods for c in every_class}, {c.name: c.attributes for c in every_class}):
         print("   ", ", ".join(f"{name} {n}" for name, n in _largest(sizes_of)))
+    print(diagram())
 
 
 def _largest(sizes: dict[str, int]) -> list[tuple[str, int]]:

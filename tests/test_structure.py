@@ -1,7 +1,10 @@
 """Sizes that a reader takes in: functions, methods, state; and the reasons of what is larger."""
 
+from pathlib import Path
+
 import structure
 
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 MOST_LINES, MOST_METHODS, MOST_ATTRIBUTES = 50, 12, 10
 
 REASONS = {
@@ -13,6 +16,10 @@ REASONS = {
     "compiler.Compiler": "graphs by signature, and what is known of those that were refused",
     "moments.Moments": "sums of products of draws of several orders, each an attribute",
 }
+
+
+def test_the_picture_of_the_modules_is_true() -> None:
+    assert f"```mermaid\n{structure.diagram()}\n```" in CONTRIBUTING.read_text(encoding="utf-8")
 
 
 def test_functions_are_short() -> None:
