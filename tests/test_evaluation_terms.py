@@ -190,7 +190,7 @@ def mixture() -> VAE:
     [
         (
             lambda: elbo_terms(NormalNormal(torch.zeros(3), torch.ones(3)), torch.ones(3), num_particles=0),
-            r"elbo_terms: expected num_particles at least 1; got 0\. Give a positive number\.",
+            r"elbo_terms: expected num_particles at least 1; got 0\. Give a larger number\.",
         ),
         (
             lambda: elbo_terms(NormalNormal(torch.zeros(3), torch.ones(3)), torch.ones(3), plate="rows"),

@@ -30,7 +30,7 @@ class _Relaxed(_Logits):
 
     temperature: Tensor
 
-    def __init__(self, body: Body, latent_dim: Shape, temperature: float) -> None:
+    def __init__(self, body: Body, latent_dim: Shape, temperature: float = 0.5) -> None:
         super().__init__(body, latent_dim)
         if not temperature > 0:
             raise ValueError(
@@ -92,9 +92,6 @@ class RelaxedBernoulli(_Relaxed):
 
     support = log_odds
 
-    def __init__(self, body: Body, latent_dim: Shape, temperature: float = 0.5) -> None:
-        super().__init__(body, latent_dim, temperature)
-
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
         return LogOddsRelaxedBernoulli(self.temperature, logits).to_event(len(self.event_shape))
 
@@ -114,9 +111,6 @@ class RelaxedOneHotCategorical(_Relaxed):
     """
 
     support = log_simplex
-
-    def __init__(self, body: Body, latent_dim: Shape, temperature: float = 0.5) -> None:
-        super().__init__(body, latent_dim, temperature)
 
     def distribution(self, *, logits: Tensor) -> TorchDistribution:  # type: ignore[override]
         relaxed = LogRelaxedOneHotCategorical(self.temperature, logits)

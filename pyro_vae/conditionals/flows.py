@@ -30,36 +30,32 @@ class FlowConditional(Conditional):
     Args:
         body: network from y to features.
         latent_dim: dimensions of z, or its shape.
-        context_dim: size of h.
-        kind: how a layer transforms a dimension; see :class:`~pyro_vae.distributions.normalizing_flow.FlowLayers`.
         num_layers: of f.
         hidden: width of each hidden layer of a layer's network.
-        coupling: coupling layers, with an inverse of two passes, and not autoregressive ones.
-        num_bins: bins of a spline.
+        context_dim: size of h.
+        options: of :class:`~pyro_vae.distributions.normalizing_flow.FlowLayers`.
     """
+
+    kind: Literal["affine", "spline"] = "affine"
+    """How a layer transforms a dimension; see :class:`~pyro_vae.distributions.normalizing_flow.FlowLayers`."""
+    coupling: bool = True
+    """Coupling layers, with an inverse of two passes, and not autoregressive ones."""
 
     def __init__(
         self,
         body: Body,
         latent_dim: Shape,
-        *,
-        context_dim: int,
-        kind: Literal["affine", "spline"],
         num_layers: int,
         hidden: Sequence[int],
-        coupling: bool,
-        num_bins: int = 8,
+        *,
+        context_dim: int,
+        **options: int,
     ) -> None:
         self.context_dim = context_dim  # read by parameter_shapes
         super().__init__(body, latent_dim)
+        dims = self.event_shape.numel()
         self.layers = FlowLayers(
-            kind,
-            self.event_shape.numel(),
-            num_layers,
-            hidden,
-            context_dim=context_dim,
-            coupling=coupling,
-            num_bins=num_bins,
+            self.kind, dims, num_layers, hidden, context_dim=context_dim, coupling=self.coupling, **options
         )
 
     def parameter_shapes(self) -> dict[str, Size]:
@@ -95,6 +91,8 @@ class InverseAutoregressiveFlow(FlowConditional):
         torch.Size([3, 2])
     """
 
+    coupling = False
+
     def __init__(
         self,
         body: Body,
@@ -104,15 +102,7 @@ class InverseAutoregressiveFlow(FlowConditional):
         *,
         context_dim: int = 64,
     ) -> None:
-        super().__init__(
-            body,
-            latent_dim,
-            context_dim=context_dim,
-            kind="affine",
-            num_layers=num_layers,
-            hidden=hidden,
-            coupling=False,
-        )
+        super().__init__(body, latent_dim, num_layers, hidden, context_dim=context_dim)
 
 
 class RealNVP(FlowConditional):
@@ -140,15 +130,7 @@ class RealNVP(FlowConditional):
         *,
         context_dim: int = 64,
     ) -> None:
-        super().__init__(
-            body,
-            latent_dim,
-            context_dim=context_dim,
-            kind="affine",
-            num_layers=num_layers,
-            hidden=hidden,
-            coupling=True,
-        )
+        super().__init__(body, latent_dim, num_layers, hidden, context_dim=context_dim)
 
 
 class NeuralSpline(FlowConditional):
@@ -168,6 +150,8 @@ class NeuralSpline(FlowConditional):
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032
     """
 
+    kind = "spline"
+
     def __init__(
         self,
         body: Body,
@@ -178,13 +162,4 @@ class NeuralSpline(FlowConditional):
         *,
         context_dim: int = 64,
     ) -> None:
-        super().__init__(
-            body,
-            latent_dim,
-            context_dim=context_dim,
-            kind="spline",
-            num_layers=num_layers,
-            hidden=hidden,
-            coupling=True,
-            num_bins=num_bins,
-        )
+        super().__init__(body, latent_dim, num_layers, hidden, context_dim=context_dim, num_bins=num_bins)

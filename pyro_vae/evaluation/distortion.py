@@ -20,10 +20,8 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result, rounded, table
+from pyro_vae.evaluation.terms import checked_terms
 from pyro_vae.models import Program
-from pyro_vae.traces.possible import check_possible
-from pyro_vae.traces.terms import terms_of
-from pyro_vae.traces.tracing import inspect, trace_programs, unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,7 @@ def rate_distortion(
     Raises:
         ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for.
     """
-    if num_particles < 1:
-        raise ValueError(
-            f"rate_distortion: expected num_particles at least 1; got {num_particles}. Give a positive number."
-        )
-    args = (x, *context)
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, args, {})
-        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
-    terms = terms_of([run], plate, analytic=analytic_kl)
-    check_possible("rate_distortion", terms.elbo, lambda: run, plate)
+    terms = checked_terms("rate_distortion", program, (x, *context), num_particles, analytic_kl, plate)
     return RateDistortion(
         rate=Estimate.of(terms.kl, num_particles),
         distortion=Estimate.of(-terms.expected_log_likelihood, num_particles),

@@ -50,11 +50,11 @@ def guide_run(guide: Callable[..., Any], args: tuple[Tensor, ...], num_particles
 
 
 @torch.no_grad()
-def one_run(program: Program, args: tuple[Tensor, ...]) -> Traces:
-    """A run of a program on all data at once, one draw for each."""
+def one_run(program: Program, args: tuple[Tensor, ...], num_particles: int = 1) -> Traces:
+    """A run of a program on all data at once, with so many draws for each."""
     with unchanged_param_store():
         structure = inspect(program.model, program.guide, args, {})
-        return trace_programs(program.model, program.guide, args, {}, structure=structure)
+        return trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
 
 
 def default_memory(x: Tensor) -> int:

@@ -29,12 +29,11 @@ from torch import Tensor
 
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import default_memory
+from pyro_vae.evaluation.runs import default_memory, one_run
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.layout import by_draw, to_site
-from pyro_vae.traces.structure import Structure
 from pyro_vae.traces.tracing import Traces, inspect, trace_programs, unchanged_param_store
 
 
@@ -92,12 +91,10 @@ def elbo_surgery(
             f"elbo_surgery: expected at least 2 data and 1 particle; got {len(x)} and {num_particles}. Pass more."
         )
     args = (x, *context)
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, args, {})
-        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    run = one_run(program, args, num_particles)
     densities = log_densities(run, plate)
     if context:
-        _check_prior(program, args, run, structure, densities.prior, plate)
+        _check_prior(program, args, run, densities.prior, plate)
     draws = {name: by_draw(site, site["value"], run, plate).flatten(0, 1) for name, _, site in run.latents()}
     with unchanged_param_store(), pyro.validation_enabled(False):
         aggregate, others = _compared(program.guide, args, draws, memory, plate)
@@ -115,12 +112,11 @@ def elbo_surgery(
     )
 
 
-def _check_prior(
-    program: Program, args: tuple[Tensor, ...], run: Traces, structure: Structure, prior: Tensor, plate: str
-) -> None:
+def _check_prior(program: Program, args: tuple[Tensor, ...], run: Traces, prior: Tensor, plate: str) -> None:
     """Raises for a prior that depends on the context: the same draws have other densities with another datum's."""
     others = tuple(a.roll(1, 0) for a in args)
     with unchanged_param_store():
+        structure = inspect(program.model, program.guide, args, {})
         moved = trace_programs(
             program.model,
             program.guide,

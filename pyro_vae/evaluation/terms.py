@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_vae import checks
 from pyro_vae.elbo import Terms
 from pyro_vae.evaluation.modes import in_evaluation_mode
+from pyro_vae.evaluation.runs import one_run
 from pyro_vae.models import Program
 from pyro_vae.traces.possible import check_possible
 from pyro_vae.traces.terms import terms_of
-from pyro_vae.traces.tracing import inspect, trace_programs, unchanged_param_store
 
 
 @in_evaluation_mode
@@ -37,12 +38,15 @@ def elbo_terms(
         ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for; a
             figure that is impossible, see :func:`~pyro_vae.traces.possible.check_possible`.
     """
-    if num_particles < 1:
-        raise ValueError(f"elbo_terms: expected num_particles at least 1; got {num_particles}. Give a positive number.")
-    args = (x, *context)
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, args, {})
-        run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    return checked_terms("elbo_terms", program, (x, *context), num_particles, analytic_kl, plate)
+
+
+def checked_terms(
+    subject: str, program: Program, args: tuple[Tensor, ...], num_particles: int, analytic_kl: bool, plate: str
+) -> Terms:
+    """The terms of one run, once they are possible; ``subject`` is who asks, for messages."""
+    checks.whole(subject, "num_particles", num_particles)
+    run = one_run(program, args, num_particles)
     terms = terms_of([run], plate, analytic=analytic_kl)
-    check_possible("elbo_terms", terms.elbo, lambda: run, plate)
+    check_possible(subject, terms.elbo, lambda: run, plate)
     return terms

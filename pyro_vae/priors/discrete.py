@@ -19,8 +19,8 @@ class _Uniform(Prior):
 
     logits: Tensor
 
-    def __init__(self, event_shape: Shape) -> None:
-        super().__init__(event_shape)
+    def __init__(self, latent_dim: Shape) -> None:
+        super().__init__(latent_dim)
         self.register_buffer("logits", torch.zeros(self.event_shape), persistent=False)
 
 
@@ -29,8 +29,8 @@ class _Relaxed(_Uniform):
 
     temperature: Tensor
 
-    def __init__(self, event_shape: Shape, temperature: float) -> None:
-        super().__init__(event_shape)
+    def __init__(self, latent_dim: Shape, temperature: float = 0.5) -> None:
+        super().__init__(latent_dim)
         if not temperature > 0:
             raise ValueError(
                 f"{type(self).__name__} prior: expected temperature above 0; got {temperature}. Use the discrete prior "
@@ -52,9 +52,6 @@ class Bernoulli(_Uniform):
 
     support = constraints.boolean
 
-    def __init__(self, latent_dim: Shape) -> None:
-        super().__init__(latent_dim)
-
     def forward(self) -> TorchDistribution:
         return dist.Bernoulli(logits=self.logits).to_event(len(self.event_shape))
 
@@ -71,9 +68,6 @@ class OneHotCategorical(_Uniform):
     """
 
     support = constraints.one_hot
-
-    def __init__(self, latent_dim: Shape) -> None:
-        super().__init__(latent_dim)
 
     def forward(self) -> TorchDistribution:
         return OneHotCategoricalDistribution(logits=self.logits).to_event(len(self.event_shape) - 1)
@@ -97,9 +91,6 @@ class RelaxedBernoulli(_Relaxed):
 
     support = log_odds
 
-    def __init__(self, latent_dim: Shape, temperature: float = 0.5) -> None:
-        super().__init__(latent_dim, temperature)
-
     def forward(self) -> TorchDistribution:
         return LogOddsRelaxedBernoulli(self.temperature, self.logits).to_event(len(self.event_shape))
 
@@ -121,9 +112,6 @@ class RelaxedOneHotCategorical(_Relaxed):
     """
 
     support = log_simplex
-
-    def __init__(self, latent_dim: Shape, temperature: float = 0.5) -> None:
-        super().__init__(latent_dim, temperature)
 
     def forward(self) -> TorchDistribution:
         relaxed = LogRelaxedOneHotCategorical(self.temperature, self.logits)

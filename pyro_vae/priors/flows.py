@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.distributions import shaped
 from pyro_vae.distributions.normalizing_flow import FlowLayers, NormalizingFlow
-from pyro_vae.nets import Shape, as_size
+from pyro_vae.nets import Shape
 from pyro_vae.priors.base import Prior
 
 
@@ -20,17 +21,22 @@ class FlowPrior(Prior):
 
     Args:
         latent_dim: dimensions of z, or its shape.
-        layers: from z to u.
+        num_layers: of f.
+        hidden: width of each hidden layer of the networks.
+        options: of :class:`~pyro_vae.distributions.normalizing_flow.FlowLayers`.
     """
 
+    kind: Literal["affine", "spline"] = "affine"
+    coupling: bool = True
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: Shape, layers: FlowLayers) -> None:
+    def __init__(self, latent_dim: Shape, num_layers: int, hidden: Sequence[int], **options: int) -> None:
         super().__init__(latent_dim)
-        self.layers = layers
-        self.register_buffer("loc", torch.zeros(self.event_shape.numel()), persistent=False)
-        self.register_buffer("scale", torch.ones(self.event_shape.numel()), persistent=False)
+        dims = self.event_shape.numel()
+        self.layers = FlowLayers(self.kind, dims, num_layers, hidden, coupling=self.coupling, **options)
+        self.register_buffer("loc", torch.zeros(dims), persistent=False)
+        self.register_buffer("scale", torch.ones(dims), persistent=False)
 
     def forward(self) -> TorchDistribution:
         flow = NormalizingFlow(dist.Normal(self.loc, self.scale).to_event(1), self.layers().inv)
@@ -57,9 +63,7 @@ class RealNVP(FlowPrior):
     """
 
     def __init__(self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__(
-            latent_dim, FlowLayers("affine", as_size(latent_dim).numel(), num_layers, hidden, coupling=True)
-        )
+        super().__init__(latent_dim, num_layers, hidden)
 
 
 class NeuralSpline(FlowPrior):
@@ -81,11 +85,12 @@ class NeuralSpline(FlowPrior):
         torch.Size([5])
     """
 
+    kind = "spline"
+
     def __init__(
         self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64), num_bins: int = 8
     ) -> None:
-        layers = FlowLayers("spline", as_size(latent_dim).numel(), num_layers, hidden, coupling=True, num_bins=num_bins)
-        super().__init__(latent_dim, layers)
+        super().__init__(latent_dim, num_layers, hidden, num_bins=num_bins)
 
 
 class MaskedAutoregressive(FlowPrior):
@@ -107,5 +112,7 @@ class MaskedAutoregressive(FlowPrior):
         torch.Size([5])
     """
 
+    coupling = False
+
     def __init__(self, latent_dim: Shape, num_layers: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
-        super().__init__(latent_dim, FlowLayers("affine", as_size(latent_dim).numel(), num_layers, hidden))
+        super().__init__(latent_dim, num_layers, hidden)
