@@ -6,8 +6,10 @@ leaves the module with its old weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -16,11 +18,12 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae import checks
 
-_METADATA = "pyro_vae"
+_METADATA, _CHECKSUM = "pyro_vae", "sha256"
+_ABANDONED = 3600.0  # seconds after which an unfinished file is that of a saver that was killed
 
 
 @partial(checks.arguments, "checkpoint.save")
@@ -50,14 +53,36 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
     if metadata is not None:
         checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
     target = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    # Cloned, because modules may share tensors, as an encoder and a decoder with one body do, and files may not.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    texts = {_METADATA: json.dumps(metadata or {})}
+    texts[_CHECKSUM] = _checksum(tensors, texts[_METADATA])
+    _write(target, safetensors.torch.save(tensors, texts))
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Replaces a file by one that is whole on the disk."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        if left.is_file() and time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
     # A name of its own for each saver, also of two threads; written by open, whose mode of files is the user's.
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        unfinished.write_bytes(safetensors.torch.save(tensors, {_METADATA: json.dumps(metadata or {})}))
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 @partial(checks.arguments, "checkpoint.load")
@@ -73,7 +98,8 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or no checkpoint, or its tensors are not the module's.
+        ValueError: the file is damaged or no checkpoint, or its tensors are not the module's: other names, shapes or
+            types.
     """
     checks.instance("Checkpoint", "module", module, nn.Module, "Build it as the saved one was.")
     if any(tensor.is_meta for tensor in module.state_dict().values()):
@@ -85,19 +111,20 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
+            texts = file.metadata() or {}
+            metadata = json.loads(texts[_METADATA])
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+        # Files of version 0.1 have no checksum.
+        if _CHECKSUM in texts and texts[_CHECKSUM] != _checksum(saved, texts[_METADATA]):
+            raise ValueError("another checksum than its own")
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"Checkpoint: expected a file written by pyro_vae.checkpoint.save at {os.fspath(path)!r}; got {error}. "
             "It may be damaged, or written by another program: save it again."
         ) from error
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    differing = sorted(
-        name
-        for name in own.keys() | saved.keys()
-        if name not in own or name not in saved or own[name] != saved[name].shape
-    )
+    own = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.items()}
+    differing = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
     if differing:
         raise ValueError(
             f"Checkpoint: expected the tensors of this {type(module).__name__}; got others: {', '.join(differing[:5])}"

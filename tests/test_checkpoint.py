@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -69,3 +72,72 @@ def test_a_file_that_is_missing_damaged_or_foreign_is_refused(tmp_path: Path) ->
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"Checkpoint: expected a file written by pyro_vae\.checkpoint\.save"):
         checkpoint.load(path, nn.Linear(2, 1))
+
+
+def test_a_body_that_encoder_and_decoder_share_is_saved(tmp_path: Path) -> None:
+    def tied() -> nn.ModuleDict:
+        shared = nn.Linear(2, 2)
+        return nn.ModuleDict({"encoder": nn.Sequential(shared), "decoder": nn.Sequential(shared, nn.Linear(2, 1))})
+
+    first, second = tied(), tied()
+    checkpoint.save(tmp_path / "tied.safetensors", first)
+    checkpoint.load(tmp_path / "tied.safetensors", second)
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert second["encoder"][0].weight is second["decoder"][0].weight  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_tensors_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    checkpoint.save(tmp_path / "vae.safetensors", small_vae().to(dtype))
+    with pytest.raises(ValueError, match="expected the tensors of this VAE; got others"):
+        checkpoint.load(tmp_path / "vae.safetensors", small_vae())
+
+
+def test_every_flipped_bit_and_every_truncation_is_seen(tmp_path: Path) -> None:
+    path, vae = tmp_path / "vae.safetensors", small_vae()
+    checkpoint.save(path, vae, {"epochs": 3})
+    content = path.read_bytes()
+    before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    flipped = (bytearray(content) for _ in range(0, len(content), 7))
+    for place, damaged in zip(range(0, len(content), 7), flipped, strict=True):
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            assert checkpoint.load(path, vae) == {"epochs": 3}  # a flip of white space, or of the checksum's name
+        assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
+    for length in range(0, len(content), 29):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="Checkpoint: expected a file written by"):
+            checkpoint.load(path, vae)
+
+
+def test_files_of_savers_that_were_killed_are_removed_after_an_hour(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    old, new = tmp_path / ".vae.safetensors.0", tmp_path / ".vae.safetensors.1"
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    checkpoint.save(path, small_vae())
+    assert sorted(tmp_path.iterdir()) == [new, path]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vae.safetensors"
+    checkpoint.save(path, small_vae(), {"epochs": 1})
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if failing == "write":
+        monkeypatch.setattr(os, "fsync", lambda number: None)
+        monkeypatch.setattr(Path, "open", full)
+    elif failing == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, small_vae(), {"epochs": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path, small_vae()) == {"epochs": 1}
+    assert list(tmp_path.iterdir()) == [path]
