@@ -6,11 +6,14 @@ import contextlib
 import copy
 import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any, Literal, TypeVar
 
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from pyro_vae.elbo import Estimator
 from pyro_vae.traces.modules import bindings_of, is_bound
@@ -23,7 +26,7 @@ Signature = tuple[Hashable, ...]
 Settings = list[tuple[object, str, Hashable]]
 _T = TypeVar("_T")
 
-_SETTINGS = (bool, int, float, str)
+_SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
 
 
 class Step:
@@ -68,7 +71,7 @@ class Step:
             (part, name, value)
             for part in (estimator, *estimator.gradient.parts(), *modules)
             for name, value in vars(part).items()
-            if type(value) in _SETTINGS and not (part is estimator and name == "beta")
+            if _is_setting(value) and not (part is estimator and name == "beta")
         ]
         self.signature: Signature = (
             tuple(map(_kind, self.inputs)),
@@ -110,12 +113,20 @@ class Step:
         ] + self._read_calls()
 
     def _read_calls(self) -> list[object]:
-        """What a call of a module does beside its class's forward: hooks, and a forward of its own."""
-        calls: list[object] = []
+        """What a call of a module does beside its forward: hooks. And how many attributes it has, any of them new."""
+        hooks: list[Any] = [every_module._global_forward_pre_hooks, every_module._global_forward_hooks]
+        hooks += every_module._global_backward_pre_hooks, every_module._global_backward_hooks
+        calls: list[object] = [hook for held in hooks if held for hook in held.values()]
         for module in self._modules:
-            if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
-                calls += module, *module._forward_pre_hooks.values(), *module._forward_hooks.values()
-                calls.append(vars(module).get("forward"))
+            calls.append(len(vars(module)))
+            for held in (
+                module._forward_pre_hooks,
+                module._forward_hooks,
+                module._backward_pre_hooks,
+                module._backward_hooks,
+            ):
+                if held:
+                    calls += module, *held.values()
         return calls
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -189,6 +200,11 @@ def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
         raise ValueError(
             f"SVI: expected precision 'float32', 'tf32' or 'bfloat16'; got {precision!r}. Use one of these."
         )
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value of Python's is one that a graph has as a constant, and that tells whether it has changed."""
+    return type(value) in _SETTINGS or (type(value) is tuple and all(map(_is_setting, value)))
 
 
 def _kind(value: Any) -> Hashable:

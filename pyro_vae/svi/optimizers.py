@@ -58,6 +58,32 @@ class FusedOptimizer:
                     own.param_groups[0].update(kept)
 
 
+def check_dense(optimizer: Any) -> None:
+    """Refuses torch optimisers, and ``pyro.optim`` ones of these, that need several losses or sparse gradients.
+
+    Raises:
+        TypeError: it is such a one.
+    """
+    constructor = getattr(optimizer, "pt_optim_constructor", type(optimizer))
+    if isinstance(constructor, type) and issubclass(constructor, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise TypeError(
+            "SVI: expected an optimiser that takes one step by dense gradients; got "
+            f"{constructor.__name__}. Use torch.optim.Adam, for example."
+        )
+
+
+def keep_precision(optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None) -> None:
+    """Gives an optimiser's averages the precision that its parameters have now: ``double()`` changes only these."""
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else []
+    if isinstance(optimizer, pyro.optim.PyroOptim):  # a scheduler holds its optimiser
+        optimizers = [getattr(own, "optimizer", own) for own in optimizer.optim_objs.values()]
+    for each in optimizers:
+        for parameter, state in each.state.items():
+            for name, value in state.items():
+                if name != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[name] = value.to(parameter.dtype)
+
+
 class Owner(Protocol):
     """Who holds a ``pyro.optim`` optimiser."""
 

@@ -23,14 +23,14 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pyro_vae import checks
-from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
+from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
 from pyro_vae.svi.diagnosis import diagnosis
-from pyro_vae.svi.leaves import Leaves
 from pyro_vae.svi.losses import leaves_value_out, with_methods
-from pyro_vae.svi.optimizers import FusedOptimizer, owned
+from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, keep_precision, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
@@ -114,7 +114,7 @@ class SVI:
             checks.number("SVI", "max_grad_norm", max_grad_norm, above=0)
         if ema_decay is not None:
             checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
-        self.loss = objective
+        self._loss = objective
         self.max_grad_norm = max_grad_norm
         self.prepare = prepare
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
@@ -129,7 +129,7 @@ class SVI:
             if self._make_optimizer is optimizer:
                 self.optimizer = optimizer
         self._differentiated: dict[str, Tensor] | None = None
-        self._required: list[bool] = []
+        self._required: list[tuple[bool, torch.dtype]] = []
         self._declared: dict[Hashable, set[str]] = {}
         self._moved: set[Tensor] = set()
         self._validated: set[Any] = set()
@@ -155,6 +155,17 @@ class SVI:
     def guide(self, program: PyroProgram) -> None:
         self._guide = _program("guide", program)
         self._forget()
+
+    @property
+    def loss(self) -> Any:
+        """The loss; as the model."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        if loss is not self._loss:
+            self._loss = with_methods(loss)
+            self._forget()
 
     def _forget(self) -> None:
         """Forgets what was learned of former programs."""
@@ -224,7 +235,10 @@ class SVI:
         Raises:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
                 left as they were.
-            ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does.
+            ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does. An
+                argument is data even if it requires a gradient; what it was computed from is not. This is looked for
+                in the first step of every shape and graph, and in those after 2, 4, 8, ... steps, so that a program
+                that comes to use another tensor may train without it for as long as it did before.
         """
         loss = float(self.advance(*args, **kwargs))
         if not self._is_sound(loss):
@@ -273,26 +287,27 @@ class SVI:
         self._clear_gradients()  # what a user's own backward has left is not of this step
         if replaced:
             self._differentiated = None
-        programs = self._programs()
+        trained, programs = self._trained(), self._programs()
         known = not replaced and _shapes(args, kwargs) in self._validated
         with running_programs(), self.scope(), self._validation(args, kwargs):
             if known:  # the first step is eager: it finds parameters, and is validated
-                compiled = self.compiler.run(programs, self._trained(), args, kwargs, self.optimizer, self._update)
+                compiled = self.compiler.run(programs, trained, args, kwargs, self.optimizer, self._update)
                 if compiled is not None:
                     self._adopt(set())
                     return compiled
             # Later steps are accounted for at growing intervals, since a program may change as it runs.
-            accounted = not known or self.num_steps & (self.num_steps - 1) == 0
+            accounted = not (known and trained) or self.compiler.unsettled or self.num_steps & (self.num_steps - 1) == 0
             others = self._set_aside() if accounted else {}
             leaves = Leaves() if accounted else contextlib.nullcontext()
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
             with statements, leaves, self._reduced(args):
-                loss = _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
+                given = self._prepared(args)
+                loss = _number(self.loss.loss_and_grads(*programs, *given, **kwargs))
             if isinstance(statements, Declared):
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
             if isinstance(leaves, Leaves) and self._is_sound(loss):
-                self._account(others, leaves.found - {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)})
+                self._account(others, leaves.found - set(filter(torch.is_tensor, tree_leaves((args, given, kwargs)))))
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -371,14 +386,12 @@ class SVI:
                 "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
                 "requires_grad_(False)."
             )
-        held = self.parameters.module_parameters()
-        if held and not registered and not any(parameter.requires_grad for parameter in held.values()):
+        present = {*self.parameters.module_parameters().values(), *self.parameters.named.values()}
+        if present and not any(parameter.requires_grad for parameter in present):
             raise ValueError(
-                f"SVI: expected something to train; got {len(held)} parameters, all of them frozen. Unfreeze some with "
-                "requires_grad_(True), or use evaluate_loss."
+                f"SVI: expected something to train; got {len(present)} parameters, all of them frozen. Unfreeze some "
+                "with requires_grad_(True), or use evaluate_loss."
             )
-        if isinstance(self.optimizer, torch.optim.Optimizer):
-            _keep_precision(self.optimizer)
         if registered and all(parameter.grad is None for parameter in self.parameters.named.values()):
             raise ValueError(
                 f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
@@ -388,9 +401,11 @@ class SVI:
     def _trained(self) -> dict[str, Tensor]:
         """Parameters to differentiate by; the same dictionary as long as they are the same."""
         named = self.parameters.named
-        required = [p.requires_grad for p in named.values()]
+        required = [(p.requires_grad, p.dtype) for p in named.values()]
         if self._differentiated is None or required != self._required:
             self._required = required
+            self.parameters.keep_precision()
+            keep_precision(self.optimizer)
             by_identity = {p: name for name, p in named.items() if p.requires_grad}
             self._differentiated = {name: p for p, name in by_identity.items()}
         return self._differentiated
@@ -479,11 +494,7 @@ class SVI:
                 f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
                 "the optimiser, as functools.partial(torch.optim.Adam, lr=1e-3) does."
             )
-        if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
-            raise TypeError(
-                "SVI: expected an optimiser that takes one step by dense gradients; got "
-                f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
-            )
+        check_dense(optimizer)
         missing = {id(parameter) for parameter in given} - _held(optimizer)
         names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
         if names:
@@ -524,6 +535,7 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
             f"optimiser; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
+    check_dense(chosen)
     return chosen
 
 
@@ -535,16 +547,6 @@ def _program(role: str, program: PyroProgram) -> PyroProgram:
         )
     _check_contiguous(program)
     return program
-
-
-def _keep_precision(optimizer: torch.optim.Optimizer) -> None:
-    """Gives an optimiser's averages the precision that its parameters have now: ``double()`` changes only these."""
-    if any(
-        isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-    ):
-        optimizer.load_state_dict(optimizer.state_dict())
 
 
 def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
