@@ -27,6 +27,12 @@ Settings = list[tuple[object, str, Hashable]]
 _T = TypeVar("_T")
 
 _SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    every_module._global_forward_pre_hooks,
+    every_module._global_forward_hooks,
+    every_module._global_backward_pre_hooks,
+    every_module._global_backward_hooks,
+)
 
 
 class Step:
@@ -114,19 +120,13 @@ class Step:
 
     def _read_calls(self) -> list[object]:
         """What a call of a module does beside its forward: hooks. And how many attributes it has, any of them new."""
-        hooks: list[Any] = [every_module._global_forward_pre_hooks, every_module._global_forward_hooks]
-        hooks += every_module._global_backward_pre_hooks, every_module._global_backward_hooks
-        calls: list[object] = [hook for held in hooks if held for hook in held.values()]
+        calls: list[object] = [hook for held in _GLOBAL_HOOKS if held for hook in held.values()]
+        calls += map(len, map(vars, self._modules))
         for module in self._modules:
-            calls.append(len(vars(module)))
-            for held in (
-                module._forward_pre_hooks,
-                module._forward_hooks,
-                module._backward_pre_hooks,
-                module._backward_hooks,
-            ):
-                if held:
-                    calls += module, *held.values()
+            forward, backward = module._forward_hooks, module._backward_hooks
+            if forward or backward or module._forward_pre_hooks or module._backward_pre_hooks:
+                held = (module._forward_pre_hooks, forward, module._backward_pre_hooks, backward)
+                calls += module, *(hook for hooks in held for hook in hooks.values())
         return calls
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
