@@ -1,7 +1,7 @@
 """What trains the same VAE in a benchmark of steps: pyro_vae, PyTorch by hand, stock Pyro and NumPyro.
 
 Bernoulli pixels, tanh networks, one layer for mean and log-scale together, Adam at 1e-3. Each contender starts from the
-same weights, is given a block of indices (steps, batch), and gathers and binarises its batches from all images, uint8
+same weights, is given a block of indices (steps, batch), and gathers and binarizes its batches from all images, uint8
 (N, 784), itself.
 """
 # mypy: disable-error-code="import-not-found, import-untyped"
@@ -42,7 +42,7 @@ class Task:
         latent: dimensions of z.
         particles: K; 1 for the ELBO, more for the importance-weighted bound.
         batch_size: data in a step.
-        dataset: grey pixels, to be binarised in every batch.
+        dataset: gray pixels, to be binarized in every batch.
     """
 
     def __init__(self, hidden: list[int], latent: int, particles: int, batch_size: int, dataset: data.Dataset) -> None:
@@ -65,7 +65,7 @@ class Task:
             layer.load_state_dict({"weight": weight, "bias": bias})
 
     def gather(self, index: Tensor) -> Tensor:
-        """A binarised batch."""
+        """A binarized batch."""
         return self.dataset.gather(index, self.dataset.images)[0]
 
 
@@ -120,8 +120,8 @@ class HandWritten(Networks):
         self.optimizer = FUSED_ADAM(self.parameters())
 
     def forward(self, index: Tensor, images: Tensor) -> Tensor:
-        grey = images[index].float() / 255
-        x = (torch.rand_like(grey) < grey).float()
+        gray = images[index].float() / 255
+        x = (torch.rand_like(gray) < gray).float()
         loc, scale = self.encode(x)
         noise = torch.randn_like(loc) if self.particles == 1 else torch.randn(self.particles, *loc.shape)
         z = loc + scale * noise
@@ -141,7 +141,7 @@ class HandWritten(Networks):
 
 
 def hand_written(task: Task, *, compile: bool, **options: object) -> Block:
-    """By hand; a compiled graph gathers and binarises too, which took no longer than doing so before it."""
+    """By hand; a compiled graph gathers and binarizes too, which took no longer than doing so before it."""
     module = HandWritten(task)
     if compile:
         module.compile(dynamic=False, options=options)
@@ -236,8 +236,8 @@ def with_numpyro(task: Task, *, loop: bool) -> Block:
 
     def update(state: Any, index: Any, images: Any) -> Any:
         key, binarize = jax.random.split(state.rng_key)
-        grey = images[index].astype(jnp.float32) / 255
-        x = (jax.random.uniform(binarize, grey.shape) < grey).astype(jnp.float32)
+        gray = images[index].astype(jnp.float32) / 255
+        x = (jax.random.uniform(binarize, gray.shape) < gray).astype(jnp.float32)
         return svi.update(state._replace(rng_key=key), x)
 
     def updates(state: Any, indices: Any, images: Any) -> Any:

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--nll-particles", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train, valid, test = data.load("mnist", binarize="dynamic")
+    train, validation, test = data.load("mnist", binarize="dynamic")
     print(
         f"{'':10} {'test -ELBO':>11} {'+- s.e.':>8} {'-E[log p(x|z)]':>15} {'KL':>7} {'NLL':>8} {'+- s.e.':>8} "
         f"{'active':>7} {'seconds':>8}",
@@ -109,7 +109,7 @@ def main() -> None:
         fit(
             vae,
             train,
-            validation=valid,
+            validation=validation,
             loss=loss(),
             optimizer=partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True),
             scheduler=partial(CosineAnnealingLR, T_max=arguments.epochs),

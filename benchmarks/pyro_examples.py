@@ -1,6 +1,6 @@
 """Pyro's own examples with our SVI in the place of Pyro's, on small random data: for ``pyro_suite.py --examples``.
 
-The programs are imported from a checkout, each with the optimiser and the loss that its ``main`` makes. Losses of stock
+The programs are imported from a checkout, each with the optimizer and the loss that its ``main`` makes. Losses of stock
 SVI and of ours must agree at equal seeds, eager and compiled; then they take turns in short blocks, and the ratios are
 of medians. A step that cannot be compiled says why.
 """
@@ -37,7 +37,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Job:
-    """What an example's ``main`` hands to SVI, and the arguments of a step."""
+    """What an example's ``main`` gives to SVI, and the arguments of a step."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
@@ -59,12 +59,12 @@ def vae(module: Any) -> Job:
     return Job(program.model, program.guide, pyro.infer.Trace_ELBO(), adam(1e-3), (pixels(64, 1, 28, 28),))
 
 
-def ss_vae(module: Any, *, labelled: bool) -> Job:
+def ss_vae(module: Any, *, labeled: bool) -> Job:
     program = module.SSVAE(z_dim=20, hidden_layers=[100], config_enum="parallel")
     guide = pyro.infer.config_enumerate(program.guide, "parallel", expand=True)
     loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     labels = torch.eye(10)[torch.arange(64) % 10]
-    return Job(program.model, guide, loss, adam(4e-4), (pixels(64, 784), labels)[: 2 if labelled else 1])
+    return Job(program.model, guide, loss, adam(4e-4), (pixels(64, 784), labels)[: 2 if labeled else 1])
 
 
 def cvae(module: Any) -> Job:
@@ -120,13 +120,13 @@ def sparse_gamma(module: Any) -> Job:
     return Job(program.model, module.MyEasyGuide(program.model), loss, optimizer, (data,))
 
 
-def scanvi(module: Any, *, labelled: bool) -> Job:
+def scanvi(module: Any, *, labeled: bool) -> Job:
     program = module.SCANVI(num_genes=50, num_labels=4, l_loc=4.0, l_scale=0.5, scale_factor=1 / (50 * 50))
     guide = pyro.infer.config_enumerate(program.guide, "parallel", expand=True)
     loss = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     labels = torch.eye(4)[torch.arange(50) % 4]
     return Job(
-        program.model, guide, loss, adam(5e-3), (torch.poisson(torch.rand(50, 50) * 4), labels)[: 2 if labelled else 1]
+        program.model, guide, loss, adam(5e-3), (torch.poisson(torch.rand(50, 50) * 4), labels)[: 2 if labeled else 1]
     )
 
 
@@ -136,15 +136,15 @@ def eight_schools(module: Any) -> Job:
 
 EXAMPLES: dict[str, tuple[str, Callable[[Any], Job]]] = {
     "vae": ("vae/vae.py", vae),
-    "ss_vae, no labels": ("vae/ss_vae_M2.py", partial(ss_vae, labelled=False)),
-    "ss_vae, labels": ("vae/ss_vae_M2.py", partial(ss_vae, labelled=True)),
+    "ss_vae, no labels": ("vae/ss_vae_M2.py", partial(ss_vae, labeled=False)),
+    "ss_vae, labels": ("vae/ss_vae_M2.py", partial(ss_vae, labeled=True)),
     "cvae": ("cvae/cvae.py", cvae),
     "dmm": ("dmm.py", dmm),
     "air": ("air/air.py", air),
     "lda": ("lda.py", lda),
     "sparse gamma": ("sparse_gamma_def.py", sparse_gamma),
-    "scanvi, no labels": ("scanvi/scanvi.py", partial(scanvi, labelled=False)),
-    "scanvi, labels": ("scanvi/scanvi.py", partial(scanvi, labelled=True)),
+    "scanvi, no labels": ("scanvi/scanvi.py", partial(scanvi, labeled=False)),
+    "scanvi, labels": ("scanvi/scanvi.py", partial(scanvi, labeled=True)),
     "eight schools": ("eight_schools/svi.py", eight_schools),
 }
 

@@ -69,7 +69,7 @@ class ChosenByPyro(elbo.Gradient):
     def loss(self, estimator: Bound, call: Call) -> torch.Tensor:
         assert call.structure is not None
         own: dict[str, elbo.Gradient] = {
-            name: elbo.Pathwise() if latent.reparameterised else elbo.Score()
+            name: elbo.Pathwise() if latent.reparameterized else elbo.Score()
             for name, latent in call.structure.guide.items()
         }
         return elbo.BySite(own).loss(estimator, call)

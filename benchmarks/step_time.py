@@ -5,7 +5,7 @@
     python benchmarks/step_time.py --first-step --memory --profile --epoch     # these in place of the table
 
 All contenders train the same networks with the same Adam, from the same weights, on one stream of indices; each gathers
-and binarises its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
+and binarizes its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
 blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
 Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
 of threads at work, which OMP_NUM_THREADS sets for all, the machine is busy. Pixels are random, or MNIST's with --mnist.
@@ -88,10 +88,10 @@ class Setting:
     def task(self) -> Task:
         torch.manual_seed(0)
         if self.mnist:
-            greys = data.load("mnist").train.images.flatten(1)
+            grays = data.load("mnist").train.images.flatten(1)
         else:
-            greys = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
-        dataset = data.Dataset("pixels", greys, levels=255, binarization="dynamic")
+            grays = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
+        dataset = data.Dataset("pixels", grays, levels=255, binarization="dynamic")
         return Task(*NETWORKS[self.network], self.particles, self.batch_size, dataset)
 
 
@@ -133,7 +133,7 @@ def table(setting: Setting) -> None:
 
 
 def check(blocks: dict[str, Block], batches: list[Tensor], batch_size: int) -> None:
-    """Refuses contenders whose first steps have other losses than ours beyond their noise.
+    """Raises for contenders whose first steps have other losses than ours beyond their noise.
 
     Weights and indices are the same, so a step's losses differ by what is drawn: bits and z.
     """
@@ -198,7 +198,7 @@ def memory(setting: Setting) -> None:
 PRODUCTS = {"mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::bmm"}
 DRAWS = {"aten::uniform_", "aten::normal_", "aten::rand", "aten::randn", "aten::rand_like", "aten::randn_like"}
 GENERATED = ("aten::", "mkldnn::", "graph_", "cpp_fused")
-KINDS = ["matrix products", "element-wise and copies", "random numbers", "optimiser", "Python and dispatch"]
+KINDS = ["matrix products", "element-wise and copies", "random numbers", "optimizer", "Python and dispatch"]
 
 
 def kind(event: Any) -> str:
@@ -206,7 +206,7 @@ def kind(event: Any) -> str:
     ancestor = event
     while ancestor is not None:
         if ancestor.name.startswith("Optimizer.step"):
-            return "optimiser"
+            return "optimizer"
         ancestor = ancestor.cpu_parent
     if event.name in PRODUCTS:
         return "matrix products"

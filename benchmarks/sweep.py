@@ -3,7 +3,7 @@
     python benchmarks/sweep.py                                 # digits, 3,000 steps each: minutes
     python benchmarks/sweep.py --dataset mnist --steps 4000    # MNIST: an hour or so
 
-Chosen on the validation -ELBO; the test's is beside it. Bits are binarised dynamically, Adam with a cosine schedule.
+Chosen on the validation -ELBO; the test's is beside it. Bits are binarized dynamically, Adam with a cosine schedule.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ def main() -> None:
     parser.add_argument("--latent-sizes", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train, valid, test = data.load(arguments.dataset, binarize="dynamic", seed=arguments.seed)
+    train, validation, test = data.load(arguments.dataset, binarize="dynamic", seed=arguments.seed)
     print("lr       width  latent   valid -ELBO   test -ELBO      KL   seconds")
     rows = []
     grid = itertools.product(arguments.learning_rates, arguments.widths, arguments.latent_sizes)
     for rate, width, latent in grid:
         start = time.perf_counter()
         vae = train_one(train, arguments.steps, rate, width, latent, arguments.seed)
-        terms = [evaluation.elbo_terms(vae, *next(part.batches(len(part))), num_particles=10) for part in (valid, test)]
+        terms = [
+            evaluation.elbo_terms(vae, *next(part.batches(len(part))), num_particles=10) for part in (validation, test)
+        ]
         figures = [-terms[0].elbo.mean().item(), -terms[1].elbo.mean().item(), terms[1].kl.mean().item()]
         rows.append((figures[0], rate, width, latent))
         cells = f"{figures[0]:13.2f} {figures[1]:12.2f} {figures[2]:7.2f} {time.perf_counter() - start:9.1f}"

@@ -1,7 +1,7 @@
 """Trains a variational autoencoder as a Pyro program, by stochastic variational inference on the ELBO.
 
     python examples/mnist_svi.py                                   # MNIST if it can be had, else scikit-learn's digits
-    python examples/mnist_svi.py --likelihood continuous-bernoulli # grey pixels, another likelihood
+    python examples/mnist_svi.py --likelihood continuous-bernoulli # gray pixels, another likelihood
     python examples/mnist_svi.py --prior mixture --elbo mean-field --device cuda
 
 It leaves metrics.json, a checkpoint and pictures in the folder of --out. Every figure is in nats per image.
@@ -50,18 +50,18 @@ def run(arguments: argparse.Namespace) -> None:
     start, out = time.perf_counter(), arguments.out
     make_writable(out)
     device = "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device
-    train, valid, test = load(arguments, "cpu" if device == "auto" else device)
+    train, validation, test = load(arguments, "cpu" if device == "auto" else device)
     per_epoch = -(-len(train) // arguments.batch_size)
     steps = arguments.steps if arguments.epochs is None else arguments.epochs * per_epoch
     steps = steps if steps is not None else 8000 if len(train) > 10_000 else 2500
     torch.manual_seed(arguments.seed)
     vae = build(arguments, train).to(train.device)
-    print(f"{train}\n{len(valid)} images for validation, {len(test)} for the test, on {train.device}")
-    print("nats per image   train -ELBO  -E[log p(x|z)]      KL   valid -ELBO  -E[log p(x|z)]      KL   seconds")
+    print(f"{train}\n{len(validation)} images for validation, {len(test)} for the test, on {train.device}")
+    print("nats per image   train -ELBO  -E[log p(x|z)]      KL   valid. -ELBO  -E[log p(x|z)]     KL   seconds")
     history = fit(
         vae,
         train,
-        validation=valid,
+        validation=validation,
         loss=elbo.ELBO(analytic_kl=arguments.elbo == "mean-field"),
         optimizer=partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True),
         scheduler=partial(CosineAnnealingLR, T_max=-(-steps // per_epoch) or 1),
@@ -79,10 +79,10 @@ def run(arguments: argparse.Namespace) -> None:
     (out / "metrics.json").write_text(json.dumps({**metrics, "settings": settings, "history": asdict(history)}))
     checkpoint.save(out / "vae.safetensors", vae, settings)
     (x,) = next(test.batches(32))
-    greys = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
+    grays = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
     kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
-    caption = f"Test images in grey, each above its mean {kind}"
-    pairs = plots.reconstructions(greys, vae.reconstruct(x).cpu(), caption=caption)
+    caption = f"Test images in gray, each above its mean {kind}"
+    pairs = plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption)
     pairs.savefig(out / "reconstructions.png", dpi=150)
     plots.images(vae.sample(64, mean=True), caption=f"At z ~ p(z): {kind}").savefig(out / "samples.png", dpi=150)
     plots.curves(history).savefig(out / "curves.png", dpi=150)
@@ -131,7 +131,7 @@ def report(row: dict[str, float], every: int) -> None:
         return
     cells = [
         f"{-row[f'{split}_elbo']:11.2f} {-row[f'{split}_expected_log_likelihood']:15.2f} {row[f'{split}_kl']:7.2f}"
-        for split in ("train", "valid")
+        for split in ("train", "validation")
     ]
     print(f"epoch {row['epoch']:3.0f}        {'  '.join(cells)} {row['seconds']:9.1f}", flush=True)
 

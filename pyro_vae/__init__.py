@@ -8,7 +8,7 @@ from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervised
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SVI",

@@ -95,7 +95,7 @@ def flag(subject: str, name: str, value: Any) -> bool:
 
 
 def takes(subject: str, name: str, function: Callable[..., Any], what: str) -> None:
-    """Refuses a function that cannot be called with one argument.
+    """Raises for a function that cannot be called with one argument.
 
     Raises:
         TypeError: naming what the argument is.

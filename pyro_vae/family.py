@@ -54,7 +54,7 @@ class Family(nn.Module):
         super().__init__()
         if not isinstance(body, Body):
             raise TypeError(
-                f"{type(self).__name__}: expected body a pyro_vae.nets.Body; got {type(body).__name__}. "
+                f"{type(self).__name__}: expected body to be a pyro_vae.nets.Body; got {type(body).__name__}. "
                 "Use nets.MLP, nets.ConvEncoder or nets.ConvDecoder, or subclass nets.Body."
             )
         self.event_shape = as_size(event_shape)

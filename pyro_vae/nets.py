@@ -3,7 +3,7 @@
 A body knows nothing of distributions. A likelihood or a conditional (see :mod:`pyro_vae.family`) names the shapes of
 the parameters it needs, and ``body.head(shapes)`` answers with a layer that makes them from the body's features: a
 linear layer for a vector, a 1x1 convolution where features and parameters share their height and width. That is why a
-family can be swapped without touching the network.
+family can be replaced without touching the network.
 """
 
 from __future__ import annotations

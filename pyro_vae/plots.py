@@ -77,7 +77,7 @@ def curves(history: History) -> Figure:
     figure = Figure(figsize=(9, 3), layout="constrained")
     terms = (("elbo", -1, "-ELBO"), ("expected_log_likelihood", -1, "-E_q[log p(x|z)]"), ("kl", 1, "KL"))
     for axes, (term, sign, title) in zip(figure.subplots(1, 3), terms, strict=True):
-        for prefix in ("train", "valid"):
+        for prefix in ("train", "validation"):
             if f"{prefix}_{term}" in history.columns():
                 axes.plot(history["epoch"], [sign * value for value in history[f"{prefix}_{term}"]], label=prefix)
         axes.set(title=title, xlabel="epoch", ylabel="nats per datum")

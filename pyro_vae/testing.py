@@ -147,7 +147,7 @@ def check_distribution(d: TorchDistribution, batch_shape: Size, event_shape: Siz
 def check_density(d: TorchDistribution, *, num_samples: int = 100_000, tolerance: float = 1e-3, seed: int = 0) -> None:
     r"""Checks that a density integrates (a probability sums) to 1, and that its samples come from it.
 
-    The integral is taken in the unconstrained coordinates of the support, centred on samples: over each element, where
+    The integral is taken in the unconstrained coordinates of the support, centered on samples: over each element, where
     the density is a product over them, by a trapezoid rule that reaches far into heavy tails; jointly by a quasi-random
     rule, whose error in three dims is near 1e-5. A sum runs over all outcomes, or far beyond the largest sample.
     Samples are compared with the density through :math:`E \cos(w x)` and :math:`E \sin(w x)` at several frequencies w,
@@ -168,7 +168,7 @@ def check_density(d: TorchDistribution, *, num_samples: int = 100_000, tolerance
         for factor in _factors(d):
             factor = factor if factor.event_shape else Independent(factor, 0)
             samples = factor.sample(Size([num_samples]))
-            centre, spread = _location(samples)
+            center, spread = _location(samples)
             elementwise = isinstance(factor, Independent) and not factor.base_dist.event_shape
             if elementwise:
                 points, log_weights = _elementwise_rule(factor, samples)
@@ -179,7 +179,7 @@ def check_density(d: TorchDistribution, *, num_samples: int = 100_000, tolerance
             mass = (log_prob + log_weights).exp()
             error = float((mass.sum(0) - 1).abs().max())
             _require(error <= tolerance, f"a density of integral 1 within {tolerance:g}", f"an error of {error:.2g}")
-            points, samples = ((x - centre) / spread for x in (points, samples))
+            points, samples = ((x - center) / spread for x in (points, samples))
             if elementwise:
                 for frequency in (0.5, 1.0, 2.0, 4.0):
                     expected = (mass * torch.exp(1j * frequency * points)).sum(0)
@@ -307,10 +307,10 @@ def _factors(d: TorchDistribution) -> Iterator[TorchDistribution]:
 
 def _location(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Median and half the width of the middle two thirds of every element, never 0."""
-    low, centre, high = samples.quantile(torch.tensor([1 / 6, 0.5, 5 / 6], dtype=samples.dtype), 0)
+    low, center, high = samples.quantile(torch.tensor([1 / 6, 0.5, 5 / 6], dtype=samples.dtype), 0)
     spread = (high - low) / 2
     # A discrete element may hold one value in most samples.
-    return centre, torch.where(spread > 0, spread, samples.std(0).clamp_min(1e-3))
+    return center, torch.where(spread > 0, spread, samples.std(0).clamp_min(1e-3))
 
 
 def _elementwise_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,11 +320,11 @@ def _elementwise_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Te
         points = _values(support, samples).reshape(-1, *(1,) * len(d.event_shape))
         return points.expand(-1, *d.event_shape), torch.zeros_like(points)
     transform = biject_to(support)
-    centre, spread = _location(transform.inv(samples))
+    center, spread = _location(transform.inv(samples))
     # sinh reaches far into the tails: 1e6 scales on the line, where they may be heavy; elsewhere they are thin.
     t = torch.linspace(-1, 1, 4001, dtype=samples.dtype) * (15 if support is constraints.real else 5)
     t = t.reshape(-1, *(1,) * len(d.event_shape))
-    u = centre + spread * t.sinh()
+    u = center + spread * t.sinh()
     points = transform(u)
     step = t.flatten()[1] - t.flatten()[0]
     return points, (step * spread * t.cosh()).log() + transform.log_abs_det_jacobian(u, points)
@@ -355,12 +355,12 @@ def _joint_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Tensor]:
             "smaller member."
         )
     # The mean of many samples may lie far off in heavy tails; quantiles do not.
-    centre, spread = _location(u)
+    center, spread = _location(u)
     # A quasi-random rule: logistic quantiles, whose tails are heavier than most, along the axes of the samples.
     quantiles = torch.quasirandom.SobolEngine(dims, scramble=True, seed=0).draw(_NUM_POINTS, dtype=u.dtype)
     quantiles = quantiles.clamp(torch.finfo(u.dtype).eps, 1 - torch.finfo(u.dtype).eps)
     axes = torch.linalg.cholesky(torch.corrcoef(u.T).reshape(dims, dims) + 1e-6 * torch.eye(dims, dtype=u.dtype))
-    u = centre + spread * (quantiles.logit() @ axes.T)
+    u = center + spread * (quantiles.logit() @ axes.T)
     log_volume = -(quantiles.log() + (1 - quantiles).log()).sum(-1) + spread.log().sum() + axes.diagonal().log().sum()
     points = transform(u)
     return points, log_volume - math.log(_NUM_POINTS) + transform.log_abs_det_jacobian(u, points)

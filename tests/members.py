@@ -59,7 +59,7 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "DiscretizedLogistic, per element": lambda: likelihoods.DiscretizedLogistic(
         nets.MLP(LATENT, [5]), 4, levels=17, scale="per_element"
     ),
-    "MixtureOfDiscretizedLogistics, grey": lambda: likelihoods.MixtureOfDiscretizedLogistics(
+    "MixtureOfDiscretizedLogistics, gray": lambda: likelihoods.MixtureOfDiscretizedLogistics(
         nets.ConvDecoder(LATENT, (1, 2, 2), [5]), (1, 2, 2), num_components=3, levels=16
     ),
     "MixtureOfDiscretizedLogistics, RGB": lambda: likelihoods.MixtureOfDiscretizedLogistics(

@@ -157,18 +157,18 @@ def test_auto_goes_on_eagerly_with_one_warning() -> None:
     assert svi.compiler.num_graphs == 0
 
 
-def without_a_plate(x: Tensor) -> None:
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    with pyro.plate("observations", len(x)):
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 @pytest.mark.filterwarnings("error")
-def test_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does() -> None:
+@pytest.mark.parametrize("plate", ["observations", "data"])
+def test_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does(plate: str) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))  # outside the plate
+        with pyro.plate(plate, len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
     def guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
-    svi = SVI(without_a_plate, guide, ADAM, pyro.infer.RenyiELBO(num_particles=2), isolated=True)
+    svi = SVI(model, guide, ADAM, pyro.infer.RenyiELBO(num_particles=2), isolated=True)
     svi.compiler.auto_steps = 0
     for _ in range(4):
         svi.step(torch.ones(3))
@@ -194,7 +194,7 @@ def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch
         checks = 2
 
         def __init__(self, step: Step) -> None:
-            self.result = step.rehearse(step)
+            self.result = step.dry_run(step)
 
         def __call__(self, step: Step) -> Any:
             step()  # uses the random numbers of a step

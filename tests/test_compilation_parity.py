@@ -146,7 +146,7 @@ def functions() -> Programs:
             pyro.sample("x", dist.Normal(z @ weight, noise).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        weight = pyro.param("amortised", lambda: x.new_tensor([[0.5, -0.3], [0.2, 0.1], [0.1, 0.4], [-0.2, 0.3]]))
+        weight = pyro.param("amortized", lambda: x.new_tensor([[0.5, -0.3], [0.2, 0.1], [0.1, 0.4], [-0.2, 0.3]]))
         scale = pyro.param("scale", lambda: x.new_tensor([0.6, 0.9]), constraint=constraints.positive)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x @ weight, scale).to_event(1))
@@ -247,7 +247,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 DISCRETE = ("bits", "classes")
 SUMMED = ("pyro, Trace", "pyro, Trace, vectorised", "pyro, Renyi", "pyro, Renyi, looped")
-NOT_REPARAMETERISED = "expected a reparameterised guide at site"
+NOT_REPARAMETERIZED = "expected a reparameterized guide at site"
 NO_CLOSED_FORM = "expected a closed form at site"
 OTHER_ORDER = "expected the guide to draw its latents in the model's order"
 
@@ -258,7 +258,7 @@ def refusal(program: str, estimator: str) -> str:
         return {"summed class": "c"}.get(program, "must be fully reparameterized" if program in DISCRETE else "")
     needs = (", pathwise", ", stl", ", dreg", ", looped", "PIWELBO", "one draw", "analytic KL", "free bits")
     if program in DISCRETE and estimator.endswith(needs) and not estimator.startswith("pyro"):
-        return NOT_REPARAMETERISED
+        return NOT_REPARAMETERIZED
     if estimator in ("ELBO, analytic KL", "ELBO, free bits"):
         without = ("VampPrior", "IAF", "summed class", "autoguide")
         return OTHER_ORDER if program == "bottom-up" else NO_CLOSED_FORM if program in without else ""
@@ -276,7 +276,7 @@ def obstacle(program: str, estimator: str) -> str:
     if estimator == "pyro, TraceMeanField":  # which falls back to a difference of log-densities
         closed = {"bottom-up": OTHER_ORDER, "VampPrior": NO_CLOSED_FORM, "IAF": NO_CLOSED_FORM}
         return (closed | {"autoguide": NO_CLOSED_FORM}).get(program, "")
-    return NOT_REPARAMETERISED if program in DISCRETE else ""
+    return NOT_REPARAMETERIZED if program in DISCRETE else ""
 
 
 Cell = tuple[str, str]
@@ -487,7 +487,7 @@ def test_a_guide_is_frozen_and_thawed(first: str) -> None:
 
 @pytest.mark.usefixtures("recorded")
 def test_a_parameter_is_made_at_a_later_step() -> None:
-    """One for every batch size; the optimiser gets the second when a graph is there already."""
+    """One for every batch size; the optimizer gets the second when a graph is there already."""
     model, _ = functions()
 
     def guide(x: Tensor) -> None:

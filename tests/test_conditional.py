@@ -40,18 +40,18 @@ class LinearGivenContext:
     """x|z, c ~ Normal(W z + V c + b, s^2 I), z|c ~ Normal(U c, I): PCA, of x - (V + W U) c in terms of z - U c."""
 
     def __init__(self, *, conditional_prior: bool) -> None:
-        self.centred = LinearVAE.random(orthogonal=True)
+        self.centered = LinearVAE.random(orthogonal=True)
         self.shift = torch.randn(5, 3, dtype=torch.float64)
         self.prior_shift = torch.randn(2, 3, dtype=torch.float64) * conditional_prior
         self.conditional_prior = conditional_prior
 
     def log_marginal_likelihood(self, x: Tensor, c: Tensor) -> Tensor:
-        total = self.shift + self.centred.weight @ self.prior_shift
-        return self.centred.log_marginal_likelihood(x - c @ total.T)
+        total = self.shift + self.centered.weight @ self.prior_shift
+        return self.centered.log_marginal_likelihood(x - c @ total.T)
 
     def vae(self) -> ConditionalVAE:
         """With the exact posterior as its guide."""
-        pca = self.centred
+        pca = self.centered
         likelihood = Normal(MLP(2, [], context_shapes=[3]), 5, scale=pca.scale)
         set_layer(likelihood.head.layer, torch.cat([pca.weight, self.shift], 1), pca.bias)
         # z - Uc has the posterior of pca at x - (V + W U) c.
@@ -112,8 +112,8 @@ def test_every_part_trains_and_knows_the_context(conditional_prior: bool) -> Non
 
 @pytest.mark.slow  # 2 s
 def test_fit_learns_the_classes_of_digits_apart() -> None:
-    train, valid, _ = data.load("digits", binarize="dynamic", seed=0)
-    train, valid = (s.conditioned_on(torch.eye(10)[s.labels]) for s in (train, valid))
+    train, validation, _ = data.load("digits", binarize="dynamic", seed=0)
+    train, validation = (s.conditioned_on(torch.eye(10)[s.labels]) for s in (train, validation))
     torch.manual_seed(0)
     vae = ConditionalVAE(
         StandardNormal(4),
@@ -121,8 +121,8 @@ def test_fit_learns_the_classes_of_digits_apart() -> None:
         DiagonalNormal(MLP(train.event_shape, [64], context_shapes=[10]), 4),
     )
     adam = partial(torch.optim.Adam, lr=5e-3)
-    history = fit(vae, train, valid, optimizer=adam, epochs=10, seed=0, progress=False)
-    assert history["valid_elbo"][-1] > history["valid_elbo"][0] + 2
+    history = fit(vae, train, validation, optimizer=adam, epochs=10, seed=0, progress=False)
+    assert history["validation_elbo"][-1] > history["validation_elbo"][0] + 2
     # Samples of a class look like the class: they are nearest to its mean image among the ten.
     x, labels = train.tensor(), torch.as_tensor(train.labels)
     means = torch.stack([x[labels == k].mean(0) for k in range(10)])
@@ -172,7 +172,7 @@ def test_own_methods_take_the_context(conditional_prior: bool) -> None:
 def test_sample_has_the_moments_of_the_density_given_the_context() -> None:
     oracle = LinearGivenContext(conditional_prior=True)
     vae, c = oracle.vae(), torch.randn(3, dtype=torch.float64)
-    pca = oracle.centred
+    pca = oracle.centered
     expected = pca.bias + (oracle.shift + pca.weight @ oracle.prior_shift) @ c
     signal = (pca.weight**2).sum(1)
     rows = c.expand(2000, 3)

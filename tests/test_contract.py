@@ -11,7 +11,7 @@ from pyro_vae.testing import check_conditional, check_likelihood, check_prior
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
 def test_likelihood(name: str) -> None:
-    # The log_prob of dequantised data is random; tests/test_distributions_dequantized.py compares its expectation.
+    # The log_prob of dequantized data is random; tests/test_distributions_dequantized.py compares its expectation.
     check_likelihood(members.LIKELIHOODS[name](), density=name != "Dequantized")
 
 

@@ -46,7 +46,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def greys(*shape: int, seed: int = 0) -> Tensor:
+def grays(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator(seed), dtype=torch.uint8)
 
 
@@ -58,7 +58,7 @@ def write_idx(path: Path, values: Tensor) -> None:
 
 def write_mnist(raw: Path, train: str = "train", test: str = "t10k") -> dict[str, Tensor]:
     """30 training and 12 test images in the layout of MNIST."""
-    parts = {train: (greys(30, 28, 28, seed=1), torch.arange(30)), test: (greys(12, 28, 28, seed=2), torch.arange(12))}
+    parts = {train: (grays(30, 28, 28, seed=1), torch.arange(30)), test: (grays(12, 28, 28, seed=2), torch.arange(12))}
     for part, (images, labels) in parts.items():
         write_idx(raw / f"{part}-images-idx3-ubyte", images)
         write_idx(raw / f"{part}-labels-idx1-ubyte", labels)
@@ -79,21 +79,21 @@ def test_idx_sets_keep_their_test_split_and_hold_out_the_last_training_images(
     name: str, folder: str, tmp_path: Path
 ) -> None:
     written = write_mnist(tmp_path / folder / "raw")
-    train, valid, test = data.load(name, tmp_path, validation=10)
+    train, validation, test = data.load(name, tmp_path, validation=10)
     assert (train.name, train.levels, train.event_shape, train.binarization) == (name, 255, (1, 28, 28), "none")
     torch.testing.assert_close(train.images[:, 0], written["train"][:20], rtol=0, atol=0)
-    torch.testing.assert_close(valid.images[:, 0], written["train"][20:], rtol=0, atol=0)
+    torch.testing.assert_close(validation.images[:, 0], written["train"][20:], rtol=0, atol=0)
     torch.testing.assert_close(test.images[:, 0], written["test"], rtol=0, atol=0)
     assert train.labels is not None
-    assert valid.labels is not None
+    assert validation.labels is not None
     assert test.labels is not None
-    assert [*train.labels, *valid.labels, *test.labels] == [*range(30), *range(12)]
+    assert [*train.labels, *validation.labels, *test.labels] == [*range(30), *range(12)]
 
 
 def test_emnist_letters_stand_upright(tmp_path: Path) -> None:
     written = write_mnist(tmp_path / "EMNIST" / "raw", "emnist-balanced-train", "emnist-balanced-test")
-    train, valid, test = data.load("emnist", tmp_path, validation=0.1)
-    assert (len(train), len(valid), len(test)) == (27, 3, 12)
+    train, validation, test = data.load("emnist", tmp_path, validation=0.1)
+    assert (len(train), len(validation), len(test)) == (27, 3, 12)
     torch.testing.assert_close(train.images[:, 0], written["train"][:27].transpose(1, 2), rtol=0, atol=0)
 
 
@@ -109,18 +109,18 @@ def test_omniglot_averages_the_ink_over_cells(tmp_path: Path) -> None:
                     png = io.BytesIO()
                     Image.fromarray(page if character == "A/one" else np.full_like(page, 255)).save(png, "png")
                     archive.writestr(f"images_{part}/{character}/{drawer}.png", png.getvalue())
-    train, valid, test = data.load("omniglot", tmp_path, validation=1)
+    train, validation, test = data.load("omniglot", tmp_path, validation=1)
     expected = torch.zeros(28, 28)
     expected[:12, :8] = 1
     torch.testing.assert_close(train.tensor()[:, 0], torch.stack([expected] * 3 + [torch.zeros(28, 28)] * 2))
     assert train.labels is not None
     assert train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert (len(valid), len(test)) == (1, 3)
+    assert (len(validation), len(test)) == (1, 3)
 
 
 def test_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     savemat = import_module("scipy.io").savemat
-    images = greys(4, 3, 32, 32)
+    images = grays(4, 3, 32, 32)
     for part in ("train", "test"):
         columns = {"X": images.permute(2, 3, 1, 0).numpy(), "y": np.array([[10], [1], [2], [3]])}
         savemat(tmp_path / f"{part}_32x32.mat", columns)
@@ -140,8 +140,8 @@ def test_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(torchvision.datasets.CIFAR10.meta, "md5", None)
     for name, size, labels in [("svhn", 4, [0, 1, 2, 3]), ("cifar10", 20, [4, 5, 6, 7])]:
         assert data.available(name, tmp_path)
-        train, valid, test = data.load(name, tmp_path)
-        assert (len(train), len(valid)) == (size - max(1, size // 10), max(1, size // 10))
+        train, validation, test = data.load(name, tmp_path)
+        assert (len(train), len(validation)) == (size - max(1, size // 10), max(1, size // 10))
         torch.testing.assert_close(test.images, images, rtol=0, atol=0)
         torch.testing.assert_close(train.images[:3], images[:3], rtol=0, atol=0)
         assert test.labels is not None
@@ -151,8 +151,8 @@ def test_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: 
 def test_digits_need_no_files() -> None:
     assert data.available("digits")
     splits = data.load("digits")
-    train, valid, test = splits
-    assert (len(train), len(valid), len(test)) == (1349, 149, 299)
+    train, validation, test = splits
+    assert (len(train), len(validation), len(test)) == (1349, 149, 299)
     assert (train.event_shape, train.levels) == ((1, 8, 8), 16)
     assert (train.tensor().min().item(), train.tensor().max().item()) == (0, 1)
 
@@ -168,12 +168,12 @@ def test_digits_need_no_files() -> None:
 
 @pytest.mark.skipif(not data.available("mnist", MNIST_ROOT), reason="MNIST is not on disk")
 def test_mnist_is_mnist() -> None:
-    train, valid, test = data.load("mnist", MNIST_ROOT)
-    assert (len(train), len(valid), len(test)) == (50_000, 10_000, 10_000)
+    train, validation, test = data.load("mnist", MNIST_ROOT)
+    assert (len(train), len(validation), len(test)) == (50_000, 10_000, 10_000)
     assert train.labels is not None
     assert train.labels[:5].tolist() == [5, 0, 4, 1, 9]
-    mean = (5 * train.mean() + valid.mean()).mean().item() / 6
-    assert mean == pytest.approx(0.1307, abs=5e-5)  # the figure that everyone normalises by, to its last digit
+    mean = (5 * train.mean() + validation.mean()).mean().item() / 6
+    assert mean == pytest.approx(0.1307, abs=5e-5)  # the figure that everyone normalizes by, to its last digit
 
 
 def test_root_is_the_argument_then_the_environment_then_the_cache(
@@ -314,7 +314,7 @@ def test_a_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("error", [RuntimeError("File not found or corrupted."), TimeoutError("timed out"), EOFError()])
 def test_half_a_download_is_not_left_behind(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(self: Any) -> None:
-        write_idx(Path(self.raw_folder) / "train-images-idx3-ubyte", greys(30, 28, 28))
+        write_idx(Path(self.raw_folder) / "train-images-idx3-ubyte", grays(30, 28, 28))
         raise error
 
     downloading(monkeypatch, download)
@@ -370,9 +370,9 @@ def test_validation_leaves_something_on_both_sides(validation: float) -> None:
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
-def test_bits_have_the_greys_for_means(mode: data.Binarize) -> None:
-    grey = LEVELS.expand(30_000, 256)
-    train, _, _ = data.load(grey, binarize=mode)
+def test_bits_have_the_grays_for_means(mode: data.Binarize) -> None:
+    gray = LEVELS.expand(30_000, 256)
+    train, _, _ = data.load(gray, binarize=mode)
     (x,) = train.batch(torch.arange(len(train)), generator())
     assert x.dtype == torch.float32
     assert set(x.unique().tolist()) == {0, 1}
@@ -382,19 +382,19 @@ def test_bits_have_the_greys_for_means(mode: data.Binarize) -> None:
 
 
 def test_dynamic_draws_afresh_from_the_generator_given() -> None:
-    train, valid, test = data.load("digits", binarize="dynamic")
-    assert [part.binarization for part in (train, valid, test)] == ["dynamic", "static", "static"]
+    train, validation, test = data.load("digits", binarize="dynamic")
+    assert [part.binarization for part in (train, validation, test)] == ["dynamic", "static", "static"]
     index, stream = torch.arange(50), generator(3)
     (first,), (second,) = train.batch(index, stream), train.batch(index, stream)
     assert not torch.equal(first, second)
     assert torch.equal(first, train.batch(index, generator(3))[0])
-    assert torch.equal(valid.batch(index)[0], valid.batch(index)[0])
-    assert valid.levels == test.levels == 1
+    assert torch.equal(validation.batch(index)[0], validation.batch(index)[0])
+    assert validation.levels == test.levels == 1
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold", "none"])
 def test_a_seed_fixes_what_is_drawn_once(mode: data.Binarize) -> None:
-    source = greys(600, 1, 4, 4)
+    source = grays(600, 1, 4, 4)
     first, again, other = (data.load(source, binarize=mode, seed=seed) for seed in (5, 5, 6))
     for part, same, different in zip(first, again, other, strict=True):
         assert torch.equal(part.tensor(), same.tensor())
@@ -409,7 +409,7 @@ def test_a_seed_fixes_the_bits_of_an_official_split(tmp_path: Path) -> None:
         assert torch.equal(part.images, same.images)
         assert not torch.equal(part.images, different.images)
     assert torch.equal(first.test.images, dynamic.test.images)
-    assert torch.equal(first.valid.images, dynamic.valid.images)
+    assert torch.equal(first.validation.images, dynamic.validation.images)
 
 
 def test_threshold_is_half_the_scale() -> None:
@@ -418,14 +418,14 @@ def test_threshold_is_half_the_scale() -> None:
     assert (train.binarization, train.levels) == ("threshold", 1)
     halves, _, _ = data.load(np.tile([0, 0.5, 0.500001, 1], (9, 1)), binarize="threshold")
     assert halves.tensor()[0].tolist() == [0, 0, 1, 1]
-    digits, greyscale = data.load("digits", binarize="threshold").train, data.load("digits").train
-    assert torch.equal(digits.images, (greyscale.images > 8).byte())
+    digits, grayscale = data.load("digits", binarize="threshold").train, data.load("digits").train
+    assert torch.equal(digits.images, (grayscale.images > 8).byte())
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
 def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float) -> None:
-    with pytest.raises(ValueError, match=r"'array': expected values in \[0, 1\] to binarise; got .* Scale them"):
+    with pytest.raises(ValueError, match=r"'array': expected values in \[0, 1\] to binarize; got .* Scale them"):
         data.load(torch.full((9, 2), value), binarize=mode)
 
 
@@ -476,15 +476,15 @@ def test_context_goes_with_its_datum() -> None:
 
 
 def test_what_batches_cannot_do_is_refused_at_once() -> None:
-    dataset = data.as_dataset(greys(8, 4))
+    dataset = data.as_dataset(grays(8, 4))
     dynamic = replace(dataset, binarization="dynamic")
     with pytest.raises(ValueError, match="batch_size at least 1; got 0"):
         dataset.batches(0)
     with pytest.raises(ValueError, match=r"a generator for shuffling; got None\. Pass generator=torch\.Generator"):
         dataset.batches(4, shuffle=True)
-    with pytest.raises(ValueError, match="a generator for dynamic binarisation; got None"):
+    with pytest.raises(ValueError, match="a generator for dynamic binarization; got None"):
         dynamic.batches(4)
-    with pytest.raises(ValueError, match="a generator for dynamic binarisation; got None"):
+    with pytest.raises(ValueError, match="a generator for dynamic binarization; got None"):
         dynamic.batch(torch.arange(2))
 
 
@@ -492,14 +492,14 @@ def test_what_batches_cannot_do_is_refused_at_once() -> None:
 
 
 def test_mean_is_of_values_on_the_unit_scale() -> None:
-    dataset = data.as_dataset(greys(9000, 1, 2, 2))  # several chunks and a part of one
+    dataset = data.as_dataset(grays(9000, 1, 2, 2))  # several chunks and a part of one
     torch.testing.assert_close(dataset.mean(), (dataset.images.double() / 255).mean(0).float())
     torch.testing.assert_close(replace(dataset, binarization="dynamic").mean(), dataset.mean(), rtol=0, atol=0)
     gaps = data.as_dataset(torch.tensor([[1.0, float("nan")], [2.0, 7.0]]))
     assert gaps.mean().tolist() == [1.5, 7.0]
 
 
-def test_tensor_has_the_greys_and_no_draw() -> None:
+def test_tensor_has_the_grays_and_no_draw() -> None:
     dataset = replace(data.as_dataset(LEVELS[None]), binarization="dynamic")
     torch.testing.assert_close(dataset.tensor(), torch.linspace(0, 1, 256)[None])
 
@@ -516,7 +516,7 @@ def test_take_and_subset() -> None:
 
 
 def test_repr_is_one_short_line() -> None:
-    dataset = data.as_dataset(greys(5, 8, 8), name="squares")
+    dataset = data.as_dataset(grays(5, 8, 8), name="squares")
     assert repr(dataset) == "Dataset('squares', 5 x (8, 8), 256 levels, binarization='none', device='cpu')"
 
 
@@ -584,10 +584,10 @@ def test_arrays_become_sets(x: Any, levels: int | None, values: Any) -> None:
 
 
 def test_data_keep_their_shape_and_sets_stay() -> None:
-    dataset = data.as_dataset(greys(5, 8, 9))
+    dataset = data.as_dataset(grays(5, 8, 9))
     assert dataset.event_shape == (8, 9)
     assert data.as_dataset(torch.zeros(2, 1, 3, 1, 4)).event_shape == (1, 3, 1, 4)
-    assert data.as_dataset(greys(5, 3, 8, 8)).event_shape == (3, 8, 8)
+    assert data.as_dataset(grays(5, 3, 8, 8)).event_shape == (3, 8, 8)
     assert data.as_dataset(dataset) is dataset
 
 
@@ -600,7 +600,7 @@ def test_data_keep_their_shape_and_sets_stay() -> None:
         ([[1.0], [1.0, 2.0]], TypeError, "expected rows of one length; got ragged ones"),
         ({}, TypeError, r"got dict\. Convert it"),
         (torch.zeros(5), ValueError, r"expected shape \(N, D\).*got \(5,\)"),
-        (greys(5, 8, 8, 3), ValueError, r"got channels last, \(5, 8, 8, 3\).*permute\(0, 3, 1, 2\)"),
+        (grays(5, 8, 8, 3), ValueError, r"got channels last, \(5, 8, 8, 3\).*permute\(0, 3, 1, 2\)"),
         (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), ValueError, "at least one datum"),
     ],
 )
@@ -652,18 +652,18 @@ def save_objects(path: Path) -> None:
 
 
 def save_half(path: Path) -> None:
-    np.savez_compressed(path, images=greys(40, 9).numpy())
+    np.savez_compressed(path, images=grays(40, 9).numpy())
     path.write_bytes(path.read_bytes()[:200])
 
 
 def save_damaged(path: Path) -> None:
-    np.savez(path, images=greys(40, 90).numpy())
+    np.savez(path, images=grays(40, 90).numpy())
     content = path.read_bytes()
     path.write_bytes(content[:500] + bytes(300) + content[800:])  # the checksum differs
 
 
 def save_garbled(path: Path) -> None:
-    np.savez_compressed(path, images=greys(40, 90).numpy())
+    np.savez_compressed(path, images=grays(40, 90).numpy())
     content = path.read_bytes()
     start = 30 + sum(struct.unpack("<HH", content[26:30]))  # of the compressed stream, after the member's header
     path.write_bytes(content[:start] + b"\xff" * 10 + content[start + 10 :])  # a block type that does not exist
@@ -700,9 +700,9 @@ def test_a_path_that_is_not_there(source: str | Path) -> None:
         data.load(source)
 
 
-def save_image(path: Path, grey: int, size: tuple[int, int] = (6, 4), mode: str = "L") -> None:
+def save_image(path: Path, gray: int, size: tuple[int, int] = (6, 4), mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", size, grey).convert(mode).save(path)
+    Image.new("L", size, gray).convert(mode).save(path)
 
 
 def test_folders_of_images(tmp_path: Path) -> None:

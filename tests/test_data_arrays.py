@@ -162,12 +162,12 @@ def test_a_folder_that_is_split_keeps_its_parts(tmp_path: Path) -> None:
     for part, names in {"train": "aabb", "val": "b", "test": "bb"}.items():
         for i, name in enumerate(names):
             picture(tmp_path / part / name / f"{i}.png", i)
-    train, valid, test = data.load(tmp_path)
-    assert [len(part) for part in (train, valid, test)] == [4, 1, 2]
+    train, validation, test = data.load(tmp_path)
+    assert [len(part) for part in (train, validation, test)] == [4, 1, 2]
     assert train.labels is not None
     assert train.labels.tolist() == [0, 0, 1, 1]
-    assert valid.labels is not None
-    assert valid.labels.tolist() == [1]  # the classes are those of all parts
+    assert validation.labels is not None
+    assert validation.labels.tolist() == [1]  # the classes are those of all parts
     with pytest.raises(ValueError, match="expected no validation for a folder with a part of that name; got 1"):
         data.load(tmp_path, validation=1)
 
@@ -200,7 +200,7 @@ def _write_png_of_16_bit_color(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def test_deep_greys_keep_their_levels(tmp_path: Path) -> None:
+def test_deep_grays_keep_their_levels(tmp_path: Path) -> None:
     levels = np.array([[0, 1], [256, 65535]], np.uint16)
     picture(tmp_path / "a.png", levels)
     dataset = data.files.read(tmp_path)
@@ -222,7 +222,7 @@ def test_orientation_is_applied_and_transparency_named(tmp_path: Path) -> None:
     assert data.files.read(tmp_path / "opaque").note == ""
 
 
-def test_a_grey_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> None:
+def test_a_gray_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> None:
     from pyro_vae import VAE, conditionals, fit, likelihoods, nets, priors
 
     vae = VAE(
@@ -342,9 +342,9 @@ def _images(folder: Path, *names: str, size: int = 4, mode: str = "L") -> None:
     [
         (
             ("train/a/1.png", "val/a/1.png", "validation/a/1.png"),
-            "expected one folder for valid; got val and validation",
+            "expected one folder for validation; got val and validation",
         ),
-        (("test/a/1.png", "valid/a/1.png"), "expected a part train; got test, valid alone"),
+        (("test/a/1.png", "valid/a/1.png"), "expected a part train; got test, validation alone"),
     ],
 )
 def test_parts_that_are_not_clear_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:

@@ -8,20 +8,20 @@ from pyro_vae.testing import check_density
 
 
 def exact_log_prob(logits: torch.Tensor, x: float) -> torch.Tensor:
-    """x l - log((e^l - 1) / l) in double precision, from the textbook normaliser; its series within 1e-2 of 0."""
+    """x l - log((e^l - 1) / l) in double precision, from the textbook normalizer; its series within 1e-2 of 0."""
     series = math.log(2) + logits**2 / 12 - 7 * logits**4 / 1440
     away = torch.where(logits.abs() < 1e-2, 1.0, logits)
     log_c = torch.where(logits.abs() < 1e-2, series, torch.log(away / torch.tanh(away / 2)))
     return x * logits - torch.logaddexp(logits, torch.zeros_like(logits)) + log_c
 
 
-def test_the_normaliser_and_the_mean_have_the_published_values() -> None:
+def test_the_normalizer_and_the_mean_have_the_published_values() -> None:
     d = ContinuousBernoulli(torch.logit(torch.tensor([0.3, 0.5], dtype=torch.float64)))
     assert d.log_normalizer.tolist() == pytest.approx([0.75058775, math.log(2)], abs=1e-8)
     assert d.mean.tolist() == pytest.approx([0.43022250, 0.5], abs=1e-8)
 
 
-def test_the_normaliser_has_its_series_near_one_half() -> None:
+def test_the_normalizer_has_its_series_near_one_half() -> None:
     e = torch.tensor([0.0, 1e-6, 1e-4, 1e-3, 1e-2], dtype=torch.float64)
     for sign in (1, -1):
         d = ContinuousBernoulli(torch.logit(0.5 + sign * e))

@@ -44,7 +44,7 @@ def test_the_support_is_that_of_every_part() -> None:
     assert joint().support.check(torch.stack([good, *wrong])).tolist() == [True, False, False, False]
 
 
-def test_it_is_reparameterised_where_all_parts_are() -> None:
+def test_it_is_reparameterized_where_all_parts_are() -> None:
     loc = torch.zeros(2, requires_grad=True)
     d = Joint([(slice(2, 4), dist.Normal(loc, 1.0).to_event(1)), (slice(0, 2), dist.Normal(loc, 1.0).to_event(1))])
     assert d.has_rsample

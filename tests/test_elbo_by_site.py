@@ -512,7 +512,7 @@ def test_a_plate_of_two_dims_is_refused() -> None:
 
 
 def test_a_guide_that_changes_is_looked_at_again() -> None:
-    """A site that was reparameterised and is no longer has no pathwise gradient."""
+    """A site that was reparameterized and is no longer has no pathwise gradient."""
     discrete = [False]
 
     def guide(x: Tensor) -> None:
@@ -529,7 +529,7 @@ def test_a_guide_that_changes_is_looked_at_again() -> None:
     loss.loss(model, guide, torch.ones(3))
     discrete[0] = True
     with pytest.raises(
-        ValueError, match=r"^ELBO: expected a reparameterised distribution at site 'z' for pathwise; got"
+        ValueError, match=r"^ELBO: expected a reparameterized distribution at site 'z' for pathwise; got"
     ):
         loss.loss(model, guide, torch.ones(3))
 
@@ -579,7 +579,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "pathwise of a bit": (
         given({"k": "pathwise", "z": "pathwise"}),
-        "ELBO: expected a reparameterised distribution at site 'k' for pathwise; got Bernoulli. Use 'score' or, with "
+        "ELBO: expected a reparameterized distribution at site 'k' for pathwise; got Bernoulli. Use 'score' or, with "
         "ELBO, 'enumerate' there.",
     ),
     "a sum over a Normal": (
@@ -617,7 +617,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "pathwise of all": (
         given("pathwise"),
-        "ELBO: expected a reparameterised guide at site 'k' for pathwise gradients; got Bernoulli, whose gradient "
+        "ELBO: expected a reparameterized guide at site 'k' for pathwise gradients; got Bernoulli, whose gradient "
         "would silently be 0. Use gradient={'k': 'score', 'z': 'pathwise'}, 'score', 'vimco' (K >= 2) or, with ELBO, "
         "'enumerate'; or a relaxed distribution.",
     ),

@@ -225,8 +225,8 @@ def test_gradient_variances_at_the_exact_posterior(options: dict[str, Any], name
     ELBO(**options).loss_and_grads(program.model, program.guide, x)
     draws = torch.stack([program.guide.loc.grad, program.guide.log_scale.grad], -1)
     # The variance of a sample variance is (fourth central moment - variance^2) / n.
-    centred = draws - draws.mean(0)
-    standard_error = ((centred**4).mean(0) - draws.var(0) ** 2).div(n).sqrt()
+    centered = draws - draws.mean(0)
+    standard_error = ((centered**4).mean(0) - draws.var(0) ** 2).div(n).sqrt()
     assert (draws.mean(0).abs() < 5 * draws.std(0) / n**0.5).all()
     truth = NormalNormal.gradient_variances(x[:1])[name][0]
     assert ((draws.var(0) - truth).abs() < 5 * standard_error).all()
@@ -238,8 +238,8 @@ def test_particles_divide_the_gradient_variance() -> None:
     program = NormalNormal.exact(x)
     ELBO(num_particles=4).loss_and_grads(program.model, program.guide, x)
     draws = program.guide.loc.grad
-    centred = draws - draws.mean()
-    standard_error = ((centred**4).mean() - draws.var() ** 2).div(n).sqrt()
+    centered = draws - draws.mean()
+    standard_error = ((centered**4).mean() - draws.var() ** 2).div(n).sqrt()
     assert abs(draws.var() - 2 / 4) < 5 * standard_error
 
 
@@ -412,10 +412,10 @@ def incomplete() -> Programs:
         (
             discrete,
             {},
-            r"ELBO: expected a reparameterised guide at site 'z' for pathwise gradients; got Bernoulli, whose gradient "
+            r"ELBO: expected a reparameterized guide at site 'z' for pathwise gradients; got Bernoulli, whose gradient "
             r"would silently be 0\. Use gradient='score'",
         ),
-        (discrete, {"analytic_kl": True}, "ELBO: expected a reparameterised guide at site 'z'"),
+        (discrete, {"analytic_kl": True}, "ELBO: expected a reparameterized guide at site 'z'"),
         (
             mixture,
             {"analytic_kl": True},

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("global_store")
 
 X = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
 
-# For guides that are reparameterised; of score gradients, those without state.
+# For guides that are reparameterized; of score gradients, those without state.
 ESTIMATORS: dict[str, Callable[[], Estimator]] = {
     f"{name}, {gradient}": partial(make, 4, gradient)
     for name, make in BOUNDS.items()
@@ -128,7 +128,7 @@ def test_functions_take_the_steps_of_modules(name: str) -> None:
 
 
 class NoNumbers(TorchDispatchMode):
-    """Refuses to turn a tensor into a number, on which a recorded step would depend."""
+    """Raises where it is to turn a tensor into a number, on which a recorded step would depend."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default

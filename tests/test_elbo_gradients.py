@@ -446,7 +446,7 @@ def test_wrong_combinations_are_refused_when_made(name: str) -> None:
 def test_draws_without_a_path_are_refused(name: str, gradient: str) -> None:
     program = TwoStates(torch.zeros(1))
     message = (
-        f"{name}: expected a reparameterised guide at site 'z' for {gradient} gradients; got Bernoulli, whose gradient "
+        f"{name}: expected a reparameterized guide at site 'z' for {gradient} gradients; got Bernoulli, whose gradient "
         "would silently be 0. Use gradient='score', 'vimco' (K >= 2) or, with ELBO, 'enumerate'; or a relaxed "
         "distribution."
     )

@@ -51,7 +51,7 @@ def test_sums_of_many_draws(num_partitions: int, left: float, right: float) -> N
 
 
 def test_the_sandwich_does_not_hold_at_few_draws() -> None:
-    """Self-normalised, the right sum lies below log p(x); with one draw it is the ELBO, as any sum."""
+    """Self-normalized, the right sum lies below log p(x); with one draw it is the ELBO, as any sum."""
     values = {}
     for num_particles in (1, 2):
         noise, probability = grid(num_particles)

@@ -129,7 +129,7 @@ TABLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "stl"])
 def test_signal_to_noise_ratios(gradient: str) -> None:
-    """The ratio is within 5% up to K = 16; beyond, where its mean drowns, mean, variance and the slope of its log."""
+    """The ratio is within 5% up to K = 16; beyond, where noise hides it, mean, variance and the slope of its log."""
     column = {"pathwise": 1, "dreg": 2, "stl": 4}[gradient]
     ratios = {}
     for num_particles, row in TABLE.items():
@@ -145,6 +145,6 @@ def test_signal_to_noise_ratios(gradient: str) -> None:
         if num_particles <= 16:
             assert ratios[num_particles] == pytest.approx(row[column], rel=0.05)
     logs = torch.tensor([[math.log(k), math.log(ratio)] for k, ratio in ratios.items() if k >= 16])
-    centred = logs - logs.mean(0)
-    slope = (centred.prod(-1).sum() / centred[:, 0].square().sum()).item()
+    centered = logs - logs.mean(0)
+    slope = (centered.prod(-1).sum() / centered[:, 0].square().sum()).item()
     assert slope == pytest.approx({"pathwise": -0.504, "dreg": 0.497, "stl": 0.499}[gradient], abs=0.05)

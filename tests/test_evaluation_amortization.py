@@ -1,4 +1,4 @@
-"""The amortisation gap against closed forms."""
+"""The amortization gap against closed forms."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_the_gap_is_that_of_the_closed_form(orthogonal: bool) -> None:
     assert (result.num_particles, result.num_steps, result.unit) == (400, 500, "nats")
 
 
-def test_an_amortised_optimum_has_no_gap() -> None:
+def test_an_amortized_optimum_has_no_gap() -> None:
     oracle = LinearVAE.random(6, 3, orthogonal=True)
     vae = oracle.vae(diagonal=True)
     before = [p.clone() for p in vae.parameters()]
@@ -62,7 +62,7 @@ def test_a_full_covariance_is_freed_too() -> None:
 
 def test_discrete_latents_are_refused() -> None:
     program = TwoStates(torch.zeros(2))
-    with pytest.raises(ValueError, match="expected a reparameterised distribution with parameters at site 'z'"):
+    with pytest.raises(ValueError, match="expected a reparameterized distribution with parameters at site 'z'"):
         amortization_gap(program, torch.ones(2, dtype=torch.float64), progress=False)
 
 

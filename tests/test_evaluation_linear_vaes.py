@@ -143,7 +143,7 @@ def test_figures_of_the_maximum_likelihood_estimate_are_exact_on_its_own_data(se
     assert value == pytest.approx(LinearVAE.maximum_log_likelihood(x, L), abs=1e-6)
 
 
-def test_the_amortisation_gap_is_that_of_the_closed_form(seed: int) -> None:
+def test_the_amortization_gap_is_that_of_the_closed_form(seed: int) -> None:
     """A guide of f times the exact scales is (f^2 - 1) / 2 - log f nats below the best, for each unit."""
     oracle = diagonal_oracle(seed)
     vae = oracle.vae(diagonal=True)

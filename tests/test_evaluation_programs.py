@@ -28,7 +28,7 @@ from pyro_vae.evaluation import (
 
 
 def with_noisy_nets() -> VAE:
-    """In training mode, dropout makes its densities random, and batch normalisation learns from every run."""
+    """In training mode, dropout makes its densities random, and batch normalization learns from every run."""
     encoder, decoder = nets.MLP(4, [8]), nets.MLP(2, [8])
     encoder.layers.append(nn.BatchNorm1d(8))
     decoder.layers.append(nn.Dropout(0.5))

@@ -68,12 +68,12 @@ def test_mnist_svi_says_what_is_wrong(arguments: tuple[str, ...], message: str, 
 
 
 @pytest.mark.slow
-def test_swap_everything_groups_rows_that_compare_and_tells_of_pairs_that_do_not_fit() -> None:
+def test_choose_parts_groups_rows_that_compare_and_tells_of_pairs_that_do_not_fit() -> None:
     chosen = ["--likelihoods", "bernoulli", "categorical", "--priors", "standard", "vamp", "--guides", "iaf"]
-    result = run("swap_everything.py", "--epochs", "1", *chosen)
+    result = run("choose_parts.py", "--epochs", "1", *chosen)
     assert result.returncode == 0, result.stderr
     groups = result.stdout.strip().split("\n\n")
-    assert [group.splitlines()[0] for group in groups] == ["bits", "grey levels, as probabilities"]
+    assert [group.splitlines()[0] for group in groups] == ["bits", "gray levels, as probabilities"]
     for group, likelihood in zip(groups, ("bernoulli", "categorical"), strict=True):
         standard, vamp = group.splitlines()[2:]
         assert standard.split()[:3] == [likelihood, "standard", "iaf"]

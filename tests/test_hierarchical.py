@@ -127,7 +127,7 @@ class LinearChain:
 
 
 def times_prior(matrix: Tensor, offset: Tensor, variance: Tensor, mean: Tensor, prior_variance: Tensor) -> Conditional:
-    """Normal(z; matrix y + offset, variance) Normal(z; mean, prior_variance), normalised, as a conditional on y."""
+    """Normal(z; matrix y + offset, variance) Normal(z; mean, prior_variance), normalized, as a conditional on y."""
     total = 1 / (1 / variance + 1 / prior_variance)
     share = total / variance
     return linear_normal(

@@ -412,11 +412,11 @@ def test_p_values_of_repeated_comparisons_are_uniform() -> None:
 # What is left behind
 
 
-class Normalised(PyroModule):
+class Normalized(PyroModule):
     """A guide with BatchNorm, which keeps averages of what it sees."""
 
     def __init__(self) -> None:
-        super().__init__("normalised")
+        super().__init__("normalized")
         self.net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
 
     def forward(self, x: Tensor) -> None:
@@ -426,7 +426,7 @@ class Normalised(PyroModule):
 
 def test_nothing_is_left_behind() -> None:
     x = torch.tensor([1.0, -0.5, 2.0])
-    guide, baseline = Normalised(), nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1), nn.Flatten(0))
+    guide, baseline = Normalized(), nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1), nn.Flatten(0))
     program = NormalNormal(x, x)
     for parameter in guide.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -525,7 +525,7 @@ def test_figures() -> None:
     assert drawn == [[[1, 4], [1.0, 2.0]], [[1], [3.0]]]
     (axes,) = found.cost_figure().axes
     assert axes.get_legend_handles_labels()[1] == ["B, K=1: 0", "A"]
-    # Along a grey line, variance times time is the same.
+    # Along a gray line, variance times time is the same.
     lines = [line for line in axes.lines if line.get_color() == "0.85"]
     products = [torch.as_tensor(line.get_xdata()) * torch.as_tensor(line.get_ydata()) for line in lines]
     assert len(lines) == 5

@@ -140,15 +140,15 @@ def test_equal_time_is_that_of_the_steps() -> None:
 def test_training_nears_the_maximum_likelihood() -> None:
     """Of a linear VAE, by both estimators: the validation NLL comes near that of the truth."""
     oracle = LinearVAE.random(orthogonal=True)
-    train, valid = oracle.draw(2000).float(), oracle.draw(500, seed=1).float()
-    truth = -oracle.log_marginal_likelihood(valid.double()).mean().item()
+    train, validation = oracle.draw(2000).float(), oracle.draw(500, seed=1).float()
+    truth = -oracle.log_marginal_likelihood(validation.double()).mean().item()
     torch.manual_seed(0)
     vae = VAE(
         prior=priors.StandardNormal(2),
         likelihood=likelihoods.Normal(nets.MLP(2, []), 5, scale="learned"),
         posterior=conditionals.DiagonalNormal(nets.MLP(5, []), 2),
     )
-    found = race(vae, train, valid, [ELBO(), IWELBO(8, "dreg")], optimizer=ADAM, steps=1500, progress=False)
+    found = race(vae, train, validation, [ELBO(), IWELBO(8, "dreg")], optimizer=ADAM, steps=1500, progress=False)
     for points in found.curves.values():
         assert points[0].nll.value > truth + 1
         assert points[-1].nll.value == pytest.approx(truth, abs=0.05)

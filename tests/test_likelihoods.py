@@ -136,7 +136,7 @@ def test_a_vae_with_it_trains_and_samples(name: str) -> None:
 
 # One value the likelihood cannot have produced, and what its message says.
 REFUSED = {
-    "Bernoulli": (0.5, r"expected binary values, 0 or 1; got values in \[0\.5, 0\.5\]\. Binarise"),
+    "Bernoulli": (0.5, r"expected binary values, 0 or 1; got values in \[0\.5, 0\.5\]\. Binarize"),
     "ContinuousBernoulli": (1.5, r"expected values in \[0, 1\].*Scale the data"),
     "Beta": (0.0, r"expected values in \(0, 1\), without 0 and 1.*Dequantized"),
     "LogitNormal": (1.0, r"expected values in \(0, 1\), without 0 and 1.*Dequantized"),
@@ -154,7 +154,7 @@ REFUSED = {
     "ZeroInflatedNegativeBinomial": (0.5, r"expected counts 0, 1, 2, \.\.\..*Give the raw counts"),
     "Multinomial": (0.5, r"expected counts 0, 1, 2, \.\.\..*Give the raw counts"),
     "DiscretizedLogistic": (0.5, r"expected values k / 255, k = 0, \.\.\., 255.*Scale the levels"),
-    "MixtureOfDiscretizedLogistics, grey": (0.5, r"expected values k / 15, k = 0, \.\.\., 15.*Scale the levels"),
+    "MixtureOfDiscretizedLogistics, gray": (0.5, r"expected values k / 15, k = 0, \.\.\., 15.*Scale the levels"),
     "Mixed": (2.0, r"Mixed likelihood, columns 4 to 6: OneHotCategorical likelihood: expected one-hot"),
     "MissingAtRandom": (2.0, r"LogitNormal likelihood: expected values in \(0, 1\)"),
     "Dequantized": (0.5, r"expected values k / 255, k = 0, \.\.\., 255.*Scale the levels"),
@@ -180,7 +180,7 @@ def test_data_of_another_shape_or_type_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_a_repr_says_what_is_modelled(name: str) -> None:
+def test_a_repr_says_what_is_modeled(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]()
     assert f"event_shape={tuple(likelihood.event_shape)}" in repr(likelihood)
     assert likelihood.accepts

@@ -36,7 +36,7 @@ def digits() -> Tensor:
     return data.load("digits").train.tensor() * 16
 
 
-GREY: dict[str, MakeLikelihood] = {
+GRAY: dict[str, MakeLikelihood] = {
     "ContinuousBernoulli": lambda body: likelihoods.ContinuousBernoulli(body, IMAGE),
     "Normal": lambda body: likelihoods.Normal(body, IMAGE),
     "SigmaNormal": lambda body: likelihoods.SigmaNormal(body, IMAGE),
@@ -66,9 +66,9 @@ SHARES: dict[str, MakeLikelihood] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GREY)
-def test_grey_digits(name: str) -> None:
-    assert_falls(losses(GREY[name], data.load("digits").train))
+@pytest.mark.parametrize("name", GRAY)
+def test_gray_digits(name: str) -> None:
+    assert_falls(losses(GRAY[name], data.load("digits").train))
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def with_cells_missing(x: Tensor) -> Tensor:
     return x.masked_fill(torch.rand(x.shape, generator=generator) < 0.1, torch.nan)
 
 
-def standardised(x: Tensor) -> Tensor:
+def standardized(x: Tensor) -> Tensor:
     return (x - x.mean(0)) / x.std(0)
 
 
@@ -114,7 +114,7 @@ def standardised(x: Tensor) -> Tensor:
 def test_wine_with_magnesium_as_a_count(count: type[likelihoods.Poisson], missing: bool) -> None:
     raw = torch.tensor(load_wine().data, dtype=torch.float32)
     magnesium = load_wine().feature_names.index("magnesium")
-    x = standardised(raw)
+    x = standardized(raw)
     x[:, magnesium] = raw[:, magnesium]
     assert torch.equal(raw[:, magnesium], raw[:, magnesium].round())
 
@@ -137,7 +137,7 @@ def test_wine_with_magnesium_as_a_count(count: type[likelihoods.Poisson], missin
 @pytest.mark.parametrize("missing", [False, True])
 def test_breast_cancer_with_its_class_as_a_category(missing: bool) -> None:
     bunch = load_breast_cancer()
-    x = standardised(torch.tensor(bunch.data, dtype=torch.float32))
+    x = standardized(torch.tensor(bunch.data, dtype=torch.float32))
     x = torch.cat([x, torch.tensor(bunch.target, dtype=torch.float32)[:, None]], -1)
 
     def mixed(body: nets.Body) -> likelihoods.Likelihood:

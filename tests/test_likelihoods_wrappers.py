@@ -69,7 +69,7 @@ def test_a_wrapped_likelihood_has_one_network_and_one_state() -> None:
     torch.testing.assert_close(wrapped(torch.zeros(LATENT)).mean, inner(torch.zeros(LATENT)).mean)
 
 
-# Dequantisation
+# Dequantization
 
 
 def test_only_continuous_likelihoods_of_complete_data_are_dequantized() -> None:

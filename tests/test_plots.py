@@ -20,7 +20,7 @@ def test_images_are_laid_out_in_rows_with_a_white_border() -> None:
     assert torch.all(grid[12:, 5:] == 1)  # no sixth image
 
 
-def test_colours_and_values_outside_the_unit_interval() -> None:
+def test_colors_and_values_outside_the_unit_interval() -> None:
     (axes,) = plots.images(torch.tensor([-1.0, 0.5, 2.0]).reshape(1, 3, 1, 1)).axes
     assert torch.as_tensor(axes.images[0].get_array())[1, 1].tolist() == [0.0, 0.5, 1.0]
 

@@ -71,7 +71,7 @@ OURS: dict[str, Callable[[], elbo.Estimator]] = {
     "ReweightedWakeSleep": partial(elbo.ReweightedWakeSleep, num_particles=3),
 }
 # Why one of ours does not serve a program, as it says itself.
-PATHWISE = "expected a reparameterised guide at site 'y'"
+PATHWISE = "expected a reparameterized guide at site 'y'"
 REFUSED = {
     ("SemiSupervisedVAE", "ELBO"): PATHWISE,
     ("SemiSupervisedVAE", "ELBO, K=3"): PATHWISE,
@@ -341,4 +341,4 @@ def test_fit_and_evaluation_take_it(name: str) -> None:
     # The history has one draw per datum.
     draws = elbo.log_weights(program.model, program.guide, x, *context, num_particles=1000)
     standard_error = draws.mean(1).std().item()
-    assert abs(history["valid_elbo"][-1] - terms.elbo.mean().item()) < 5 * standard_error
+    assert abs(history["validation_elbo"][-1] - terms.elbo.mean().item()) < 5 * standard_error

@@ -12,7 +12,7 @@ import torch
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, SWAPS, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, REPLACEMENTS, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def test_the_code_of_use_it_runs(names: dict[str, Any]) -> None:
     assert names["vae"].sample(2).shape == (2, 1, 28, 28)
 
 
-def test_every_swap_is_one_line(names: dict[str, Any]) -> None:
+def test_every_part_is_replaced_by_one_line(names: dict[str, Any]) -> None:
     vae = names["vae"]
     parts = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
-    for line in SWAPS.strip().splitlines():
+    for line in REPLACEMENTS.strip().splitlines():
         part, _, expression = line.partition("=")
         value = eval(expression, names)
         if part == "loss":

@@ -35,7 +35,7 @@ def test_a_network_is_given_the_relaxed_vector_itself(kind: str) -> None:
 def test_no_bound_lies_above_zero(kind: str, temperature: float | None, compile: bool) -> None:
     # Densities of clamped draws gave validation ELBOs of up to +7687; those of the digits' best models are near -23.
     torch.manual_seed(0)
-    train, valid, _ = data.load("digits", binarize="dynamic")
+    train, validation, _ = data.load("digits", binarize="dynamic")
     vae = relaxed_vae(kind, 1.0 if temperature is None else temperature)
 
     def anneal(row: dict[str, float]) -> None:
@@ -46,14 +46,14 @@ def test_no_bound_lies_above_zero(kind: str, temperature: float | None, compile:
     history = fit(
         vae,
         train,
-        valid,
+        validation,
         epochs=10,
         optimizer=partial(torch.optim.Adam, lr=5e-3),
         compile=compile,
         progress=False,
         on_epoch=anneal,
     )
-    x = next(valid.batches(100))[0]
+    x = next(validation.batches(100))[0]
     nll = -evaluation.log_marginal_likelihood(vae, x, num_particles=200, progress=False).value
-    assert max(history["train_elbo"] + history["valid_elbo"]) < -20
+    assert max(history["train_elbo"] + history["validation_elbo"]) < -20
     assert nll.mean() > 20

@@ -78,7 +78,7 @@ def test_what_is_no_transform_is_refused() -> None:
 # Shapes
 
 
-def grey_vae(shape: tuple[int, ...]) -> VAE:
+def gray_vae(shape: tuple[int, ...]) -> VAE:
     return VAE(
         priors.StandardNormal(2),
         likelihoods.Bernoulli(nets.MLP(2, [4]), shape),
@@ -89,7 +89,7 @@ def grey_vae(shape: tuple[int, ...]) -> VAE:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("wrong", [(5, 1, 8, 8), (8, 8), (5, 64), (5, 8, 8, 1)])
 def test_data_of_one_dim_more_or_less_are_refused_at_every_entrance(wrong: tuple[int, ...]) -> None:
-    vae, x = grey_vae((8, 8)), torch.zeros(wrong)
+    vae, x = gray_vae((8, 8)), torch.zeros(wrong)
     message = re.escape(f"expected data of shape (N, 8, 8); got {wrong}")
     simulation = evaluation.Simulation(x, (), {"z": torch.zeros(5, 2)})
     calls = [
@@ -115,7 +115,7 @@ def test_data_of_one_dim_more_or_less_are_refused_at_every_entrance(wrong: tuple
 
 def test_series_train_in_their_shape() -> None:
     x = (torch.rand(30, 24, 6) < 0.5).float()
-    vae = grey_vae((24, 6))
+    vae = gray_vae((24, 6))
     fit(vae, x, epochs=1, progress=False)
     assert evaluation.elbo_terms(vae, x).elbo.shape == (30,)
     per_datum = evaluation.elbo_terms(vae, x, num_particles=200).elbo.mean()
@@ -125,14 +125,14 @@ def test_series_train_in_their_shape() -> None:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("x", [np.zeros((5, 8, 8), np.float32), [0.0], "x", None, (torch.zeros(5, 8, 8),)])
 def test_what_is_no_tensor_is_refused_by_name(x: Any) -> None:
-    vae = grey_vae((8, 8))
+    vae = gray_vae((8, 8))
     for call in (vae.guide, partial(evaluation.elbo_terms, vae), partial(evaluation.ais, vae)):
         with pytest.raises((TypeError, ValueError), match=r"expected (x a tensor|data x); got"):
             call(x)
 
 
 def test_another_precision_is_named() -> None:
-    vae = grey_vae((8, 8))
+    vae = gray_vae((8, 8))
     with pytest.raises(TypeError, match=r"MLP: expected inputs of torch.float32 .*; got torch.float64"):
         vae.encode(torch.zeros(5, 8, 8, dtype=torch.float64))
     conditional = ConditionalVAE(

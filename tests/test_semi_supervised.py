@@ -29,7 +29,7 @@ class MixtureOfLinear:
     """x|z, y ~ Normal(W z + v_y + b, s^2 I), so that p(x|y) is that of probabilistic PCA at x - v_y.
 
     Args:
-        exact_classifier: q(y|x) is p(y|x), which is linear in x up to normalisation; else it is some other one.
+        exact_classifier: q(y|x) is p(y|x), which is linear in x up to normalization; else it is some other one.
     """
 
     def __init__(self, *, exact_classifier: bool) -> None:
@@ -108,7 +108,7 @@ def test_the_enumerated_loss_is_the_sum_over_classes(labels: Tensor | None, loss
     assert actual.item() == pytest.approx(-total.item(), abs=1e-10)
     assert loss().loss(vae.model, vae.guide, *args) == pytest.approx(-total.item(), abs=1e-10)
     parameters = list(vae.classifier.parameters())
-    nothing = 0 * log_q.sum()  # with all data labelled, the bound does not depend on the classifier
+    nothing = 0 * log_q.sum()  # with all data labeled, the bound does not depend on the classifier
     expected = torch.autograd.grad(nothing - total, parameters)
     gradients = torch.autograd.grad(actual, parameters)
     for gradient, truth in zip(gradients, expected, strict=True):
@@ -154,7 +154,7 @@ def test_classes_that_a_label_excludes_have_no_part_in_value_or_gradient() -> No
 
 
 @pytest.mark.usefixtures("global_store")
-def test_the_classification_term_is_weighted_and_of_labelled_data_in_training_alone() -> None:
+def test_the_classification_term_is_weighted_and_of_labeled_data_in_training_alone() -> None:
     oracle = MixtureOfLinear(exact_classifier=False)
     plain, vae, x = oracle.vae(), oracle.vae(7.0), torch.randn(6, 5, dtype=torch.float64)
     vae.load_state_dict(plain.state_dict())
@@ -205,16 +205,16 @@ def test_sites_and_what_a_label_fixes() -> None:
         assert guide.stochastic_nodes == ["data", "y", "z"]
         assert model.stochastic_nodes == ["data", "y", "z"]
         assert model.observation_nodes == observed
-    labelled = LABELS >= 0
+    labeled = LABELS >= 0
     for program in (vae.guide, vae.model):
         for _ in range(20):
             y = poutine.trace(program).get_trace(x, LABELS).nodes["y"]["value"]
             assert isinstance(y, Tensor)
-            assert y.argmax(-1)[labelled].tolist() == LABELS[labelled].tolist()
+            assert y.argmax(-1)[labeled].tolist() == LABELS[labeled].tolist()
     model.compute_log_prob()
     third = -math.log(CLASSES)
-    torch.testing.assert_close(model.nodes["label"]["log_prob"], torch.where(labelled, third, 0.0))
-    torch.testing.assert_close(model.nodes["y"]["log_prob"], torch.where(labelled, 0.0, third))
+    torch.testing.assert_close(model.nodes["label"]["log_prob"], torch.where(labeled, third, 0.0))
+    torch.testing.assert_close(model.nodes["y"]["log_prob"], torch.where(labeled, 0.0, third))
 
 
 @pytest.mark.usefixtures("global_store")
@@ -298,7 +298,7 @@ def test_what_the_likelihood_takes_beside_follows_the_labels() -> None:
 @pytest.mark.slow  # 10 s
 def test_digits_with_100_labels() -> None:
     """Accuracy on 448 unseen digits, on which 1.6 per cent is one standard error."""
-    train, valid, test = data.load("digits", binarize="threshold", seed=0)
+    train, validation, test = data.load("digits", binarize="threshold", seed=0)
     shown = torch.as_tensor(train.labels).clone()
     shown[100:] = -1  # the set is in random order
     torch.manual_seed(0)
@@ -312,15 +312,15 @@ def test_digits_with_100_labels() -> None:
     history = fit(
         vae,
         train.conditioned_on(shown),
-        valid,
+        validation,
         loss=enumerated(),
         optimizer=partial(torch.optim.Adam, lr=3e-3),
         epochs=40,
         seed=0,
         progress=False,
     )
-    assert history["valid_elbo"][-1] > history["valid_elbo"][0] + 5
-    right = [(vae.classify(part.tensor()) == torch.as_tensor(part.labels)).float() for part in (valid, test)]
+    assert history["validation_elbo"][-1] > history["validation_elbo"][0] + 5
+    right = [(vae.classify(part.tensor()) == torch.as_tensor(part.labels)).float() for part in (validation, test)]
     # Measured .86 to .89 over seeds; the same classifier has .84 from the hundred labels alone.
     assert torch.cat(right).mean().item() > 0.8
 

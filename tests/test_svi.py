@@ -218,7 +218,7 @@ def test_isolated_objects_keep_the_parameters_of_one_program_apart() -> None:
     assert not torch.equal(second.named_parameters()["loc"], before)
 
 
-def test_constrained_parameters_are_optimised_unconstrained() -> None:
+def test_constrained_parameters_are_optimized_unconstrained() -> None:
     class Guide(PyroModule):
         def __init__(self) -> None:
             super().__init__()
@@ -707,7 +707,7 @@ def test_programs_without_parameters_have_a_loss_all_the_same() -> None:
         (
             {"optimizer": torch.optim.Adam([nn.Parameter(torch.zeros(1))])},
             TypeError,
-            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim optimiser; "
+            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim optimizer; "
             "got Adam. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example.",
         ),
         ({"optimizer": {"lr": 0.1}}, TypeError, "SVI: expected optimizer a callable"),
@@ -829,7 +829,7 @@ def test_tf32_is_used_within_the_step_alone() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
-# One optimiser in place of Pyro's many
+# One optimizer in place of Pyro's many
 
 
 @pytest.mark.usefixtures("global_store")

@@ -120,7 +120,7 @@ def test_modules_that_take_no_part_are_no_error() -> None:
     assert torch.equal(teacher.weight.grad, torch.ones(5, 5))
 
 
-# Optimisers
+# Optimizers
 
 
 def test_an_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
@@ -130,7 +130,7 @@ def test_an_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
     with pytest.raises(TypeError, match=r"expected optimizer to make a .*; got NoneType"):
         fit(vae, x, optimizer=lambda parameters: None, epochs=1, progress=False)  # type: ignore[arg-type, return-value]
     with pytest.raises(
-        ValueError, match=r"expected an optimiser of all parameters that it is given; got one without .*bias"
+        ValueError, match=r"expected an optimizer of all parameters that it is given; got one without .*bias"
     ):
         SVI(vae.model, vae.guide, lambda p: torch.optim.Adam([w for w in p if w.dim() > 1]), elbo.ELBO()).step(x)
 
@@ -754,7 +754,7 @@ def test_a_program_that_becomes_double_goes_on(compile: bool) -> None:
 def test_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, optimizer, elbo.ELBO())
-    with pytest.raises(TypeError, match="SVI: expected an optimiser that takes one step by dense gradients; got"):
+    with pytest.raises(TypeError, match="SVI: expected an optimizer that takes one step by dense gradients; got"):
         svi.step(torch.ones(5, 5))
     with pytest.raises(TypeError, match=r"got SparseAdam\. Use torch\.optim\.Adam"):
         SVI(vae.model, vae.guide, OPTIM.SparseAdam(lambda name: {"lr": 0.1}), elbo.ELBO())

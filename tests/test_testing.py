@@ -25,7 +25,7 @@ def test_a_right_density_passes() -> None:
     check_density(normal())
 
 
-def test_a_wrong_normaliser_is_seen() -> None:
+def test_a_wrong_normalizer_is_seen() -> None:
     def log_prob(self: dist.Normal, value: Tensor) -> Tensor:
         return dist.Normal.log_prob(self, value) + 0.002
 
@@ -130,7 +130,7 @@ class SinglePrecision(likelihoods.Normal):
 
 
 class MixedUp(likelihoods.Normal):
-    """Normalises over the batch: fine for the whole batch, and another density for each particle."""
+    """Normalizes over the batch: fine for the whole batch, and another density for each particle."""
 
     def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         return dist.Normal(loc - (loc.mean() if loc.dim() > 1 else 0), scale)
@@ -184,7 +184,7 @@ def test_broken_conditionals_and_priors_are_seen() -> None:
 
             return Sampler(loc, log_scale.exp()).to_event(1)
 
-    class Unnormalised(priors.Prior):
+    class Unnormalized(priors.Prior):
         def __init__(self) -> None:
             super().__init__(1)
             self.loc = nn.Parameter(torch.zeros(1))
@@ -199,7 +199,7 @@ def test_broken_conditionals_and_priors_are_seen() -> None:
     with pytest.raises(AssertionError, match="expected samples from the density"):
         check_conditional(Shifted(nets.MLP(2, [5]), 2))
     with pytest.raises(AssertionError, match="integral 1"):
-        check_prior(Unnormalised())
+        check_prior(Unnormalized())
 
 
 def test_distributions_of_another_shape_or_support_are_seen() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("global_store")
 X = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
 
 
-def labelled(x: Tensor, label: Tensor | None = None) -> None:
+def labeled(x: Tensor, label: Tensor | None = None) -> None:
     """A class that is observed or, where no labels are given, summed out."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
@@ -41,7 +41,7 @@ LABEL = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_a_latent_that_is_observed_in_some_calls(num_particles: int) -> None:
-    """An estimator that has seen labelled data sums the class out of the rest, and the other way round."""
+    """An estimator that has seen labeled data sums the class out of the rest, and the other way round."""
     for estimator in (ELBO(num_particles), IWELBO(num_particles)):
         calls: list[tuple[Any, ...]] = [(X, LABEL), (X,), (X, None), (X, LABEL)]
         for args in calls:
@@ -49,10 +49,10 @@ def test_a_latent_that_is_observed_in_some_calls(num_particles: int) -> None:
             values = []
             for loss in (estimator, fresh, fresh):
                 torch.manual_seed(3)
-                values.append(loss.loss(labelled, guide, *args))
+                values.append(loss.loss(labeled, guide, *args))
             assert values[0] in values[1:]  # the first call of a fresh estimator may take two runs
-    summed = log_weights(labelled, guide, X, num_particles=2000).logsumexp(0)
-    seen = [log_weights(labelled, guide, X, label.expand(3).double(), num_particles=2000) for label in torch.eye(2)[1]]
+    summed = log_weights(labeled, guide, X, num_particles=2000).logsumexp(0)
+    seen = [log_weights(labeled, guide, X, label.expand(3).double(), num_particles=2000) for label in torch.eye(2)[1]]
     torch.testing.assert_close(summed, torch.logaddexp(*(w.logsumexp(0) for w in seen)), rtol=0.02, atol=0.0)
 
 
@@ -60,7 +60,7 @@ def test_a_latent_that_appears_by_the_value_of_an_argument() -> None:
     """No argument is left out, so that only the run itself can tell."""
 
     def model(x: Tensor, label: Tensor) -> None:
-        labelled(x, label if bool((label >= 0).all()) else None)
+        labeled(x, label if bool((label >= 0).all()) else None)
 
     def program(x: Tensor, label: Tensor) -> None:
         guide(x)
@@ -71,7 +71,7 @@ def test_a_latent_that_appears_by_the_value_of_an_argument() -> None:
     torch.manual_seed(3)
     found = estimator.loss(model, program, X, -LABEL)
     torch.manual_seed(3)
-    assert found == pytest.approx(IWELBO(4).loss(labelled, guide, X))
+    assert found == pytest.approx(IWELBO(4).loss(labeled, guide, X))
 
 
 def undrawn(x: Tensor) -> None:
@@ -123,13 +123,13 @@ def test_a_look_at_a_program_updates_no_running_mean() -> None:
     model = NormalNormal.exact(X).model
     body = nn.BatchNorm1d(1, dtype=X.dtype)
 
-    def normalised(x: Tensor) -> None:
+    def normalized(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(body(x.unsqueeze(-1)).squeeze(-1), 1.0))
 
     estimator = IWELBO(4)
     for _ in range(2):
-        estimator.loss(model, normalised, X)
+        estimator.loss(model, normalized, X)
     assert body.num_batches_tracked == 2
     torch.testing.assert_close(body.running_mean, (1 - 0.9**2) * X.mean(0, keepdim=True))
 

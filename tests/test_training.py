@@ -44,9 +44,9 @@ def bits(num_data: int = 10, seed: int = 0) -> Tensor:
     return torch.rand(num_data, 5, generator=torch.Generator().manual_seed(seed)).round()
 
 
-def greys(num_data: int = 10) -> Dataset:
+def grays(num_data: int = 10) -> Dataset:
     x = torch.rand(num_data, 5, generator=torch.Generator().manual_seed(0))
-    return Dataset("greys", x, binarization="dynamic")
+    return Dataset("grays", x, binarization="dynamic")
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class Watched(elbo.ELBO):
 
 
 @pytest.mark.parametrize("loss", [elbo.ELBO(num_particles=2), pyro.infer.Trace_ELBO()], ids=["ELBO", "Trace_ELBO"])
-@pytest.mark.parametrize("train", [bits(), greys()], ids=["bits", "dynamic"])
+@pytest.mark.parametrize("train", [bits(), grays()], ids=["bits", "dynamic"])
 def test_one_seed_gives_the_same_weights_and_history(train: Tensor | Dataset, loss: pyro.infer.ELBO) -> None:
     results = []
     for global_seed in (1, 2):
@@ -98,7 +98,7 @@ def test_without_a_seed_the_global_generator_decides() -> None:
     for global_seed in (1, 1, 2):
         vae = small_vae()
         torch.manual_seed(global_seed)
-        fit(vae, greys(), epochs=2, batch_size=4, progress=False)
+        fit(vae, grays(), epochs=2, batch_size=4, progress=False)
         results.append(weights(vae))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -128,11 +128,16 @@ def test_the_order_of_the_data_changes_from_epoch_to_epoch() -> None:
 
 def test_figures_are_those_of_the_model_whatever_the_loss() -> None:
     oracle = LinearVAE.random(orthogonal=True)
-    vae, train, valid = oracle.vae(diagonal=True).float(), oracle.draw(50, seed=1), oracle.draw(1030, seed=2)
-    exact = {name: oracle.log_marginal_likelihood(x).mean().item() for name, x in (("train", train), ("valid", valid))}
+    vae, train, validation = oracle.vae(diagonal=True).float(), oracle.draw(50, seed=1), oracle.draw(1030, seed=2)
+    exact = {
+        name: oracle.log_marginal_likelihood(x).mean().item()
+        for name, x in (("train", train), ("validation", validation))
+    }
     for loss in (elbo.ELBO(beta=3.0), pyro.infer.Trace_ELBO(), pyro.infer.RenyiELBO(num_particles=2)):
-        history = fit(vae, train, valid, loss=loss, optimizer=STILL, epochs=2, batch_size=16, seed=0, progress=False)
-        for name, x in (("train", train), ("valid", valid)):
+        history = fit(
+            vae, train, validation, loss=loss, optimizer=STILL, epochs=2, batch_size=16, seed=0, progress=False
+        )
+        for name, x in (("train", train), ("validation", validation)):
             assert history[f"{name}_elbo"] == pytest.approx([exact[name]] * 2, abs=1e-4)
             difference = np.subtract(history[f"{name}_expected_log_likelihood"], history[f"{name}_kl"])
             assert difference == pytest.approx(history[f"{name}_elbo"], abs=1e-6)
@@ -169,7 +174,7 @@ def test_the_columns_of_a_history() -> None:
     history = fit(small_vae(), bits(), bits(4), epochs=2, batch_size=4, seed=3, progress=False, on_epoch=rows.append)
     figures = ["elbo", "expected_log_likelihood", "kl"]
     names = ["epoch", "loss", "seconds", "lr", "beta"]
-    names += [f"{prefix}_{figure}" for prefix in ("train", "valid") for figure in figures]
+    names += [f"{prefix}_{figure}" for prefix in ("train", "validation") for figure in figures]
     assert list(history.columns()) == names
     assert rows == history.epochs
     assert len(history) == 2
@@ -199,7 +204,7 @@ def test_the_columns_of_a_history() -> None:
 
 def test_validation_and_beta_have_columns_where_there_are_such() -> None:
     history = fit(small_vae(), bits(), loss=pyro.infer.Trace_ELBO(), epochs=1, progress=False)
-    assert not any(name.startswith("valid") or name == "beta" for name in history.columns())
+    assert not any(name.startswith("validation") or name == "beta" for name in history.columns())
     assert "lr" in history.columns()
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, lambda _: {"lr": 0.01})
     assert "lr" not in fit(small_vae(), bits(), optimizer=optimizer, epochs=1, progress=False).columns()
@@ -215,7 +220,7 @@ def test_the_bar_is_shown_when_asked_for(capfd: pytest.CaptureFixture[str]) -> N
     assert "-elbo=" in err
 
 
-# What is optimised
+# What is optimized
 
 
 @pytest.mark.parametrize(
@@ -275,16 +280,16 @@ def test_training_reaches_the_maximum_of_the_likelihood() -> None:
 
 @pytest.mark.slow
 def test_one_epoch_on_mnist(mnist: Path) -> None:
-    train, valid, _ = data.load("mnist", root=mnist, binarize="dynamic")
+    train, validation, _ = data.load("mnist", root=mnist, binarize="dynamic")
     image = train.event_shape
     vae = VAE(
         priors.StandardNormal(10),
         likelihoods.Bernoulli(nets.MLP(10, [100]), image, data_mean=train.mean()),
         conditionals.DiagonalNormal(nets.MLP(image, [100]), 10),
     )
-    history = fit(vae, train.take(20_000), valid.take(1000), epochs=1, batch_size=100, seed=0, progress=False)
-    # Below: the mean image alone, without latents, has -206.8 nats of binarised MNIST.
-    assert -185 < history["valid_elbo"][0] < -100
+    history = fit(vae, train.take(20_000), validation.take(1000), epochs=1, batch_size=100, seed=0, progress=False)
+    # Below: the mean image alone, without latents, has -206.8 nats of binarized MNIST.
+    assert -185 < history["validation_elbo"][0] < -100
 
 
 def test_beta_follows_a_schedule_step_by_step() -> None:
@@ -350,7 +355,7 @@ def test_a_last_batch_of_one_is_refused_for_batch_normalization() -> None:
     vae = VAE(
         priors.StandardNormal(2),
         likelihoods.Normal(nets.MLP(2, [4]), 5, scale=1.0),
-        conditionals.DiagonalNormal(Normalised(5, 4), 2),
+        conditionals.DiagonalNormal(Normalized(5, 4), 2),
     )
     x, sizes = torch.randn(257, 5), []
     with pytest.raises(ValueError, match=r"fit: expected batches of at least 2 data .*drop_last=True"):
@@ -401,18 +406,18 @@ def opposed() -> tuple[Tensor, Tensor]:
 
 
 def test_a_plateau_schedule_watches_the_validation_elbo() -> None:
-    train, valid = opposed()
+    train, validation = opposed()
     history = fit(
         small_vae("Normal"),
         train,
-        valid,
+        validation,
         optimizer=SGD,
         scheduler=partial(ReduceLROnPlateau, factor=0.5, patience=0),
         epochs=4,
         seed=0,
         progress=False,
     )
-    assert history["valid_elbo"] == sorted(history["valid_elbo"], reverse=True)
+    assert history["validation_elbo"] == sorted(history["validation_elbo"], reverse=True)
     assert history["lr"] == pytest.approx([0.01, 0.01, 0.005, 0.0025])
     history = fit(
         small_vae("Normal"),
@@ -441,7 +446,7 @@ def test_gradients_are_clipped() -> None:
 # Early stopping
 
 
-class Normalised(nets.Body):
+class Normalized(nets.Body):
     """A body with buffers that training changes."""
 
     def __init__(self, inputs: int, features: int) -> None:
@@ -455,18 +460,18 @@ class Normalised(nets.Body):
 @pytest.mark.parametrize("patience", [1, 2])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_early_stopping_restores_the_best_weights_and_buffers(patience: int, warmup: int) -> None:
-    train, valid = opposed()
+    train, validation = opposed()
     train = train + 0.1 * torch.randn(train.shape)
     vae = VAE(
         priors.StandardNormal(2),
         likelihoods.Normal(nets.MLP(2, [4]), 5, scale=1.0),
-        conditionals.DiagonalNormal(Normalised(5, 4), 2),
+        conditionals.DiagonalNormal(Normalized(5, 4), 2),
     )
     saved: list[dict[str, Tensor]] = []
     history = fit(
         vae,
         train,
-        valid,
+        validation,
         optimizer=SGD,
         epochs=20,
         patience=patience,
@@ -485,12 +490,12 @@ def test_early_stopping_restores_the_best_weights_and_buffers(patience: int, war
 
 
 def test_patience_that_is_not_exhausted_restores_the_best_weights_too() -> None:
-    train, valid = opposed()
+    train, validation = opposed()
     vae, saved = small_vae("Normal"), []
     history = fit(
         vae,
         train,
-        valid,
+        validation,
         optimizer=SGD,
         epochs=3,
         patience=10,
@@ -503,9 +508,9 @@ def test_patience_that_is_not_exhausted_restores_the_best_weights_too() -> None:
 
 
 def test_without_patience_the_last_weights_are_kept() -> None:
-    train, valid = opposed()
+    train, validation = opposed()
     vae, saved = small_vae("Normal"), []
-    fit(vae, train, valid, epochs=2, seed=0, progress=False, on_epoch=lambda row: saved.append(weights(vae)))
+    fit(vae, train, validation, epochs=2, seed=0, progress=False, on_epoch=lambda row: saved.append(weights(vae)))
     assert same(weights(vae), saved[-1])
 
 
@@ -546,12 +551,12 @@ def test_ctrl_c_in_the_first_epoch() -> None:
 
 
 def test_ctrl_c_keeps_the_promise_of_early_stopping() -> None:
-    train, valid = opposed()
+    train, validation = opposed()
     vae, saved = small_vae("Normal"), []
     history = fit(
         vae,
         train,
-        valid,
+        validation,
         optimizer=SGD,
         epochs=9,
         patience=9,
@@ -760,7 +765,7 @@ def vae() -> Iterator[VAE]:
             {"train": torch.rand(10, 5)},
             ValueError,
             r"fit, training data 'array': Bernoulli likelihood: expected binary values, 0 or 1; got values in \[.*\]\. "
-            r"Binarise the data \(data\.load\(\.\.\., binarize=\"dynamic\"\)\), or use ContinuousBernoulli",
+            r"Binarize the data \(data\.load\(\.\.\., binarize=\"dynamic\"\)\), or use ContinuousBernoulli",
         ),
         (
             {"validation": torch.cat([bits(1500), torch.full((1, 5), 0.25)])},  # one value in the last batch
@@ -808,7 +813,7 @@ def vae() -> Iterator[VAE]:
                 "scheduler": partial(StepLR, step_size=1),
             },
             ValueError,
-            r"fit: expected a torch\.optim optimiser for a scheduler; got PyroOptim\. Pass functools\.partial",
+            r"fit: expected a torch\.optim optimizer for a scheduler; got PyroOptim\. Pass functools\.partial",
         ),
         (
             {"train": data.as_dataset(bits()).conditioned_on(torch.zeros(10, 3))},
@@ -849,7 +854,7 @@ def test_the_figures_of_an_epoch_do_not_change_what_is_learned() -> None:
 
 
 def test_what_is_no_program_is_refused() -> None:
-    message = "fit: expected a program with model, guide, latents and observed; got Linear. Pass a VAE, or an object"
+    message = "fit: expected a program with model and guide; got Linear. Pass a VAE, or an object"
     with pytest.raises(TypeError, match=re.escape(message)):
         fit(nn.Linear(1, 1), bits())  # type: ignore[arg-type]
 
@@ -860,7 +865,7 @@ def test_fit_on_cuda() -> None:
     for _ in range(2):
         vae = small_vae().cuda()
         state = torch.get_rng_state(), torch.cuda.get_rng_state()
-        history = fit(vae, greys().to("cuda"), greys().to("cuda"), epochs=1, batch_size=4, seed=0, progress=False)
+        history = fit(vae, grays().to("cuda"), grays().to("cuda"), epochs=1, batch_size=4, seed=0, progress=False)
         assert torch.equal(torch.get_rng_state(), state[0])
         assert torch.equal(torch.cuda.get_rng_state(), state[1])
         assert np.isfinite(list(history.columns().values())).all()

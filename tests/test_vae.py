@@ -90,16 +90,10 @@ def test_every_loss_of_stock_pyro_trains_every_parameter(loss: Callable[[], pyro
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "TraceTailAdaptive_ELBO"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_our_svi_trains_every_parameter_with_every_loss(loss: str) -> None:
     vae = small_vae()
     assert untrained_by(our_svi(vae, LOSSES[loss]()).step, vae) == []
-
-
-def test_a_loss_that_computes_no_value_is_refused_by_our_svi() -> None:
-    vae = small_vae()
-    with pytest.raises(FloatingPointError, match="expected a finite loss at step 0; got inf"):
-        our_svi(vae, LOSSES["TraceTailAdaptive_ELBO"]()).step(bits())
 
 
 def through_pickle(vae: VAE) -> VAE:
@@ -406,7 +400,7 @@ class NoBody(nn.Module):
         (
             lambda: small_vae().model(torch.full((5, *IMAGE), 0.5)),
             ValueError,
-            "Bernoulli likelihood: expected binary values, 0 or 1; got values in [0.5, 0.5]. Binarise the data",
+            "Bernoulli likelihood: expected binary values, 0 or 1; got values in [0.5, 0.5]. Binarize the data",
         ),
         (
             lambda: small_vae().check_data(torch.full((5, *IMAGE), torch.nan)),

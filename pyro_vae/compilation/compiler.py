@@ -53,7 +53,7 @@ class Compiler:
     """Compiles the steps of one loss, and keeps a graph for each signature.
 
     A signature is the shapes, types and devices of all tensors, the other arguments, and the Python numbers and words
-    that the modules (training mode, say) and the loss hold. The values of tensors, and beta, are inputs.
+    that the modules (for example training mode) and the loss hold. The values of tensors, and beta, are inputs.
 
     Args:
         loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
@@ -147,7 +147,7 @@ class Compiler:
             return None
         if graph.checks:
             graph.checks -= 1
-            expected = step.rehearse(step)
+            expected = step.dry_run(step)
             # A loss of Pyro's does another thing than ours with some programs.
             if self.loss is not self._estimator and _differing(step, expected, (self._loss_of(step), expected[1])):
                 self._graphs[step.signature] = None
@@ -175,7 +175,7 @@ class Compiler:
         """What :meth:`run` does, without a look at the programs and outside their scope.
 
         Returns:
-            None where the step is to be run in another way: for other shapes than the last, say.
+            None where the step is to be run in another way: for example for other shapes than the last.
         """
         if self._recent is None:
             return None
@@ -192,7 +192,7 @@ class Compiler:
         """
         known = len(pyro.get_param_store())
         with contextlib.suppress(Exception), Leaves() as leaves:  # recording meets an error again, and tells of it
-            step.rehearse(step)
+            step.dry_run(step)
         return len(pyro.get_param_store()) > known or not leaves.found <= set(step.inputs)
 
     def _loss_of(self, step: Step) -> Tensor:
@@ -203,7 +203,7 @@ class Compiler:
                 args = step.args if step.prepare is None else step.prepare(*step.args)
                 return step.parameters[0].new_tensor(self.loss.loss(*step.programs, *args, **step.kwargs))
 
-        return step.rehearse(run)
+        return step.dry_run(run)
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:
@@ -216,8 +216,8 @@ class Compiler:
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
-            if self.mode == "auto" and self.loss is not self._estimator and "expected a plate" in str(error):
-                self._estimator = None  # Pyro's Rényi bound needs no plate over the data, and ours does
+            if self.mode == "auto" and self.loss is not self._estimator and _is_of_a_plate(error):
+                self._estimator = None  # Pyro's Rényi bound needs no plate around every site, and ours does
                 return None
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
             return None
@@ -225,11 +225,16 @@ class Compiler:
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
-        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.rstrip('.')}."
+        message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.removesuffix('.')}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
+
+
+def _is_of_a_plate(error: Exception) -> bool:
+    """Whether an estimator of ours has found no plate over the data, or a site outside it."""
+    return any(words in str(error) for words in ("expected a plate ", "expected to be inside the plate "))
 
 
 def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:

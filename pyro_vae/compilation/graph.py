@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae import internals
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
-from pyro_vae.graphs.inductor import compile_graph, mutates
+from pyro_vae.graphs.inductor import compile_graph
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
@@ -38,8 +37,8 @@ class Graph:
             self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        with tracing(TracingContext(FakeTensorMode())):  # else each operation recorded would make one
-            graph = step.rehearse(lambda: make_fx(recorded)(*step.inputs))
+        with internals.one_fake_mode():
+            graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
@@ -76,7 +75,7 @@ class Graph:
 def _written_constant(graph: GraphModule) -> tuple[int, ...] | None:
     """The shape of a tensor that a recorded graph writes into though it is none of its inputs."""
     for node in graph.graph.nodes:
-        written = node.args[0] if mutates(node) else None
+        written = node.args[0] if internals.is_mutable(node) else None
         if isinstance(written, Node) and written.op == "get_attr":
             return tuple(written.meta["val"].shape)
     return None

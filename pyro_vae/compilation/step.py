@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeVar
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as every_module
 
 from pyro_vae.elbo import Estimator
+from pyro_vae.internals import calls_of, children_of, global_calls
 from pyro_vae.traces.modules import bindings_of, is_bound
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -27,12 +27,6 @@ Settings = list[tuple[object, str, Hashable]]
 _T = TypeVar("_T")
 
 _SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
-_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
-    every_module._global_forward_pre_hooks,
-    every_module._global_forward_hooks,
-    every_module._global_backward_pre_hooks,
-    every_module._global_backward_hooks,
-)
 
 
 class Step:
@@ -111,23 +105,11 @@ class Step:
 
     def _read_children(self) -> list[object]:
         """Submodules, parameters and hooks, each of which the user may replace."""
-        return [
-            child
-            for module in self._modules
-            for held in (module._modules, module._parameters)
-            for child in (len(held), *held.values())
-        ] + self._read_calls()
+        return [child for module in self._modules for child in children_of(module)] + self._read_calls()
 
     def _read_calls(self) -> list[object]:
-        """What a call of a module does beside its forward: hooks. And how many attributes it has, any of them new."""
-        calls: list[object] = [hook for held in _GLOBAL_HOOKS if held for hook in held.values()]
-        calls += map(len, map(vars, self._modules))
-        for module in self._modules:
-            forward, backward = module._forward_hooks, module._backward_hooks
-            if forward or backward or module._forward_pre_hooks or module._backward_pre_hooks:
-                held = (module._forward_pre_hooks, forward, module._backward_pre_hooks, backward)
-                calls += module, *(hook for hooks in held for hook in hooks.values())
-        return calls
+        sizes = list(map(len, map(vars, self._modules)))  # a new attribute may hide one of the class
+        return [*sizes, *global_calls(), *(call for module in self._modules for call in calls_of(module))]
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
@@ -141,9 +123,9 @@ class Step:
         self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
-        buffers = [buffer for module in self._modules for buffer in module._buffers.values() if buffer is not None]
+        buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
         # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
-        frozen = [p for m in self._modules for p in m._parameters.values() if p is not None and not p.requires_grad]
+        frozen = [p for m in self._modules for p in m.parameters(recurse=False) if not p.requires_grad]
         return [*self._original.gradient.buffers(), *buffers, *frozen]
 
     def __call__(self) -> Result:
@@ -155,8 +137,8 @@ class Step:
             gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return loss.detach(), list(gradients)
 
-    def rehearse(self, run: Callable[[], _T]) -> _T:
-        """Runs, and leaves random generators and buffers (running means, say) as they were."""
+    def dry_run(self, run: Callable[[], _T]) -> _T:
+        """Runs, and leaves random generators and buffers (for example running means) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
         try:
@@ -178,7 +160,7 @@ class Step:
 
 @contextlib.contextmanager
 def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within it, matrix products have a precision, whatever torch's own setting is."""
+    """Context manager in which matrix products have a precision, whatever torch's own setting is."""
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16):
             yield

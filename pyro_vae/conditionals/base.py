@@ -29,7 +29,7 @@ class Conditional(Family):
         super().__init__(body, latent_dim)
 
     def _check_vector(self, least: int) -> None:
-        """Refuses a latent that is no vector of at least so many dimensions."""
+        """Raises for a latent that is no vector of at least so many dimensions."""
         if len(self.event_shape) != 1 or self.event_shape[0] < least:
             raise ValueError(
                 f"{type(self).__name__}: expected latent_dim an int of at least {least}; got "

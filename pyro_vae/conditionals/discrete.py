@@ -78,7 +78,7 @@ class OneHotCategorical(_Logits):
 
 
 class RelaxedBernoulli(_Relaxed):
-    """Numbers in (0, 1), a reparameterised relaxation of bits.
+    """Numbers in (0, 1), a reparameterized relaxation of bits.
 
     Args:
         body: network from y to features.
@@ -100,7 +100,7 @@ class RelaxedBernoulli(_Relaxed):
 
 
 class RelaxedOneHotCategorical(_Relaxed):
-    """Vectors on the simplex, a reparameterised relaxation of one-hot vectors: Gumbel-softmax or Concrete.
+    """Vectors on the simplex, a reparameterized relaxation of one-hot vectors: Gumbel-softmax or Concrete.
 
     Args:
         body: network from y to features.

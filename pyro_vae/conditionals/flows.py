@@ -1,7 +1,7 @@
-"""Normalising flows conditioned on x, from zuko.
+"""Normalizing flows conditioned on x, from zuko.
 
 Each is z = loc + scale * f(eps; h) with noise eps ~ Normal(0, I). The network makes loc, scale and a context h, a
-vector that every layer of f takes beside its own input. The flow acts on standardised noise, so that splines have all
+vector that every layer of f takes beside its own input. The flow acts on standardized noise, so that splines have all
 of it in their range, and a flow that is the identity is a diagonal Normal.
 """
 
@@ -123,7 +123,7 @@ class RealNVP(FlowConditional):
     Args:
         body: network from y to features.
         latent_dim: dimensions of z, or its shape.
-        num_layers: coupling layers; halves swap from one to the next.
+        num_layers: coupling layers; halves change places from one to the next.
         hidden: width of each hidden layer of a layer's network.
         context_dim: size of the vector through which the layers see x.
 
@@ -159,7 +159,7 @@ class NeuralSpline(FlowConditional):
     Args:
         body: network from y to features.
         latent_dim: dimensions of z, or its shape.
-        num_layers: coupling layers; halves swap from one to the next.
+        num_layers: coupling layers; halves change places from one to the next.
         hidden: width of each hidden layer of a layer's network.
         num_bins: bins of each spline.
         context_dim: size of the vector through which the layers see x.

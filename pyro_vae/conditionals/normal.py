@@ -16,7 +16,7 @@ from pyro_vae.nets import Body, Shape
 class DiagonalNormal(Conditional):
     r"""z|y ~ Normal(loc(y), diag(scale(y)^2)), scale = exp(log_scale): the mean-field guide of most papers.
 
-    Reparameterised, z = loc + scale * eps.
+    Reparameterized, z = loc + scale * eps.
 
     Args:
         body: network from y to features.
@@ -42,7 +42,7 @@ class DiagonalNormal(Conditional):
 class LowRankNormal(Conditional):
     r"""z|y ~ Normal(loc, diag(scale^2) + F F') with a factor F of shape (latent_dim, rank).
 
-    Reparameterised, z = loc + scale * eps + F eta. Densities cost a factorisation of a (rank, rank) matrix.
+    Reparameterized, z = loc + scale * eps + F eta. Densities cost a factorisation of a (rank, rank) matrix.
 
     Args:
         body: network from y to features.
@@ -71,7 +71,7 @@ class LowRankNormal(Conditional):
 class FullRankNormal(Conditional):
     r"""z|y ~ Normal(loc, L L') with a lower triangular L of diagonal exp(log_scale).
 
-    Reparameterised, z = loc + L eps. The network makes latent_dim (latent_dim + 3) / 2 numbers per datum.
+    Reparameterized, z = loc + L eps. The network makes latent_dim (latent_dim + 3) / 2 numbers per datum.
 
     Args:
         body: network from y to features.
@@ -99,7 +99,7 @@ class FullRankNormal(Conditional):
 class MixtureOfNormals(Conditional):
     r"""z|y ~ a mixture of diagonal Normals whose weights, locations and scales the network makes.
 
-    Reparameterised through its distribution functions, see
+    Reparameterized through its distribution functions, see
     :class:`~pyro_vae.distributions.MixtureOfDiagonalNormals`; the weights have pathwise gradients too.
 
     Args:

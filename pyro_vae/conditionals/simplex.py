@@ -18,7 +18,7 @@ MIN_CONCENTRATION = 1e-2
 class Dirichlet(Conditional):
     """z|y ~ Dirichlet(concentration), concentration = 0.01 + softplus of the network's output.
 
-    Reparameterised through its distribution function.
+    Reparameterized through its distribution function.
 
     Args:
         body: network from y to features.
@@ -43,7 +43,7 @@ class Dirichlet(Conditional):
 
 
 class LogisticNormal(Conditional):
-    """z|y = softmax(u, 0), u ~ Normal(loc, diag(scale^2)) in one dimension less; reparameterised.
+    """z|y = softmax(u, 0), u ~ Normal(loc, diag(scale^2)) in one dimension less; reparameterized.
 
     Args:
         body: network from y to features.

@@ -15,7 +15,7 @@ from pyro_vae.nets import Body, Shape
 class VonMisesFisher(Conditional):
     r"""z|y on the unit sphere with density :math:`\propto e^{\kappa\, \mathrm{loc}^T z}`, in 2 or more dimensions.
 
-    loc is the network's output normalised, kappa is 1 + softplus of it, as in the authors' code. Reparameterised, with
+    loc is the network's output normalized, kappa is 1 + softplus of it, as in the authors' code. Reparameterized, with
     exact gradients in both; see :class:`~pyro_vae.distributions.VonMisesFisher`.
 
     Args:

@@ -1,18 +1,18 @@
 r"""Image sets, tables and the ways of making them binary.
 
 A set is stored as one tensor: whole values (uint8) with the ``levels`` that stand for 1, or reals (float32). The value
-that a model sees is ``images / levels``, or the real itself. A Bernoulli likelihood needs bits, not greys, and a grey
+that a model sees is ``images / levels``, or the real itself. A Bernoulli likelihood needs bits, not grays, and a gray
 :math:`g \in [0, 1]` is read as the probability of a one:
 
 .. math:: x_i \sim \mathrm{Bernoulli}(g_i), \quad\text{drawn as } x_i = [u_i < g_i],\; u_i \sim U[0, 1).
 
 ``binarize="dynamic"`` draws afresh for every training batch, ``"static"`` draws once, ``"threshold"`` takes
-:math:`[g_i > 1/2]` and ``"none"`` keeps the greys. Figures under different modes are not comparable.
+:math:`[g_i > 1/2]` and ``"none"`` keeps the grays. Figures under different modes are not comparable.
 
 Nothing here draws from torch's global generators: loading follows ``seed``, batches the generator they are given.
 
 References:
-    On the quantitative analysis of deep belief networks, Salakhutdinov and Murray, 2008 (greys as probabilities),
+    On the quantitative analysis of deep belief networks, Salakhutdinov and Murray, 2008 (grays as probabilities),
     https://www.cs.toronto.edu/~rsalakhu/papers/dbn_ais.pdf
     Importance weighted autoencoders, Burda, Grosse and Salakhutdinov, 2016 (a fresh draw for every batch),
     https://arxiv.org/abs/1509.00519
@@ -38,7 +38,7 @@ class Splits(NamedTuple):
     """The three parts of a set."""
 
     train: Dataset
-    valid: Dataset
+    validation: Dataset
     test: Dataset
 
 
@@ -82,10 +82,10 @@ def load(
         EMNIST: an extension of MNIST to handwritten letters, Cohen et al., 2017, https://arxiv.org/abs/1702.05373
 
     Example:
-        >>> train, valid, test = load("digits", binarize="dynamic")
+        >>> train, validation, test = load("digits", binarize="dynamic")
         >>> train
         Dataset('digits', 1349 x (1, 8, 8), 17 levels, binarization='dynamic', device='cpu', labels of 10 classes)
-        >>> len(valid), len(test), test.binarization
+        >>> len(validation), len(test), test.binarization
         (149, 299, 'static')
     """
     if not isinstance(binarize, str) or binarize not in get_args(Binarize):
@@ -94,26 +94,11 @@ def load(
     if seed >= 2**63:
         raise ValueError(f"data.load: expected seed below 2^63; got {seed}. Give a smaller one.")
     device = present_device(device)
-    held_out: int | float = 0.1
-    valid: Dataset | None = None
-    test: Dataset | None = None
-    if not isinstance(source, (str, Path)):
-        train = as_dataset(source)
-    elif isinstance(source, str) and source in named.SOURCES:
-        held_out = named.SOURCES[source].validation
-        train, test = named.load(source, named.folder(root))
-    elif source == "digits":
-        train = named.digits()
-    else:
-        path = Path(source).expanduser()
-        if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
-            raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
-        train, valid, test = files.read_splits(path)
-
+    train, validation_set, test = _read(source, root)
     if train.binarization != "none":
         raise ValueError(
             f"Dataset {train.name!r}: expected a set not yet made binary; got binarization={train.binarization!r}. "
-            "Pass its greys, and the mode as binarize."
+            "Pass its grays, and the mode as binarize."
         )
 
     # One generator, in the order of what is always drawn first: test data do not change with the mode or `validation`.
@@ -127,9 +112,11 @@ def load(
         order = torch.randperm(len(train), generator=generator)
         held = max(1, len(train) // 6)
         test, train = train.subset(order[:held]), train.subset(order[held:])
-    if valid is None:
+    if validation_set is None:
+        named_set = named.SOURCES.get(source) if isinstance(source, str) else None
+        held_out = 0.1 if named_set is None else named_set.validation
         size = _validation_size(held_out if validation is None else validation, train)
-        valid = train.subset(torch.arange(len(train) - size, len(train)))
+        validation_set = train.subset(torch.arange(len(train) - size, len(train)))
         train = train.take(len(train) - size)
     elif validation is not None:
         raise ValueError(
@@ -138,9 +125,24 @@ def load(
 
     fixed: Binarize = "static" if binarize == "dynamic" else binarize
     test = binarized(test, fixed, generator)
-    valid = binarized(valid, fixed, generator)
+    validation_set = binarized(validation_set, fixed, generator)
     train = binarized(train, binarize, generator)
-    return Splits(train.to(device), valid.to(device), test.to(device))
+    return Splits(train.to(device), validation_set.to(device), test.to(device))
+
+
+def _read(source: Any, root: str | Path | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Training data, and validation and test data where the source says which they are."""
+    if not isinstance(source, (str, Path)):
+        return as_dataset(source), None, None
+    if isinstance(source, str) and source in named.SOURCES:
+        train, test = named.load(source, named.folder(root))
+        return train, None, test
+    if source == "digits":
+        return named.digits(), None, None
+    path = Path(source).expanduser()
+    if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
+        raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
+    return files.read_splits(path)
 
 
 @partial(checks.arguments, "data.available")

@@ -97,7 +97,7 @@ def _of_array(subject: str, x: Any) -> Tensor:
 
 
 def _check_whole(subject: str, x: Any) -> None:
-    """Refuses whole numbers, of an array, that float32 would round."""
+    """Raises for whole numbers, of an array, that float32 would round."""
     if x.dtype.kind in "iu" and x.size and (largest := max(int(x.max()), -int(x.min()))) > 2**24:
         raise ValueError(
             f"{subject}: expected whole numbers up to 2^24, which float32 holds; got {largest}, which it would round. "
@@ -188,7 +188,7 @@ def _of_torch_set(subject: str, x: Any) -> Numbers:
 
 
 def _check_order(subject: str, loader: Any) -> None:
-    """Refuses a loader that selects or weighs data, which its set does not show."""
+    """Raises for a loader that selects or weighs data, which its set does not show."""
     sampler = loader.sampler
     whole = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(loader.dataset)

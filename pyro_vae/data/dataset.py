@@ -39,10 +39,10 @@ class Dataset:
         TypeError: Images or labels of another dtype.
 
     Example:
-        >>> grey = Dataset("grey", torch.full((6, 1, 2, 2), 51, dtype=torch.uint8), levels=255)
-        >>> [tuple(x.shape) for (x,) in grey.batches(4)]
+        >>> gray = Dataset("gray", torch.full((6, 1, 2, 2), 51, dtype=torch.uint8), levels=255)
+        >>> [tuple(x.shape) for (x,) in gray.batches(4)]
         [(4, 1, 2, 2), (2, 1, 2, 2)]
-        >>> grey.mean().flatten().tolist() == [torch.tensor(0.2).item()] * 4
+        >>> gray.mean().flatten().tolist() == [torch.tensor(0.2).item()] * 4
         True
     """
 
@@ -194,7 +194,7 @@ class Dataset:
         """
         x = self._values(self.images.index_select(0, index.to(self.device)))
         if self.binarization == "dynamic":
-            x = _bits(x, _given(generator, "dynamic binarisation")).float()
+            x = _bits(x, _given(generator, "dynamic binarization")).float()
         return x, *(tensor.index_select(0, index.to(self.device)) for tensor in self.context)
 
     def gather(self, index: Tensor, images: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
@@ -229,7 +229,7 @@ class Dataset:
             drop_last: Leaves out a last batch that is not full.
         """
         if self.binarization == "dynamic":
-            _given(generator, "dynamic binarisation")
+            _given(generator, "dynamic binarization")
         indices = self.indices(batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
         return (self.batch(index, generator) for index in indices)
 
@@ -254,7 +254,7 @@ class Dataset:
         return iter(order[:n].split(batch_size))
 
     def mean(self) -> Tensor:
-        """The mean of every element, float32 (*event_shape); of the greys of a dynamic set, of the values observed."""
+        """The mean of every element, float32 (*event_shape); of the grays of a dynamic set, of the values observed."""
         total = torch.zeros(self.event_shape, device=self.device)
         observed = torch.zeros(self.event_shape, device=self.device)
         for chunk in self.images.split(_CHUNK):
@@ -264,7 +264,7 @@ class Dataset:
         return total / observed
 
     def tensor(self) -> Tensor:
-        """All values at once, float32 (N, *event_shape): the greys of a dynamic set, so that nothing is drawn."""
+        """All values at once, float32 (N, *event_shape): the grays of a dynamic set, so that nothing is drawn."""
         return self._values(self.images)
 
     def _values(self, stored: Tensor) -> Tensor:
@@ -351,15 +351,15 @@ def _given(generator: torch.Generator | None, purpose: str) -> torch.Generator:
     return generator
 
 
-def _bits(greys: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(greys.shape, generator=generator, device=generator.device).to(greys.device) < greys
+def _bits(grays: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(grays.shape, generator=generator, device=generator.device).to(grays.device) < grays
 
 
 def _check_unit(dataset: Dataset) -> None:
     images = dataset.images
     if dataset.levels is None and not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError(
-            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarise; got {images.min().item():.4g} to "
+            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got {images.min().item():.4g} to "
             f'{images.max().item():.4g}. Scale them, or use binarize="none".'
         )
 
@@ -371,6 +371,6 @@ def binarized(dataset: Dataset, mode: Binarize, generator: torch.Generator) -> D
     _check_unit(dataset)
     images = torch.empty_like(dataset.images, dtype=torch.uint8)
     for stored, bits in zip(dataset.images.split(_CHUNK), images.split(_CHUNK), strict=True):
-        greys = dataset._values(stored)
-        bits.copy_(_bits(greys, generator) if mode == "static" else greys > 0.5)
+        grays = dataset._values(stored)
+        bits.copy_(_bits(grays, generator) if mode == "static" else grays > 0.5)
     return replace(dataset, images=images, levels=1, binarization=mode)

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from pyro_vae.data.dataset import Dataset, as_dataset
 
-_GREY_MODES = frozenset({"1", "L", "LA"})
-_COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+_GRAY_MODES = frozenset({"1", "L", "LA"})
+_COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
     return arrays[images], None if labels is None else arrays[labels]
 
 
-PARTS = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
+PARTS = {"train": ("train", "training"), "validation": ("valid", "val", "validation"), "test": ("test", "testing")}
 """Names of the subfolders of a folder that is split already."""
 
 
@@ -119,7 +119,7 @@ def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{part} {tuple(shape)}" for part, shape in shapes.items())
         raise ValueError(f"Folder {path}: expected images of one size in all parts; got {sizes}. Resize them.")
-    return parts["train"], parts.get("valid"), parts.get("test")
+    return parts["train"], parts.get("validation"), parts.get("test")
 
 
 def _parts(path: Path) -> tuple[dict[str, Path], list[str]]:
@@ -196,10 +196,10 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
     """An image file, upright, and whether it had transparency, which is dropped.
 
     Returns:
-        uint8 (1, H, W) of greys or (3, H, W) of colours; float32 k / 65535 of 16-bit greys.
+        uint8 (1, H, W) of grays or (3, H, W) of colors; float32 k / 65535 of 16-bit grays.
 
     Raises:
-        ValueError: a damaged file, or one of which a part would be lost: several pages, or more than 8 bits of colour.
+        ValueError: a damaged file, or one of which a part would be lost: several pages, or more than 8 bits of color.
     """
     with reading(path), Image.open(path) as image:
         pages = getattr(image, "n_frames", 1)
@@ -211,9 +211,9 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
         upright = ImageOps.exif_transpose(image)
         alpha = "A" in upright.mode or "transparency" in upright.info
         seen_through = alpha and bool((np.asarray(upright.convert("RGBA"))[..., 3] < 255).any())
-        if mode in _GREY_MODES:
+        if mode in _GRAY_MODES:
             return np.asarray(upright.convert("L"))[None], seen_through
-        if mode in _COLOUR_MODES:
+        if mode in _COLOR_MODES:
             return np.asarray(upright.convert("RGB")).transpose(2, 0, 1), seen_through
         if mode.startswith("I;16") or (mode == "I" and depth == 16):
             return (np.asarray(upright).astype(np.float32) / 65535)[None], False

@@ -71,7 +71,7 @@ def load(name: str, root: Path) -> tuple[Dataset, Dataset]:
 
 
 def digits() -> Dataset:
-    """The 1,797 digits of 8x8 pixels and 17 grey levels that come with scikit-learn."""
+    """The 1,797 digits of 8x8 pixels and 17 gray levels that come with scikit-learn."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -15,7 +15,7 @@ _SMALL = 0.5
 class ContinuousBernoulli(TorchDistribution):
     r"""Density on [0, 1] with :math:`\log p(x) = l x - A(l), \; A(l) = \log\frac{e^l - 1}{l}`, l the logit.
 
-    With :math:`\lambda = \mathrm{sigmoid}(l)` this is :math:`C(\lambda) \lambda^x (1 - \lambda)^{1 - x}`, of normaliser
+    With :math:`\lambda = \mathrm{sigmoid}(l)` this is :math:`C(\lambda) \lambda^x (1 - \lambda)^{1 - x}`, of normalizer
     :math:`C = l / \tanh(l / 2)`, which is 2 at :math:`\lambda = 1/2`. ``torch.distributions.ContinuousBernoulli``
     works from :math:`\lambda` instead: in float32 its gradient is off by 3e-3 near 1/2, where the true one is as
     small, and has the wrong sign for logits beyond 16, where :math:`\lambda` is clamped.

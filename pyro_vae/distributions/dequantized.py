@@ -1,4 +1,4 @@
-"""Discrete data under a continuous density, by uniform dequantisation."""
+"""Discrete data under a continuous density, by uniform dequantization."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class DiscretizedLogistic(TorchDistribution):
 
 
 class MixtureOfDiscretizedLogistics(TorchDistribution):
-    r"""Images (C, H, W) whose pixels are mixtures of M discretised logistics, each channel given those before it.
+    r"""Images (C, H, W) whose pixels are mixtures of M discretized logistics, each channel given those before it.
 
     Per pixel, with mixture weights :math:`\pi_m` shared by the channels,
 

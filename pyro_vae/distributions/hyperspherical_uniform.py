@@ -25,7 +25,7 @@ def log_surface_area(dim: int) -> float:
 class HypersphericalUniform(TorchDistribution):
     r"""Constant density :math:`\Gamma(d/2) / (2 \pi^{d/2})` on the unit sphere of d-dimensional vectors.
 
-    Has no parameters; a draw is a normalised Normal draw.
+    Has no parameters; a draw is a normalized Normal draw.
 
     Args:
         dim: d, at least 2.

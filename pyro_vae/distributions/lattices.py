@@ -17,7 +17,7 @@ class lattice(constraints.Constraint):
 
     Args:
         counts: the constraint on k.
-        spacing: distance between neighbouring values.
+        spacing: distance between neighboring values.
 
     Example:
         >>> lattice(constraints.integer_interval(0, 255), 1 / 255).check(torch.tensor([0.0, 0.2, 0.3, 2.0]))
@@ -47,7 +47,7 @@ class Lattice(TorchDistribution):
 
     Args:
         base_dist: the distribution of k: a Categorical or Binomial made from logits.
-        spacing: distance between neighbouring values of x.
+        spacing: distance between neighboring values of x.
 
     Example:
         >>> import pyro.distributions as dist

@@ -9,6 +9,7 @@ from torch.distributions import Dirichlet, constraints
 from torch.types import _size
 
 from pyro_vae.distributions.log_space import log_simplex
+from pyro_vae.internals import standard_gamma
 
 
 class LogDirichlet(TorchDistribution):
@@ -17,7 +18,7 @@ class LogDirichlet(TorchDistribution):
     .. math::  \log p(\log y) = \log\Gamma(\textstyle\sum_i a_i) - \sum_i \log\Gamma(a_i) + \sum_i a_i \log y_i,
 
     a density of the log-ratios of y. A draw is that of log-Gamma variables: those of shape a + 1, plus
-    :math:`\log(U)/a`, which small concentrations a send far below what a single-precision y can be. Reparameterised.
+    :math:`\log(U)/a`, which small concentrations a send far below what a single-precision y can be. Reparameterized.
 
     Args:
         concentration: a, positive, without unit, (\*batch_shape, d).
@@ -64,11 +65,11 @@ class LogDirichlet(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        # In double precision, since terms of the size of the concentration cancel; normalised anew, as it is rounded.
+        # In double precision, since terms of the size of the concentration cancel; normalized anew, as it is rounded.
         a, log_y = self.concentration.double(), value.double().log_softmax(-1)
         return (a.sum(-1).lgamma() - a.lgamma().sum(-1) + (a * log_y).sum(-1)).to(self.concentration.dtype)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         a = self.concentration.expand(self._extended_shape(sample_shape))
         log_uniform = -torch.empty(a.shape, dtype=a.dtype, device=a.device).exponential_()
-        return (torch._standard_gamma(a + 1).log() + log_uniform / a).log_softmax(-1)
+        return (standard_gamma(a + 1).log() + log_uniform / a).log_softmax(-1)

@@ -18,7 +18,7 @@ class LogLogisticNormal(TorchDistribution):
     r"""log y with log-ratios :math:`\log(y_i / y_d) \sim \mathrm{Normal}(\mathrm{loc}_i, \mathrm{scale}_i^2)`, i < d.
 
     :math:`\log p(\log y) = \sum_{i<d} \log \mathrm{Normal}(\log y_i - \log y_d; \mathrm{loc}_i, \mathrm{scale}_i^2)`,
-    a density of the log-ratios, and y = softmax(x, 0) for a Normal x. Reparameterised.
+    a density of the log-ratios, and y = softmax(x, 0) for a Normal x. Reparameterized.
 
     Args:
         loc: in nats (log-ratios), (\*batch_shape, d - 1).

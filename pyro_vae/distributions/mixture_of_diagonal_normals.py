@@ -19,13 +19,13 @@ class MixtureOfDiagonalNormals(TorchDistribution):
     components cost little. With components of their own for every row (a conditional) they are computed as they stand.
 
     ``rsample`` draws a component and a point, and gives the point the derivative that the distribution functions
-    :math:`F_i(z_i | z_{<i})` dictate (implicit reparameterisation): :math:`dz / d\theta = -(dF / dz)^{-1} \partial F /
+    :math:`F_i(z_i | z_{<i})` dictate (implicit reparameterization): :math:`dz / d\theta = -(dF / dz)^{-1} \partial F /
     \partial\theta` with a triangular :math:`dF / dz`. Weights, locations and scales all have pathwise gradients.
 
     Args:
         loc: means, (\*batch_shape, num_components, dim), in the units of z.
         scale: standard deviations, of the same shape, positive.
-        logits: unnormalised log-weights, (\*batch_shape, num_components).
+        logits: unnormalized log-weights, (\*batch_shape, num_components).
 
     References:
         Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, https://arxiv.org/abs/1805.08498

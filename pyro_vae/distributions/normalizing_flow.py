@@ -1,4 +1,4 @@
-"""Normalising flows as Pyro distributions, and the layers of zuko that they are made of."""
+"""Normalizing flows as Pyro distributions, and the layers of zuko that they are made of."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NormalizingFlow(TorchDistribution):
     scoring another value inverts f. It has no mean in closed form.
 
     Args:
-        base: distribution of u, a reparameterised vector.
+        base: distribution of u, a reparameterized vector.
         transform: f, with ``call_and_ladj``; its inverse ``transform.inv`` is only used to score.
 
     References:

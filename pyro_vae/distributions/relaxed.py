@@ -25,7 +25,7 @@ class LogRelaxedOneHotCategorical(TorchDistribution):
 
     Args:
         temperature: positive, without unit; a scalar.
-        logits: unnormalised log-probabilities, (\*batch_shape, d).
+        logits: unnormalized log-probabilities, (\*batch_shape, d).
 
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, appendix C.3, https://arxiv.org/abs/1611.00712

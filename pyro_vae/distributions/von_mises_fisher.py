@@ -30,14 +30,14 @@ class VonMisesFisher(TorchDistribution):
     r"""Density :math:`p(z) \propto e^{\kappa\, \mathrm{loc}^T z}` on the unit sphere of d-dimensional vectors, d >= 2.
 
     ``rsample`` draws w by rejection, which has no pathwise derivative of its own, and then gives the accepted w the
-    derivative that its distribution function F dictates (implicit reparameterisation):
+    derivative that its distribution function F dictates (implicit reparameterization):
 
     .. math::  \frac{dw}{d\kappa} = -\frac{\partial F(w) / \partial \kappa}{f(w)}
                = \int_w^1 (t - E[t]) \frac{f(t)}{f(w)} dt.
 
     Gradients in kappa are therefore those of the accepted draws; the rejection step needs no further correction by a
     score-function term, and adds none of its variance. The part of z orthogonal to loc is a Normal draw, projected and
-    normalised.
+    normalized.
 
     Args:
         loc: the mean direction, unit vectors (\*batch_shape, d).

@@ -36,7 +36,7 @@ class Enumerate(Gradient):
     """Sums over the guide's discrete latents in place of drawing them: exact, for ``ELBO``.
 
     Every latent whose distribution can list its support is summed over, in parallel; others are differentiated where
-    they are reparameterised, and have the score-function gradient where they are not. In a mapping from sites, it is
+    they are reparameterized, and have the score-function gradient where they are not. In a mapping from sites, it is
     one site that is summed over.
     """
 
@@ -50,7 +50,7 @@ class Enumerate(Gradient):
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
-            name: self if latent.enumerable else Pathwise() if latent.reparameterised else Score()
+            name: self if latent.enumerable else Pathwise() if latent.reparameterized else Score()
             for name, latent in call.structure.guide.items()
         }
         return BySite(own).loss(estimator, call)
@@ -136,7 +136,7 @@ class BySite(Gradient):
             )
         summed = [name for name, own in self.gradients.items() if isinstance(own, Enumerate)]
         draws = call.draw(detach=self._of(ScoreFunction) or False, enumerate_=summed)
-        for run in draws.runs:  # the guide may have changed since its structure was learnt
+        for run in draws.runs:  # the guide may have changed since its structure was learned
             self._check_sites(name, {site: Latent.of(message["fn"]) for site, _, message in run.latents()})
         if estimator.linear and not call.structure.enumerated:
             return self._loss_of_terms(estimator, draws)
@@ -159,10 +159,10 @@ class BySite(Gradient):
         for name, own in self.gradients.items():
             latent = latents[name]
             if isinstance(own, Enumerate) and not latent.enumerable:
-                wanted, works = "a finite support", "'pathwise'" if latent.reparameterised else "'score'"
-            elif isinstance(own, Pathwise | STL) and not latent.reparameterised:
+                wanted, works = "a finite support", "'pathwise'" if latent.reparameterized else "'score'"
+            elif isinstance(own, Pathwise | STL) and not latent.reparameterized:
                 works = "'score' or, with ELBO, 'enumerate'" if latent.enumerable else "'score'"
-                wanted = "a reparameterised distribution"
+                wanted = "a reparameterized distribution"
             else:
                 continue
             raise ValueError(
@@ -241,7 +241,7 @@ def _terms(estimator: Bound, run: Traces, scored: Collection[str], stuck: Collec
 
 
 def _check_dims(run: Traces) -> None:
-    """Refuses a plate of two dims, of which one would be summed and the other not."""
+    """Raises for a plate of two dims, of which one would be summed and the other not."""
     dims: dict[str, int] = {}
     for name, site in (*run.of_model(), *((name, site) for name, _, site in run.latents())):
         for frame in site["cond_indep_stack"]:

@@ -12,7 +12,7 @@ class Covariance(Gradient):
     r"""The TVO paper's gradient, for any guide: no draw is differentiated.
 
     :math:`\nabla E_{\pi_\beta}[f] = E_{\pi_\beta}[\nabla f] + \mathrm{Cov}_{\pi_\beta}(\nabla \log \tilde\pi_\beta, f)`
-    for f = log w at fixed draws, with every expectation self-normalised: biased at finite K, as the bound is.
+    for f = log w at fixed draws, with every expectation self-normalized: biased at finite K, as the bound is.
     """
 
     def check(self, estimator: Bound) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_vae.checks import flag, number
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Pathwise, check_reparameterised
+from pyro_vae.elbo.gradients import Pathwise, check_reparameterized
 from pyro_vae.elbo.names import GradientChoice
 from pyro_vae.traces.densities import LogDensities, log_densities
 from pyro_vae.traces.structure import Structure
@@ -127,7 +127,7 @@ class ELBO(Estimator):
     def _closed_form(self, call: Call) -> Tensor:
         """The loss with each latent's KL in closed form."""
         draws = call.draw()
-        check_reparameterised(draws, self, self.gradient)
+        check_reparameterized(draws, self, self.gradient)
         check_order(draws.runs[0])
         densities = [log_densities(run, call.plate) for run in draws.runs]
         scale = densities[0].scale

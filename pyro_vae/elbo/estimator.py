@@ -8,7 +8,7 @@ stop-gradient, the gradients of all sampling estimators are those of one surroga
     + c^{score}_k \log q(sg\,z_k),
 
 which :mod:`pyro_vae.elbo.gradients` lists. The loss that an estimator returns has the value -F and the gradient of the
-surrogate, so that any optimiser that calls ``backward`` gets the estimator, and no parameter need be identified.
+surrogate, so that any optimizer that calls ``backward`` gets the estimator, and no parameter need be identified.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Estimator(pyro.infer.ELBO):
             raise
 
     def check_particles(self, num_particles: int) -> None:
-        """Refuses a number of draws that this bound cannot have.
+        """Raises for a number of draws that this bound cannot have.
 
         Raises:
             ValueError: with a number that works.
@@ -188,7 +188,7 @@ class Estimator(pyro.infer.ELBO):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> _Result:
-        """What is to be computed from a call of model and guide, whose structure is learnt where it must be known."""
+        """What is to be computed from a call of model and guide, whose structure is learned where it must be known."""
         check_programs(type(self).__name__, model, guide)
         # Arguments that are left out may turn what is observed into a latent, so they count as another program.
         absent = tuple(a is None for a in args), frozenset(name for name, a in kwargs.items() if a is None)
@@ -256,7 +256,7 @@ class Estimator(pyro.infer.ELBO):
 
 @contextlib.contextmanager
 def _some_data(name: str) -> Iterator[None]:
-    """Within it, Pyro's error for a plate of size 0 is ours."""
+    """Context manager in which Pyro's error for a plate of size 0 is replaced by ours."""
     try:
         yield
     except ZeroDivisionError as error:

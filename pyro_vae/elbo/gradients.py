@@ -6,7 +6,7 @@ surrogate in :mod:`pyro_vae.elbo.estimator` are
 ========  ==========  =====================  ================  ==================================================
 gradient  theta       path                   score             holds for
 ========  ==========  =====================  ================  ==================================================
-pathwise  F'          F'                     -F'               reparameterised guides
+pathwise  F'          F'                     -F'               reparameterized guides
 stl       F'          F'                     0                 likewise; biased for K > 1 but for ``ELBO``
 dreg      F'          F' - F''               0                 likewise; smooth bounds
 score     F'          0                      signal - b - F'   any guide; b is the baseline
@@ -71,7 +71,7 @@ class Gradient(ABC):
     """Whether the gradient of a sum of terms needs no weights per datum, so that ``ELBO`` needs no data plate."""
 
     def check(self, estimator: Bound) -> None:  # noqa: B027 - most gradients serve every bound
-        """Refuses a bound this gradient is wrong for; called when the estimator is made.
+        """Raises for a bound this gradient is wrong for; called when the estimator is made.
 
         Raises:
             ValueError: with a combination that works.
@@ -95,13 +95,13 @@ class Gradient(ABC):
 
 
 class Pathwise(Gradient):
-    """Differentiates the bound through reparameterised draws."""
+    """Differentiates the bound through reparameterized draws."""
 
     linear = True
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw()
-        check_reparameterised(draws, estimator, self)
+        check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         return -densities.scale * estimator.bound(estimator.weigh(densities)).sum()
 
@@ -116,13 +116,13 @@ class STL(Gradient):
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw()
-        check_reparameterised(draws, estimator, self)
+        check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         return -densities.scale * estimator.bound(_without_score(estimator, draws, densities)).sum()
 
 
 class DReG(Gradient):
-    """Doubly reparameterised: pathwise, with the score term's mean turned into a second path derivative.
+    """Doubly reparameterized: pathwise, with the score term's mean turned into a second path derivative.
 
     Unbiased, with variance 0 at the exact posterior, and a signal-to-noise ratio that grows with K.
     """
@@ -138,7 +138,7 @@ class DReG(Gradient):
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         draws = call.draw(scale_paths=True)
-        check_reparameterised(draws, estimator, self)
+        check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         draws.scale_paths(estimator.path_scale(estimator.weigh(densities).detach()))
         return -densities.scale * estimator.bound(_without_score(estimator, draws, densities)).sum()
@@ -156,8 +156,8 @@ def _without_score(estimator: Bound, draws: Draws, densities: LogDensities) -> T
     return estimator.weigh(densities) + estimator.latent_weight * gradient_only(constant)
 
 
-def check_reparameterised(draws: Draws, estimator: Bound, gradient: Gradient) -> None:
-    """Refuses a latent without pathwise gradient.
+def check_reparameterized(draws: Draws, estimator: Bound, gradient: Gradient) -> None:
+    """Raises for a latent without pathwise gradient.
 
     Raises:
         ValueError: naming the site and gradients that serve it.
@@ -168,7 +168,7 @@ def check_reparameterised(draws: Draws, estimator: Bound, gradient: Gradient) ->
     for name, fn in sites.items():
         if own[name] == "score":
             raise ValueError(
-                f"{type(estimator).__name__}: expected a reparameterised guide at site {name!r} for "
+                f"{type(estimator).__name__}: expected a reparameterized guide at site {name!r} for "
                 f"{type(gradient).__name__.lower()} gradients; got {describe(fn)}, whose gradient would silently be 0. "
                 f"Use gradient={mapping}'score', 'vimco' (K >= 2) or, with ELBO, 'enumerate'; or a relaxed "
                 "distribution."

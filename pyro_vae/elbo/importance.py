@@ -2,8 +2,9 @@ r"""Importance-weighted bounds: logarithms of averages of weights.
 
 .. math::  L_K = E\Big[\log \frac1K \sum_k w_k\Big], \quad L_1 \le L_2 \le \dots \le \log p(x),
 
-since the average of the weights is an unbiased estimate of p(x). The encoder's gradient, though, drowns in noise as K
-grows (Rainforth et al., 2018), which the other bounds here and the dreg gradient remedy.
+since the average of the weights is an unbiased estimate of p(x). The signal-to-noise ratio of the
+encoder's gradient, though, vanishes as K grows (Rainforth et al., 2018), which the other bounds here and the dreg
+gradient remedy.
 
 References:
     IWELBO: Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
@@ -21,7 +22,7 @@ from torch import Tensor
 from pyro_vae.checks import number, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.estimator import Estimator
-from pyro_vae.elbo.gradients import Pathwise, check_reparameterised, gradient_only
+from pyro_vae.elbo.gradients import Pathwise, check_reparameterized, gradient_only
 from pyro_vae.elbo.names import GradientChoice
 
 
@@ -145,7 +146,7 @@ class PIWELBO(MIWELBO):
 
     def loss_of(self, call: Call) -> Tensor:
         draws = call.draw()
-        check_reparameterised(draws, self, self.gradient)
+        check_reparameterized(draws, self, self.gradient)
         densities = draws.densities()
         constant = draws.model_at_constants()  # log p(x, sg z): the model's parameters, and nothing of the guide's
         all_draws = constant - densities.guide.detach()

@@ -51,7 +51,7 @@ class Score(ScoreFunction):
         baseline: subtracted from the bound to lower the variance, without bias: None; ``"running_mean"``, of the
             signal over past steps; ``"leave_one_out"``, the bound with a draw's log-weight replaced by the mean of the
             others', K >= 2; or a module from the program's arguments to (N,), fitted to the signal by least squares
-            as its parameters are optimised with the rest (Mnih, Gregor, "Neural variational inference and learning in
+            as its parameters are optimized with the rest (Mnih, Gregor, "Neural variational inference and learning in
             belief networks", 2014, https://arxiv.org/abs/1402.0030).
 
     Raises:
@@ -143,7 +143,7 @@ class VIMCO(ScoreFunction):
 
 
 class OVIS(ScoreFunction):
-    r"""The score gradient of ``IWELBO`` with the baseline that minimises its variance as K grows.
+    r"""The score gradient of ``IWELBO`` with the baseline that minimizes its variance as K grows.
 
     .. math::  b_k = \log \tfrac{1}{K-1} \sum_{l \ne k} w_l - \gamma \tilde w_k + (1 - \gamma) \log(1 - 1/K)
 

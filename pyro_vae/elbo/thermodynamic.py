@@ -2,7 +2,7 @@ r"""The thermodynamic variational objective: the evidence as an integral along a
 
 With :math:`\pi_\beta \propto q^{1-\beta} p^\beta`, :math:`\log p(x) = \int_0^1 E_{\pi_\beta}[\log w] d\beta`, and the
 integrand rises. Left Riemann sums are lower bounds (one partition is the ELBO), right sums upper bounds. The
-expectations are taken with self-normalised weights of K draws from q, so the sandwich holds as K grows, not at each K.
+expectations are taken with self-normalized weights of K draws from q, so the sandwich holds as K grows, not at each K.
 
 References:
     Masrani, Le, Wood, "The thermodynamic variational objective", 2019, https://arxiv.org/abs/1907.00031
@@ -66,7 +66,7 @@ class ThermodynamicELBO(Estimator):
         super().__init__(num_particles, gradient, **options)
 
     def path(self, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Widths and betas of the partitions, (T, 1, 1), and self-normalised weights at each beta, (T, K, N)."""
+        """Widths and betas of the partitions, (T, 1, 1), and self-normalized weights at each beta, (T, K, N)."""
         points = log_weights.new_tensor(self.points)[:, None, None]
         betas = points[:-1] if self.sum == "left" else points[1:]
         return points.diff(dim=0), betas, (betas * log_weights).softmax(1)

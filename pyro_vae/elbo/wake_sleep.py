@@ -1,7 +1,7 @@
 r"""Reweighted wake-sleep: model and guide each have an objective of their own.
 
 Wake-theta raises IWELBO in the model's parameters. The guide lowers the divergence from posterior to guide, KL(p || q),
-the other way round than the ELBO: wake-phi at the data, with self-normalised weights, sleep-phi at data that the model
+the other way round than the ELBO: wake-phi at the data, with self-normalized weights, sleep-phi at data that the model
 dreams up. No draw is differentiated, so any guide serves, discrete ones included, and no gradient grows noisy with K.
 
 References:

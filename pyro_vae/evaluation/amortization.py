@@ -1,8 +1,8 @@
-r"""The amortisation gap: what is lost because one network finds the guides of all data.
+r"""The amortization gap: what is lost because one network finds the guides of all data.
 
 .. math:: \max_{q_n \in Q} \mathrm{ELBO}(x_n; q_n) - \mathrm{ELBO}(x_n; q(z|x_n)) \ge 0
 
-for the family Q of the guide's distributions. What is left between the first term and log p(x) is the family's fault.
+for the family Q of the guide's distributions. What is left between the first term and log p(x) is due to the family.
 
 References:
     Cremer, Li, Duvenaud, "Inference suboptimality in variational autoencoders", 2018, https://arxiv.org/abs/1801.03558
@@ -38,9 +38,9 @@ class AmortizationGap(Result):
 
     Attributes:
         elbo: of the guide, in nats.
-        optimized_elbo: of distributions of the same family, optimised for each datum.
+        optimized_elbo: of distributions of the same family, optimized for each datum.
         num_particles: draws per datum that both are estimated with, from the same random numbers.
-        num_steps: of the optimisation.
+        num_steps: of the optimization.
         unit: of the ELBOs.
     """
 
@@ -74,14 +74,14 @@ def amortization_gap(
     plate: str = "data",
     progress: bool = True,
 ) -> AmortizationGap:
-    """Compares the guide's ELBO with that of distributions optimised for each datum.
+    """Compares the guide's ELBO with that of distributions optimized for each datum.
 
-    They start where the guide puts them and are optimised by Adam, with sticking-the-landing gradients, whose noise
+    They start where the guide puts them and are optimized by Adam, with sticking-the-landing gradients, whose noise
     vanishes at an exact posterior, and a learning rate that falls to 0.
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
-        x: data (N, ...), the first argument of model and guide, all optimised at once.
+        x: data (N, ...), the first argument of model and guide, all optimized at once.
         context: their further arguments.
         num_steps: of Adam.
         learning_rate: the first, for the distributions' parameters without constraints.
@@ -104,7 +104,7 @@ def amortization_gap(
             first, second = (
                 trace_programs(program.model, program.guide, args, {}, structure=structure) for _ in range(2)
             )
-        freed = _Freed(first, second)
+        freed = _OwnParameters(first, second)
         guide = freed(program.guide)
         loss = ELBO(gradient="stl", plate=plate)
         optimizer = torch.optim.Adam(freed.parameters, lr=learning_rate)
@@ -129,7 +129,7 @@ def amortization_gap(
     return AmortizationGap(amortized, optimized, num_particles, num_steps)
 
 
-class _Freed(Messenger):
+class _OwnParameters(Messenger):
     """Replaces the distributions of a guide by ones with parameters of their own, which start at the guide's.
 
     Args:
@@ -151,7 +151,7 @@ class _Freed(Messenger):
         values = {key: base.__dict__[key] for key in base.arg_constraints if key in base.__dict__}
         if not values or not base.has_rsample:
             raise ValueError(
-                f"amortization_gap: expected a reparameterised distribution with parameters at site {name!r}; got "
+                f"amortization_gap: expected a reparameterized distribution with parameters at site {name!r}; got "
                 f"{type(base).__name__}. Use log_marginal_likelihood to see the whole gap."
             )
         if not all(torch.allclose(value, other.__dict__[key]) for key, value in values.items()):

@@ -27,7 +27,7 @@ def bits_per_dim(nats: Nats, event_shape: Shape, *, spacing: float = 1.0) -> Nat
     Args:
         nats: -log p(x) or an upper bound of it, such as -ELBO, per datum: a number or a tensor.
         event_shape: shape of one datum, of D elements.
-        spacing: distance between neighbouring values of the data, in the units the density is on; 1 for a probability.
+        spacing: distance between neighboring values of the data, in the units the density is on; 1 for a probability.
 
     Returns:
         Of the type and shape of ``nats``.

@@ -67,7 +67,7 @@ class TemperedPosterior:
         if not _close(self(0.5, z), evaluated):
             raise ValueError(
                 f"{subject}: expected densities that are functions of the latents; got other values at the same "
-                "latents. Take random steps, such as dequantisation or dropout, out of the model."
+                "latents. Take random steps, such as dequantization or dropout, out of the model."
             )
         # The same operations each time, without Pyro's handlers, which take most of the time of a small model.
         half = next(iter(z.values())).new_tensor(0.5)

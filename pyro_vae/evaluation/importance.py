@@ -234,7 +234,7 @@ class _Resampled:
         log_weights = batch.log_weights
         share = log_weights.logsumexp(0)
         self._sum = torch.logaddexp(self._sum.to(share), share)
-        # Where all weights are 0, any draw will do until there is a better one.
+        # Where all weights are 0, any draw serves until there is a better one.
         weights = torch.where(share == -math.inf, torch.ones_like(log_weights), log_weights.softmax(0))
         chosen = torch.multinomial(weights.T, self._num_samples, replacement=True).T  # (S, N)
         # A draw of this part takes an earlier one's place with the probability that is this part's share of all.

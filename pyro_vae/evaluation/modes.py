@@ -67,7 +67,7 @@ def _check_program(name: str, program: Program) -> None:
 
 
 def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
-    """Refuses data and contexts that are no tensors with a row for each datum, and data of another shape."""
+    """Raises for data and contexts that are no tensors with a row for each datum, and data of another shape."""
     for value in rows:
         if not isinstance(value, Tensor):
             raise TypeError(

@@ -1,6 +1,6 @@
 r"""Pareto k-hat: how heavy the tail of importance weights is.
 
-The largest weights of a proposal that is narrower than the posterior follow a generalised Pareto distribution of shape
+The largest weights of a proposal that is narrower than the posterior follow a generalized Pareto distribution of shape
 k. Above 1/2 their variance is infinite, above 0.7 an average of them cannot be trusted at any practical number of
 draws. A proposal that is too wide has light tails, so k-hat does not see it: the effective sample size does.
 
@@ -47,11 +47,11 @@ def pareto_k(largest: Tensor) -> float:
     weights = (largest - largest[-1]).clamp(min=math.log(torch.finfo(largest.dtype).tiny)).exp()
     tail = weights[1:] - weights[0]
     tail = tail[tail > 0]
-    return math.inf if len(tail) < _MIN_TAIL else _generalised_pareto_shape(tail)
+    return math.inf if len(tail) < _MIN_TAIL else _generalized_pareto_shape(tail)
 
 
-def _generalised_pareto_shape(x: Tensor) -> float:
-    """Shape of a generalised Pareto distribution from ascending values: Zhang and Stephens' posterior mean.
+def _generalized_pareto_shape(x: Tensor) -> float:
+    """Shape of a generalized Pareto distribution from ascending values: Zhang and Stephens' posterior mean.
 
     With a weak prior of ten observations at 1/2, as in Vehtari et al. (2024), appendix C.
     """

@@ -26,7 +26,7 @@ DEFAULT_MEMORY = 2**23
 _DEFAULT_MEMORY_OF_DEVICES = 2**30
 
 _WORTH_RECORDING = 100
-"""Runs of one shape from which on it saves time to record one and check it."""
+"""Runs of one shape beyond which it saves time to record one and check it."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def reduce_runs(
         num_particles: K.
         memory: bytes that a run and its reduction may take; None for a default that is fast.
         reserve: bytes per datum that a reducer comes to hold.
-        latents: also hand over the draws.
-        batch_size: data per run; None for as few as leave room for K particles, since the guide's share of a run
+        latents: also return the draws.
+        batch_size: data per run; None for as few as leave memory for K particles, since the guide's share of a run
             falls with its particles.
         plate: name of the data plate.
         progress: show a bar.
@@ -113,32 +113,10 @@ def reduce_runs(
         ValueError: a number below 1; not even one particle fits the budget; a guide that takes other data than N; data
             that the model cannot have made, or NaN densities.
     """
-    for name, value in (("num_particles", num_particles), ("batch_size", batch_size), ("memory", memory)):
-        if value is not None and value < 1:
-            raise ValueError(f"{subject}: expected {name} at least 1; got {value}. Give a positive number.")
-    if not len(args[0]):
-        raise ValueError(f"{subject}: expected at least one datum; got none. Pass data.")
+    _check(subject, program, args, num_particles=num_particles, batch_size=batch_size, memory=memory)
     n = len(args[0])
-    if any(len(a) != n for a in args):
-        raise ValueError(
-            f"{subject}: expected x and context of one length; got {[len(a) for a in args]}. Give a row for each datum."
-        )
-    check_data = getattr(program, "check_data", None)
-    if check_data is not None and is_validation_enabled():
-        check_data(*args)  # which says what to do, where Pyro's checks do not
     batch_size = None if batch_size is None else min(batch_size, n)
-    trial = batch_size or min(2, n)
-    try:
-        with unchanged_param_store(), random_state(args):
-            runs = _Runs(program, tuple(a[:trial] for a in args), plate, latents)
-            per_datum, per_draw = runs.cost(reducer)
-    except ValueError as error:
-        if trial == n or "Shape mismatch" not in str(error):
-            raise
-        raise ValueError(
-            f"{subject}: expected a guide for any part of the data; got one for another number of data than the "
-            f"{trial} of a trial run ({error}). Pass batch_size={n} where its parameters belong to the data."
-        ) from error
+    runs, per_datum, per_draw = _trial(subject, program, args, batch_size or min(2, n), plate, latents, reducer)
     memory = default_memory(args[0]) if memory is None else memory
     per_datum += reserve
     least = (batch_size or 1) * (per_datum + per_draw)
@@ -169,6 +147,47 @@ def reduce_runs(
                 bar.update(count * len(batch[0]))
             kept.append(part.finish())
     return kept
+
+
+def _trial(
+    subject: str,
+    program: Program,
+    args: tuple[Tensor, ...],
+    size: int,
+    plate: str,
+    latents: bool,
+    reducer: Callable[[], Reducer[object]],
+) -> tuple[_Runs, int, int]:
+    """What runs a program, and the bytes per datum and per draw that a run on some of the data takes."""
+    try:
+        with unchanged_param_store(), random_state(args):
+            runs = _Runs(program, tuple(a[:size] for a in args), plate, latents)
+            return runs, *runs.cost(reducer)
+    except ValueError as error:
+        n = len(args[0])
+        if size == n or "Shape mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"{subject}: expected a guide for any part of the data; got one for another number of data than the {size} "
+            f"of a trial run ({str(error).splitlines()[0]}). Pass batch_size={n} where its parameters belong to the "
+            "data."
+        ) from error
+
+
+def _check(subject: str, program: Program, args: tuple[Tensor, ...], **numbers: int | None) -> None:
+    """Raises for a number below 1, no data, and data that the program cannot have made."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{subject}: expected {name} at least 1; got {value}. Give a positive number.")
+    if not len(args[0]):
+        raise ValueError(f"{subject}: expected at least one datum; got none. Pass data.")
+    if any(len(a) != len(args[0]) for a in args):
+        raise ValueError(
+            f"{subject}: expected x and context of one length; got {[len(a) for a in args]}. Give a row for each datum."
+        )
+    check_data = getattr(program, "check_data", None)
+    if check_data is not None and is_validation_enabled():
+        check_data(*args)  # which says what to do, where Pyro's checks do not
 
 
 class _Runs:

@@ -118,7 +118,7 @@ def elbo_surgery(
 def _check_prior(
     program: Program, args: tuple[Tensor, ...], run: Traces, structure: Structure, prior: Tensor, plate: str
 ) -> None:
-    """Refuses a prior that depends on the context: the same draws have other densities with another datum's."""
+    """Raises for a prior that depends on the context: the same draws have other densities with another datum's."""
     others = tuple(a.roll(1, 0) for a in args)
     with unchanged_param_store():
         moved = trace_programs(
@@ -166,7 +166,7 @@ def _compared(
             f"elbo_surgery: expected memory to compare one draw with all data, {least:,} bytes; got {memory:,}. Allow "
             "more memory, or pass fewer data."
         )
-    room = default_memory(args[0]) if memory is None else memory
+    budget = default_memory(args[0]) if memory is None else memory
     run_of.cache_clear()
-    aggregate, others = torch.cat([of(rows) for rows in index.split(max(1, 1 + (room - least) // per_draw))], 1)
+    aggregate, others = torch.cat([of(rows) for rows in index.split(max(1, 1 + (budget - least) // per_draw))], 1)
     return aggregate, others

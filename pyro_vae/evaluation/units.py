@@ -150,7 +150,7 @@ def _cut(units: ActiveUnits, program: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Cut(Messenger):
-    """Takes inactive units out of the density of their site, and hands on their mean in place of their value."""
+    """Takes inactive units out of the density of their site, and passes on their mean in place of their value."""
 
     def __init__(self, active: dict[str, Tensor], mean: dict[str, Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A whole training step, optimiser included, as one CUDA graph.
+"""A whole training step, optimizer included, as one CUDA graph.
 
 A GPU does a small step faster than Python can ask for it. A CUDA graph is asked for once: it repeats the kernels of one
 step on the same memory, with new random numbers, so arguments that change are copied to where the first ones lay.
@@ -18,7 +18,7 @@ Run = Callable[..., Sequence[Tensor]]
 
 
 def can_capture(optimizer: object, device: torch.device) -> bool:
-    """Whether a step with this optimiser can be one CUDA graph: it must skip an update without asking the CPU."""
+    """Whether a step with this optimizer can be one CUDA graph: it must skip an update without asking the CPU."""
     return (
         device.type == "cuda"
         and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
@@ -37,7 +37,7 @@ class CapturedStep:
         former: those of the step before. What is the same tensor in both is read where it lies.
         parameters: those that the gradients are of.
         optimizer: for which :func:`can_capture` holds.
-        update: clips the gradients and lets the optimiser step.
+        update: clips the gradients and lets the optimizer step.
     """
 
     def __init__(

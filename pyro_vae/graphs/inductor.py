@@ -6,23 +6,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
+from pyro_vae import internals
 from pyro_vae.graphs.onednn import use_onednn
 
 
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Compiles a recorded graph for inputs of these shapes, or takes it from the cache of an earlier process."""
-    import torch._inductor  # a second, and settings of the process, that only compiling is worth
-
     use_onednn(graph)
     _keep_draws(graph)
-    # Eager kernels draw the random numbers, in the order of an eager step: the same numbers, and no slower on a CPU.
-    options = {"config_patches": {"fallback_random": True, "reorder_for_peak_memory": False}}
     with torch.no_grad():
-        return torch._inductor.standalone_compile(
-            graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
-        )
+        return internals.compile_graph(graph, inputs)
 
 
 def _keep_draws(graph: GraphModule) -> None:
@@ -34,9 +29,3 @@ def _keep_draws(graph: GraphModule) -> None:
         node.replace_all_uses_with(draw)
         graph.graph.erase_node(node)
     graph.recompile()
-
-
-def mutates(node: Node) -> bool:
-    """Whether an operation writes into an argument."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from pyro_vae.internals import TorchDispatchMode, storage_key, tree_leaves
 
 
 def peak_memory(function: Callable[[], object]) -> int:
@@ -17,12 +17,12 @@ def peak_memory(function: Callable[[], object]) -> int:
     It adds up storages while they live, on any device, so the answer is the same on every machine. What a kernel takes
     for itself while it runs, and what an allocator keeps for later, is not in it.
     """
-    with _Ledger() as ledger:
+    with _LiveBytes() as live:
         function()
-    return ledger.peak
+    return live.peak
 
 
-class _Ledger(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[int, int] = {}
@@ -41,7 +41,7 @@ class _Ledger(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return
         storage = value.untyped_storage()
-        key = storage._cdata
+        key = storage_key(value)
         if key not in self._sizes:
             self._sizes[key] = 0 if given else storage.nbytes()
             self._total += self._sizes[key]

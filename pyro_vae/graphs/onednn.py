@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
+
+from pyro_vae import internals
 
 _T = torch.ops.aten.t.default
 _SMALLEST = 1_000_000
@@ -83,13 +84,8 @@ def _linear() -> Any:
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return None
-    by_onednn = torch.ops.mkldnn._linear_pointwise.default
-
-    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return by_onednn(x, weight, bias, "none", [], "")
-
     _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-    _LIBRARY.impl("linear", linear, "CPU")
+    _LIBRARY.impl("linear", internals.linear_by_onednn, "CPU")
     _LIBRARY.impl("linear", lambda x, weight, bias: x.new_empty(len(x), len(weight)), "Meta")
     return torch.ops.pyro_vae.linear.default
 

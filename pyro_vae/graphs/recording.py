@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.graphs.inductor import mutates
+from pyro_vae import internals
 from pyro_vae.graphs.onednn import use_onednn
 
 Function = Callable[..., list[Tensor]]
@@ -42,7 +42,7 @@ def draws_random_numbers(node: Node) -> bool:
 
 
 def random_state(args: Iterable[Tensor]) -> AbstractContextManager[None]:
-    """Within it, random numbers may be drawn that are drawn again after it."""
+    """Context manager in which random numbers may be drawn that are drawn again after it."""
     return torch.random.fork_rng(devices=sorted({a.device.index for a in args if a.is_cuda}))
 
 
@@ -55,7 +55,7 @@ class Recorded:
 
     def __init__(self, graph: GraphModule) -> None:
         nodes = list(graph.graph.nodes)
-        written = {node.args[0] for node in nodes if mutates(node)}
+        written = {node.args[0] for node in nodes if internals.is_mutable(node)}
         random: set[Node] = set()
         for node in nodes:
             if draws_random_numbers(node) or node in written or any(i in random for i in node.all_input_nodes):
@@ -84,7 +84,7 @@ def recorded(function: Function, examples: Sequence[Sequence[Tensor]]) -> Record
             gives with the same random numbers.
     """
     graph = record(function, *examples[0])
-    if graph is None or any(mutates(n) and not _is_new(n.args[0]) for n in graph.graph.nodes):
+    if graph is None or any(internals.is_mutable(n) and not _is_new(n.args[0]) for n in graph.graph.nodes):
         return None
     use_onednn(graph)
     result = Recorded(graph)

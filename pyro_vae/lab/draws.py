@@ -19,7 +19,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from pyro_vae.graphs.inductor import mutates
+from pyro_vae import internals
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import draws_random_numbers, random_state, record
 from pyro_vae.traces.tracing import PyroProgram
@@ -52,7 +52,7 @@ def named_parameters(model: PyroProgram, guide: PyroProgram, args: tuple[Tensor,
 
 @contextmanager
 def unchanged(*programs: PyroProgram) -> Iterator[None]:
-    """Within it, steps may be taken: gradients and buffers, such as the averages of BatchNorm, are put back."""
+    """Context manager in which steps may be taken: gradients and buffers, as BatchNorm's averages, are put back."""
     modules = [program for program in programs if isinstance(program, nn.Module)]
     parameters: list[Tensor] = [parameter for module in modules for parameter in module.parameters()]
     parameters += [parameter for _, parameter in pyro.get_param_store().named_parameters()]
@@ -167,7 +167,7 @@ def _draw_per_example(graph: GraphModule) -> None:
     """Makes tensors that are filled with random numbers depend on the input, so that ``vmap`` fills one per example."""
     example = next(node for node in graph.graph.nodes if node.op == "placeholder")
     for node in list(graph.graph.nodes):
-        if draws_random_numbers(node) and mutates(node):
+        if draws_random_numbers(node) and internals.is_mutable(node):
             with graph.graph.inserting_before(node):
                 node.update_arg(0, graph.graph.call_function(_for_example, (node.args[0], example)))
     graph.recompile()

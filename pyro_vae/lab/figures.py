@@ -25,7 +25,7 @@ def snr_figure(rows: Sequence[Row]) -> Figure:
 
 
 def cost_figure(rows: Sequence[Row]) -> Figure:
-    """Variance of a gradient against the time of a step, by K; along a grey line, both multiply to the same."""
+    """Variance of a gradient against the time of a step, by K; along a gray line, both multiply to the same."""
     figure, axes = _log_log("milliseconds per step", "variance of a gradient")
     most = max(row.variance for row in rows)
     shown = [row for row in rows if row.variance > _NOTHING * most]

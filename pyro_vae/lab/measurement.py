@@ -37,7 +37,7 @@ from pyro_vae.lab.rows import Row
 from pyro_vae.traces.structure import check_programs
 from pyro_vae.traces.tracing import PyroProgram, unchanged_param_store
 
-_MIN_DRAWS = 100  # from which on the noise of a variance does not blur a p-value
+_MIN_DRAWS = 100  # beyond which the noise of a variance does not blur a p-value
 _TIMED_STEPS = 15
 
 

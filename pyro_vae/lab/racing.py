@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -95,7 +95,7 @@ def race(
     Steps are eager, so that those of Pyro's estimators, which cannot be compiled, compare.
 
     Args:
-        program: a :class:`~pyro_vae.VAE`, say, with the weights that all start from; left as it is.
+        program: for example a :class:`~pyro_vae.VAE`, with the weights that all start from; left as it is.
         train: training data.
         validation: data for the curves, evaluated all at once.
         estimators: ours or any of ``pyro.infer``, by name; a sequence is named after its classes and settings.
@@ -138,23 +138,33 @@ def race(
                     part.train()
             svi = SVI(runner.model, runner.guide, optimizer, estimator, compile=False, isolated=True)
             batches = _endless(train, batch_size, torch.Generator(device).manual_seed(seed))
-            points: list[RacePoint] = []
-            elapsed = 0.0
+            ends = [length * i / num_points for i in range(1, num_points + 1)]
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seed)
                 svi.initialize(*held_out)
-                while True:
-                    points.append(_point(runner, svi, held_out, elapsed, num_particles, seed))
-                    if len(points) > num_points:
-                        break
-                    while (svi.num_steps if seconds is None else elapsed) < length * len(points) / num_points:
-                        batch = next(batches)
-                        start = time.perf_counter()
-                        svi.step(*batch)
-                        elapsed += time.perf_counter() - start
-                    bar.update()
-            curves[name] = tuple(points)
+                point = partial(_point, runner, svi, held_out, num_particles=num_particles, seed=seed)
+                curves[name] = (point(0.0), *_run(svi, batches, ends, seconds is not None, point, bar.update))
     return Race(curves, steps, seconds, batch_size, num_particles, seed)
+
+
+def _run(
+    svi: SVI,
+    batches: Iterator[tuple[Tensor, ...]],
+    ends: Sequence[float],
+    timed: bool,
+    point: Callable[[float], RacePoint],
+    done: Callable[[], object],
+) -> Iterator[RacePoint]:
+    """Trains up to each of some numbers of steps, or of seconds, and evaluates there."""
+    elapsed = 0.0
+    for end in ends:
+        while (elapsed if timed else svi.num_steps) < end:
+            batch = next(batches)
+            start = time.perf_counter()
+            svi.step(*batch)
+            elapsed += time.perf_counter() - start
+        done()
+        yield point(elapsed)
 
 
 def _endless(train: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
@@ -163,7 +173,7 @@ def _endless(train: Dataset, batch_size: int, generator: torch.Generator) -> Ite
 
 
 def _point(
-    program: Program, svi: SVI, data: tuple[Tensor, ...], seconds: float, num_particles: int, seed: int
+    program: Program, svi: SVI, data: tuple[Tensor, ...], seconds: float, *, num_particles: int, seed: int
 ) -> RacePoint:
     """Evaluates with the same random numbers every time, and leaves the generators as they were."""
     devices = [data[0].device] if data[0].is_cuda else []

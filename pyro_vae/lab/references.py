@@ -38,7 +38,7 @@ def named_estimators(subject: str, estimators: Estimators) -> dict[str, pyro.inf
         )
     given = list(estimators.values() if isinstance(estimators, Mapping) else estimators)
     if not given:
-        raise ValueError(f"{subject}: expected at least one estimator; got none. Pass [elbo.ELBO()], say.")
+        raise ValueError(f"{subject}: expected at least one estimator; got none. Pass [elbo.ELBO()], for example.")
     for estimator in given:
         if not isinstance(estimator, pyro.infer.ELBO):
             raise TypeError(

@@ -12,7 +12,7 @@ SIGNIFICANT = 1e-3
 
 @dataclass(frozen=True)
 class Row:
-    """An estimator and a group of parameters. Gradients are of the bound summed over the data, as optimisers see them.
+    """An estimator and a group of parameters. Gradients are of the bound summed over the data, as optimizers see them.
 
     Attributes:
         estimator: its name.

@@ -2,7 +2,7 @@
 
 The reconstruction term of a variational autoencoder is E_q[log p(x|z)], so the choice of a likelihood here is the
 choice of what "reconstruction" means. Values of densities of different likelihoods compare only where they are
-densities of the same data: binary, grey and integer pixels are three different data sets.
+densities of the same data: binary, gray and integer pixels are three different data sets.
 
 ============================================================ =================================================
 data                                                         likelihoods

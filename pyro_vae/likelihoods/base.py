@@ -49,7 +49,7 @@ class Likelihood(Family):
         return self.made(parents[0], **self.head(self.body(*parents[:inputs])), **context)
 
     def check_shape(self, x: Tensor) -> None:
-        """Refuses data that are not of shape (N, \\*event_shape).
+        """Raises for data that are not of shape (N, \\*event_shape).
 
         Raises:
             ValueError: naming both shapes.
@@ -62,7 +62,7 @@ class Likelihood(Family):
             )
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Refuses data this density cannot have produced.
+        """Raises for data this density cannot have produced.
 
         Args:
             x: data of shape (N, \\*event_shape).
@@ -92,7 +92,7 @@ class Likelihood(Family):
                 self.check_context(x, label, _per_datum(value))
 
     def check_context(self, x: Tensor, label: str, value: Tensor) -> None:
-        """Refuses a context this density cannot use.
+        """Raises for a context this density cannot use.
 
         Args:
             x: data that fits the density.

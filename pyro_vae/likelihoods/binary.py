@@ -15,7 +15,7 @@ from pyro_vae.nets import Body, Shape
 class Bernoulli(Likelihood):
     r"""Independent binary elements, :math:`p(x|z) = \prod_d p_d^{x_d} (1 - p_d)^{1 - x_d}`, p = sigmoid(logits).
 
-    ``-log_prob`` *is* the binary cross-entropy summed over the event, in nats. Accepts x in {0, 1}; grey values have no
+    ``-log_prob`` *is* the binary cross-entropy summed over the event, in nats. Accepts x in {0, 1}; gray values have no
     probability under it.
 
     Args:
@@ -34,7 +34,7 @@ class Bernoulli(Likelihood):
     support = constraints.boolean
     accepts = "binary values, 0 or 1"
     remedy = (
-        'Binarise the data (data.load(..., binarize="dynamic")), or use ContinuousBernoulli for grey values in [0, 1]'
+        'Binarize the data (data.load(..., binarize="dynamic")), or use ContinuousBernoulli for gray values in [0, 1]'
     )
 
     def __init__(self, body: Body, event_shape: Shape, *, data_mean: Tensor | None = None) -> None:

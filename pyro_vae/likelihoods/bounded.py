@@ -23,7 +23,7 @@ class _OpenUnitInterval(constraints.Constraint):
 class ContinuousBernoulli(Likelihood):
     r"""Elements in [0, 1] with density :math:`C(p) p^x (1 - p)^{1 - x}`, p = sigmoid(logits).
 
-    What "cross-entropy on grey pixels" leaves out is the normaliser C(p): without it the loss is no density's.
+    What "cross-entropy on gray pixels" leaves out is the normalizer C(p): without it the loss is no density's.
     ``mean`` is not p. Accepts x in [0, 1]. The network makes ``logits``, of the event's shape.
 
     Args:

@@ -24,7 +24,7 @@ class Categorical(Likelihood):
         num_categories: K, at least 2.
         body: network from z to features.
         event_shape: shape of one datum.
-        spacing: distance between neighbouring values of x: 1 for categories 0, 1, 2, ..., ``1/255`` for pixel levels.
+        spacing: distance between neighboring values of x: 1 for categories 0, 1, 2, ..., ``1/255`` for pixel levels.
 
     Raises:
         ValueError: ``num_categories`` below 2, or ``spacing`` not above 0.

@@ -51,7 +51,7 @@ class Normal(LocationScale):
 class SigmaNormal(Likelihood):
     r"""The sigma-VAE's Normal: one scale for all elements, in closed form at every epoch and constant in between.
 
-    :math:`x_d \sim \mathrm{Normal}(\mathrm{loc}_d(z), \sigma^2)`, where :math:`\sigma^2` maximises the likelihood of
+    :math:`x_d \sim \mathrm{Normal}(\mathrm{loc}_d(z), \sigma^2)`, where :math:`\sigma^2` maximizes the likelihood of
     the data at the current network, which the mean squared error does:
 
     .. math:: \sigma^2 = \frac{1}{N D} \sum_n E_{q(z|x_n)} \lVert x_n - \mathrm{loc}(z) \rVert^2.

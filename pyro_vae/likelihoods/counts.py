@@ -30,7 +30,7 @@ class Binomial(Likelihood):
         body: network from z to features.
         event_shape: shape of one datum.
         total_count: n.
-        spacing: distance between neighbouring values of x: 1 for counts, ``1 / total_count`` (when left out) for
+        spacing: distance between neighboring values of x: 1 for counts, ``1 / total_count`` (when left out) for
             levels in [0, 1].
 
     Raises:
@@ -137,7 +137,7 @@ class NegativeBinomial(Counts):
     .. math:: P(x) = \frac{\Gamma(x + \theta)}{x!\, \Gamma(\theta)}
         \Big(\frac{\theta}{\theta + \mu}\Big)^\theta \Big(\frac{\mu}{\theta + \mu}\Big)^x,
 
-    scVI's parameterisation: torch's with total_count = :math:`\theta`, logits = :math:`\log\mu - \log\theta`. The
+    scVI's parameterization: torch's with total_count = :math:`\theta`, logits = :math:`\log\mu - \log\theta`. The
     network makes ``logits``, of the event's shape; see :class:`Counts` for :math:`\mu`. The dispersion :math:`\theta`
     is a parameter of every element, shared by all data (scVI's ``dispersion="gene"``), within 1e-4 and 1e4. Accepts
     whole numbers from 0 on, stored as floats.

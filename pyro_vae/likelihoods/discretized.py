@@ -53,7 +53,7 @@ class DiscretizedLogistic(LocationScale):
 
 
 class MixtureOfDiscretizedLogistics(Likelihood):
-    r"""Images (C, H, W) of levels, each pixel a mixture of M discretised logistics with coupled channels.
+    r"""Images (C, H, W) of levels, each pixel a mixture of M discretized logistics with coupled channels.
 
     The PixelCNN++ likelihood; see :class:`pyro_vae.distributions.MixtureOfDiscretizedLogistics` for the formula.
     Accepts the levels k / (levels - 1) in [0, 1]. For every pixel the network makes M ``logits``, M C ``loc``, M C

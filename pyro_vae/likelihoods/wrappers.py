@@ -64,7 +64,7 @@ class MissingAtRandom(_Wrapper):
         ValueError: the likelihood couples its elements, as OneHotCategorical does.
 
     References:
-        Mattei, Frellsen, "MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets", 2019,
+        Mattei, Frellsen, "MIWAE: Deep Generative Modeling and Imputation of Incomplete Data Sets", 2019,
         https://arxiv.org/abs/1812.02633; Rubin, "Inference and missing data", 1976,
         https://doi.org/10.1093/biomet/63.3.581
 
@@ -170,7 +170,7 @@ class Standardized(_Wrapper):
 
 
 class Dequantized(_Wrapper):
-    r"""A continuous likelihood as a probability of discrete data x = k / (levels - 1), by uniform dequantisation.
+    r"""A continuous likelihood as a probability of discrete data x = k / (levels - 1), by uniform dequantization.
 
     A continuous density of discrete data has no upper bound: it can put ever narrower peaks on the levels. Here x
     stands for its cell, :math:`y = (k + u) / \mathrm{levels}` in (0, 1) with a fresh :math:`u \sim U[0, 1)` at every
@@ -223,5 +223,5 @@ class Dequantized(_Wrapper):
         return distributions.Dequantized(self.likelihood.distribution(**parameters), self.levels)
 
     def calibrate(self, x: Tensor, mean: Tensor) -> None:
-        centre = (mean * (self.levels - 1) + 0.5) / self.levels
-        self.likelihood.calibrate(distributions.dequantize(x, self.levels), centre)
+        center = (mean * (self.levels - 1) + 0.5) / self.levels
+        self.likelihood.calibrate(distributions.dequantize(x, self.levels), center)

@@ -3,7 +3,7 @@ r"""The conditional variational autoencoder as two Pyro programs: data x that co
 .. math:: p(x, z|c) = p(z|c)\, p(x|z, c), \qquad q(z|x, c), \qquad
           E_q[\log p(x|z, c)] - \mathrm{KL}(q(z|x, c) \| p(z|c)) \le \log p(x|c)
 
-The context is given, never modelled: a class, a label, an angle, the part of an image that is known. What it explains
+The context is given, never modeled: a class, a label, an angle, the part of an image that is known. What it explains
 need not be in z.
 
 References:
@@ -207,7 +207,7 @@ class ConditionalVAE(ProgramModule):
         return self.decode(self.encode(x, *context).sample(), *context).mean
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Refuses data the likelihood cannot have produced, and contexts the bodies do not take.
+        """Raises for data the likelihood cannot have produced, and contexts the bodies do not take.
 
         Called by ``fit`` before the first step.
 

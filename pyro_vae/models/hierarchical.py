@@ -321,7 +321,7 @@ class HierarchicalVAE(ProgramModule):
         return self.decode(z1, *context).mean
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Refuses data the likelihood cannot have produced; called by ``fit`` before the first step.
+        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
 
         Raises:
             TypeError, ValueError: with the remedy.

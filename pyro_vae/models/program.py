@@ -95,7 +95,7 @@ class ProgramModule(nn.Module):
 
 
 def check_observed(likelihood: Any, x: Tensor | None, context: tuple[Tensor, ...]) -> None:
-    """Refuses data that the likelihood cannot have produced; shapes alone where Pyro's validation is off.
+    """Raises for data that the likelihood cannot have produced; shapes alone where Pyro's validation is off.
 
     Args:
         likelihood: p(x|z, ...).
@@ -120,7 +120,7 @@ def check_observed(likelihood: Any, x: Tensor | None, context: tuple[Tensor, ...
 
 
 def check_batch(subject: str, x: object, event_shape: Size) -> None:
-    """Refuses data that are no tensor of shape (N, \\*event_shape): one dim more would count each datum N times."""
+    """Raises for data that are no tensor of shape (N, \\*event_shape): one dim more would count each datum N times."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{subject}: expected x a tensor; got {type(x).__name__}. Pass *batch for a batch of data and "
@@ -134,7 +134,7 @@ def check_batch(subject: str, x: object, event_shape: Size) -> None:
 
 
 def check_contexts(subject: str, lead: Size, shapes: Sequence[Size], context: Sequence[object]) -> None:
-    """Refuses contexts that are no tensors (\\*lead, \\*shape): one row for all data would be broadcast in silence."""
+    """Raises for contexts that are no tensors (\\*lead, \\*shape): one row for all would be broadcast in silence."""
     given = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in context]
     expected = [(*lead, *shape) for shape in shapes]
     if len(given) >= len(expected) and given[: len(expected)] != expected:
@@ -172,7 +172,7 @@ def data_size(subject: str, x: Tensor | None, context: tuple[Tensor, ...], size:
 
 
 def check_part(subject: str, role: str, part: object, kind: type, module: str) -> None:
-    """Refuses a part that is not what its place asks for."""
+    """Raises for a part that is not what its place asks for."""
     if not isinstance(part, kind):
         raise TypeError(
             f"{subject}: expected {role} a {kind.__name__}; got {type(part).__name__}. Build it from pyro_vae.{module}."
@@ -180,7 +180,7 @@ def check_part(subject: str, role: str, part: object, kind: type, module: str) -
 
 
 def check_same(subject: str, what: str, first: Size, second: Size) -> None:
-    """Refuses parts that disagree about a shape."""
+    """Raises for parts that disagree about a shape."""
     if first != second:
         raise ValueError(
             f"{subject}: expected {what} to be equal; got {tuple(first)} and {tuple(second)}. Make them agree."
@@ -198,7 +198,7 @@ _SUPPORTS = {
 
 
 def check_support(subject: str, prior: Any, posterior: Any, priors: ModuleType, conditionals: ModuleType) -> None:
-    """Refuses a prior and a posterior of different supports; the message names what fits either.
+    """Raises for a prior and a posterior of different supports; the message names what fits either.
 
     Args:
         subject: what is being built.
@@ -224,7 +224,7 @@ def check_support(subject: str, prior: Any, posterior: Any, priors: ModuleType, 
 
 
 def check_inputs(subject: str, role: str, actual: Sequence[Size], expected: Sequence[Size]) -> None:
-    """Refuses a part whose body takes inputs of other shapes than it will be given."""
+    """Raises for a part whose body takes inputs of other shapes than it will be given."""
     if list(actual) != list(expected):
         raise ValueError(
             f"{subject}: expected the body of {role} to take inputs of shapes {list(map(tuple, expected))}; got "

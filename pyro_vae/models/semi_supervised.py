@@ -1,4 +1,4 @@
-r"""A variational autoencoder of data of which some are labelled: Kingma's model M2, as two Pyro programs.
+r"""A variational autoencoder of data of which some are labeled: Kingma's model M2, as two Pyro programs.
 
 A datum has a class y, one-hot, and latents z for what the class leaves open:
 
@@ -13,7 +13,7 @@ convention). Where there is no label, y is a latent variable like z, and
 ``elbo.ELBO(gradient="enumerate")`` carries out the sum over classes, and so does ``pyro.infer.TraceEnum_ELBO``, since
 the guide marks ``"y"`` for parallel enumeration. Where there is a label, it is an observation of y: the model observes
 it as site ``"label"``, of density p(y), and given it both model and guide have y with certainty. What remains of the
-bound is the paper's for labelled data,
+bound is the paper's for labeled data,
 
 .. math:: \log p(x, y) \ge E_{q(z|x, y)}[\log p(x|y, z) + \log p(y) + \log p(z) - \log q(z|x, y)].
 
@@ -97,12 +97,12 @@ class SemiSupervisedModel(RootModule):
         with pyro.plate("data", data_size(_NAME, x, _given(labels, *context), size)):
             if labels is not None:
                 _check_labels(labels)
-                labelled, logits = labels >= 0, class_prior.logits
+                labeled, logits = labels >= 0, class_prior.logits
                 observed = _is(labels.clamp(min=0), len(logits)).to(logits)  # any class for -1: both sites mask it
-                pyro.sample("label", class_prior().mask(labelled), obs=observed)
+                pyro.sample("label", class_prior().mask(labeled), obs=observed)
                 if self.training and self.classification_weight and x is not None:
                     (guide,) = self._guide
-                    log_q = torch.where(labelled, guide.classify(x).log_prob(observed), 0.0)
+                    log_q = torch.where(labeled, guide.classify(x).log_prob(observed), 0.0)
                     pyro.factor("classification", self.classification_weight * log_q)
             y = pyro.sample("y", _knowing(class_prior(), labels))
             z = pyro.sample("z", prior())
@@ -155,7 +155,7 @@ class SemiSupervisedGuide(RootModule):
 
 
 class SemiSupervisedVAE(ProgramModule):
-    """A variational autoencoder with a class y beside z, for data of which some are labelled; see the module's text.
+    """A variational autoencoder with a class y beside z, for data of which some are labeled; see the module's text.
 
     A plain ``nn.Module`` that holds the two programs ``model`` and ``guide``, as :class:`~pyro_vae.VAE` does. They
     take ``(x, labels)``, so training is::
@@ -170,9 +170,9 @@ class SemiSupervisedVAE(ProgramModule):
         likelihood: p(x|z, y), of :mod:`pyro_vae.likelihoods`, with a body of ``context_shapes=[num_classes]``.
         posterior: q(z|x, y), of :mod:`pyro_vae.conditionals`, likewise.
         classifier: q(y|x), a ``conditionals.OneHotCategorical`` of ``num_classes``.
-        classification_weight: weight of log q(y|x) of each labelled datum, in training mode alone: ``eval()``, in which
+        classification_weight: weight of log q(y|x) of each labeled datum, in training mode alone: ``eval()``, in which
             ``fit`` computes its figures and leaves the program, has the bound as it is. The paper's alpha is a tenth of
-            the number of data N shared by the N_l labelled ones: 0.1 N / N_l.
+            the number of data N shared by the N_l labeled ones: 0.1 N / N_l.
 
     Raises:
         TypeError: a part is not what its place asks for.
@@ -191,7 +191,7 @@ class SemiSupervisedVAE(ProgramModule):
         ...     classifier=conditionals.OneHotCategorical(nets.MLP((1, 4, 4), [8]), 10),
         ...     classification_weight=5.0,
         ... )
-        >>> x, labels = torch.zeros(3, 1, 4, 4), torch.tensor([7, -1, 0])  # the second is not labelled
+        >>> x, labels = torch.zeros(3, 1, 4, 4), torch.tensor([7, -1, 0])  # the second is not labeled
         >>> TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(vae.model, vae.guide, x, labels).shape
         torch.Size([])
         >>> vae.classify(x).shape
@@ -307,7 +307,7 @@ class SemiSupervisedVAE(ProgramModule):
         return y, self.guide.encode(x, y)
 
     def check_data(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> None:
-        """Refuses data the likelihood cannot have produced, and labels that are no classes.
+        """Raises for data the likelihood cannot have produced, and labels that are no classes.
 
         Called by ``fit`` before the first step.
 

@@ -1,7 +1,7 @@
 """The variational autoencoder as two Pyro programs: a model p(z) p(x|z) and a guide q(z|x).
 
-The model says how data come about: z is drawn from the prior, x from the likelihood given z. The guide approximates
-the posterior p(z|x). SVI maximises
+The model says how data are generated: z is drawn from the prior, x from the likelihood given z. The guide approximates
+the posterior p(z|x). SVI maximizes
 
     ELBO(x) = E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z)) <= log p(x),
 
@@ -185,7 +185,7 @@ class VAE(ProgramModule):
         return self.decode(self.encode(x).sample(), *context).mean
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Refuses data the likelihood cannot have produced; called by ``fit`` before the first step.
+        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
 
         Raises:
             TypeError, ValueError: with the remedy.

@@ -1,4 +1,4 @@
-"""Normalising flows as priors, from zuko. All of them evaluate the density of a batch of z in one pass."""
+"""Normalizing flows as priors, from zuko. All of them evaluate the density of a batch of z in one pass."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RealNVP(FlowPrior):
 
     Args:
         latent_dim: dimensions of z, or its shape.
-        num_layers: coupling layers; halves swap from one to the next.
+        num_layers: coupling layers; halves change places from one to the next.
         hidden: width of each hidden layer of the networks.
 
     References:
@@ -69,7 +69,7 @@ class NeuralSpline(FlowPrior):
 
     Args:
         latent_dim: dimensions of z, or its shape.
-        num_layers: coupling layers; halves swap from one to the next.
+        num_layers: coupling layers; halves change places from one to the next.
         hidden: width of each hidden layer of the networks.
         num_bins: bins of each spline.
 

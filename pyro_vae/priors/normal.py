@@ -62,7 +62,7 @@ class MixtureOfNormals(Prior):
         num_components: number of components whose means are learned. They start as draws from Normal(0, I), which
             break the symmetry between them.
         loc: means that stay as they are, (num_components, latent_dim), in place of ``num_components``: encodings or
-            principal components of some data, say.
+            for example principal components of some data.
 
     Raises:
         ValueError: both or none of ``num_components`` and ``loc``, or one of a wrong size.

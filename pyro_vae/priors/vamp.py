@@ -1,7 +1,7 @@
 r"""VampPrior: a prior made of the posterior itself, :math:`p(z) = \frac1K \sum_k q(z|u_k)`.
 
 It is the closest that a mixture of K densities of the posterior's family comes to the aggregate posterior, which is the
-prior that maximises the ELBO.
+prior that maximizes the ELBO.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class VampPrior(Prior):
 
     ``VAE`` binds it to its posterior. Until then it has no density, and its ``event_shape`` is (). The posterior is
     not a submodule: its parameters belong to the guide, and are in ``state_dict()`` once. The posterior is to be a
-    ``DiagonalNormal``; the density is then a single matrix product, with the :math:`-\log K` that keeps it normalised.
+    ``DiagonalNormal``; the density is then a single matrix product, with the :math:`-\log K` that keeps it normalized.
 
     Args:
         pseudo_inputs: where the pseudo-inputs start, data of shape (K, \*event_shape), for instance
             ``train.images[:500]``; integers are taken for pixels in 0, ..., 255 and divided by 255.
-        clamp: keep the pseudo-inputs in [0, 1], as grey pixels are, by clamping them in the forward pass. False for
+        clamp: keep the pseudo-inputs in [0, 1], as gray pixels are, by clamping them in the forward pass. False for
             data of another range.
 
     Raises:

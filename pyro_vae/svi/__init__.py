@@ -1,4 +1,4 @@
-"""Stochastic variational inference: one optimisation step at a time."""
+"""Stochastic variational inference: one optimization step at a time."""
 
 from pyro_vae.svi.svi import SVI, OptimizerFactory
 

@@ -61,7 +61,7 @@ class Parameters:
             with store.scope(seen):
                 try:
                     yield
-                finally:  # also what was registered before an error, since the optimiser may hold it already
+                finally:  # also what was registered before an error, since the optimizer may hold it already
                     after = store.get_state()
         finally:
             if any(isinstance(p, nn.Parameter) and id(p) not in self.held for p in after["params"].values()):

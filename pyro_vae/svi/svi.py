@@ -1,10 +1,10 @@
-"""Stochastic variational inference: one optimisation step at a time.
+"""Stochastic variational inference: one optimization step at a time.
 
-A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimiser (one fused update
+A drop-in for ``pyro.infer.SVI`` that differs in three ways: it takes any ``torch.optim`` optimizer (one fused update
 for all parameters), leaves the parameters of modules to their modules and nothing of them in Pyro's global param store,
 and lets Pyro validate the first step of every shape of arguments, then no more, since validation can double the cost of
 a step. Beyond that it accounts for what it trains: a tensor that takes part in the loss and that no step would move is
-an error, and so is an optimiser that does not hold what it was given.
+an error, and so is an optimizer that does not hold what it was given.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
+from pyro_vae.internals import tree_leaves, without_pyro_parameters
+from pyro_vae.svi.accounting import account, set_aside
 from pyro_vae.svi.diagnosis import diagnosis
 from pyro_vae.svi.losses import leaves_value_out, with_methods
-from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, keep_precision, owned
+from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, held_by, keep_precision, made_of, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
@@ -39,31 +40,31 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 class SVI:
-    """Optimises the parameters of a model and a guide.
+    """Optimizes the parameters of a model and a guide.
 
     Parameters are found when they are first used, so lazy guides (``pyro.infer.autoguide``) and functions that call
     ``pyro.param`` work too. Those of ``pyro.param`` statements are in Pyro's global param store, as with
     ``pyro.infer.SVI``, so that other programs and other steps find them; those of modules are the modules' own.
 
-    A parameter that takes no part in a step keeps its value with a ``torch.optim`` optimiser, which skips it. With a
-    ``pyro.optim`` optimiser its gradient is 0, as in Pyro, so that Adam still moves it by its momentum.
+    A parameter that takes no part in a step keeps its value with a ``torch.optim`` optimizer, which skips it. With a
+    ``pyro.optim`` optimizer its gradient is 0, as in Pyro, so that Adam still moves it by its momentum.
 
     Args:
         model: a Pyro program, module or function.
         guide: likewise, taking the same arguments.
         optimizer: makes a ``torch.optim.Optimizer`` from a list of parameters, for instance
-            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimiser, which becomes
-            one fused torch optimiser where its settings are the same for all parameters and no other SVI has it.
+            ``functools.partial(torch.optim.Adam, lr=1e-3, fused=True)``; or a ``pyro.optim`` optimizer, which becomes
+            one fused torch optimizer where its settings are the same for all parameters and no other SVI has it.
         loss: any ``pyro.infer.ELBO``, or another object with its methods ``loss`` and ``loss_and_grads``; or a function
             of model, guide and their arguments that returns a tensor, as ``pyro.infer.EnergyDistance`` is.
         max_grad_norm: clip the gradient of all parameters together to this Euclidean norm; None for no clipping.
         compile: record loss and gradients of a step as one graph and compile it, see :mod:`pyro_vae.compilation`: True
             at once, ``"auto"`` after some thousands of steps, False never.
         prepare: makes the arguments of model and guide from those of :meth:`step`, as part of the compiled step:
-            ``dataset.gather``, say, which gathers and binarises a batch.
+            for example ``dataset.gather``, which gathers and binarizes a batch.
         precision: of matrix products in :meth:`step`: ``"bfloat16"`` runs the programs under ``torch.autocast``,
             ``"tf32"`` lets a GPU round the factors to 10 bits of mantissa. Importance weights feel it most.
-        ema_decay: keep an exponential moving average of all parameters with this decay, .999 say, see
+        ema_decay: keep an exponential moving average of all parameters with this decay, for example .999, see
             :meth:`averaged`; None for none (Polyak and Juditsky, "Acceleration of stochastic approximation by
             averaging", 1992, https://doi.org/10.1137/0330046).
         isolated: keep the parameters of ``pyro.param`` statements in this object, apart from Pyro's global store;
@@ -71,7 +72,7 @@ class SVI:
         optim: Pyro's name for ``optimizer``.
 
     Raises:
-        TypeError: ``optimizer`` or ``loss`` is something else, such as an optimiser that already holds parameters.
+        TypeError: ``optimizer`` or ``loss`` is something else, such as an optimizer that already holds parameters.
         ValueError: ``max_grad_norm``, ``ema_decay`` or ``precision`` is out of range, or a parameter is not contiguous.
 
     Example:
@@ -205,13 +206,13 @@ class SVI:
             yield
 
     def unfuse(self, optimizer: pyro.optim.PyroOptim) -> None:
-        """Goes on with Pyro's own optimiser in place of a fused one, because another SVI shares it."""
+        """Goes on with Pyro's own optimizer in place of a fused one, because another SVI shares it."""
         if isinstance(self.optimizer, torch.optim.Optimizer) and isinstance(self._make_optimizer, FusedOptimizer):
-            self._make_optimizer.hand_back(self.optimizer)
+            self._make_optimizer.give_back(self.optimizer)
         self.optimizer = self._make_optimizer = optimizer
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
-        """Runs the programs once, so that parameters and optimiser exist before the first step.
+        """Runs the programs once, so that parameters and optimizer exist before the first step.
 
         Only needed to reach :attr:`optimizer` before that, for example for a learning-rate schedule. Leaves the random
         number generators as they were.
@@ -297,7 +298,7 @@ class SVI:
                     return compiled
             # Later steps are accounted for at growing intervals, since a program may change as it runs.
             accounted = not (known and trained) or self.compiler.unsettled or self.num_steps & (self.num_steps - 1) == 0
-            others = self._set_aside() if accounted else {}
+            others = set_aside(self.parameters) if accounted else {}
             leaves = Leaves() if accounted else contextlib.nullcontext()
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
             with statements, leaves, self._reduced(args):
@@ -307,7 +308,8 @@ class SVI:
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
             if isinstance(leaves, Leaves) and self._is_sound(loss):
-                self._account(others, leaves.found - set(filter(torch.is_tensor, tree_leaves((args, given, kwargs)))))
+                data = {a for a in tree_leaves((args, given, kwargs)) if isinstance(a, Tensor)}
+                account(self.parameters, others, leaves.found - data)
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -335,7 +337,7 @@ class SVI:
 
     @property
     def _as_pyro(self) -> bool:
-        """Whether the optimiser is Pyro's, which moves what takes no part in a step too."""
+        """Whether the optimizer is Pyro's, which moves what takes no part in a step too."""
         return isinstance(self.optimizer, pyro.optim.PyroOptim) or isinstance(self._make_optimizer, FusedOptimizer)
 
     def _parts(self) -> tuple[Any, ...]:
@@ -350,53 +352,6 @@ class SVI:
     def _clear_gradients(self) -> None:
         for parameter in self.parameters.named.values():
             parameter.grad = None
-
-    def _set_aside(self) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
-        """Takes the gradients of what modules hold and is not registered yet, to see which a step gives one."""
-        registered = {id(parameter) for parameter in self.parameters.named.values()}
-        others = {
-            name: (p, p.grad)
-            for name, p in self.parameters.module_parameters().items()
-            if id(p) not in registered and p.requires_grad
-        }
-        for parameter, _ in others.values():
-            parameter.grad = None
-        return others
-
-    def _account(self, others: dict[str, tuple[nn.Parameter, Tensor | None]], leaves: set[Tensor]) -> None:
-        """Refuses a step in which something takes part that it would not move.
-
-        Args:
-            others: parameters that were not registered before the step, and the gradients that they had.
-            leaves: tensors that the step differentiates by.
-        """
-        registered = {id(parameter) for parameter in self.parameters.named.values()}
-        lost = [name for name, (p, _) in others.items() if p.grad is not None and id(p) not in registered]
-        for parameter, gradient in others.values():
-            if id(parameter) not in registered:
-                parameter.grad = gradient
-        if not registered:  # then Pyro's own estimators compute no gradient
-            lost = [name for name, (p, _) in others.items()]
-        known = registered | {id(parameter) for parameter, _ in others.values()}
-        lost += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
-        if lost:
-            raise ValueError(
-                f"SVI: expected every trainable tensor that takes part in the loss to be registered with Pyro; got "
-                f"{len(lost)} that no step would move: {_listed(lost)}. Make model and guide PyroModules, call "
-                "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
-                "requires_grad_(False)."
-            )
-        present = {*self.parameters.module_parameters().values(), *self.parameters.named.values()}
-        if present and not any(parameter.requires_grad for parameter in present):
-            raise ValueError(
-                f"SVI: expected something to train; got {len(present)} parameters, all of them frozen. Unfreeze some "
-                "with requires_grad_(True), or use evaluate_loss."
-            )
-        if registered and all(parameter.grad is None for parameter in self.parameters.named.values()):
-            raise ValueError(
-                f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
-                "parameters. Unfreeze them, or use evaluate_loss."
-            )
 
     def _trained(self) -> dict[str, Tensor]:
         """Parameters to differentiate by; the same dictionary as long as they are the same."""
@@ -422,7 +377,7 @@ class SVI:
         """Model and guide; without their parameter statements where these would tell us nothing new.
 
         A ``PyroModule`` declares each of its parameters to Pyro's handlers at every use, a tenth of a small step. Once
-        the optimiser holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
+        the optimizer holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
         to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
         """
         if not isinstance(self.loss, Estimator):
@@ -438,7 +393,7 @@ class SVI:
         """Moves the parameters by their gradients.
 
         Args:
-            declared: names of what the step has declared, which Pyro's optimisers move by a gradient of 0 where it has
+            declared: names of what the step has declared, which Pyro's optimizers move by a gradient of 0 where it has
                 none.
         """
         named = self.parameters.named
@@ -461,48 +416,22 @@ class SVI:
             self.parameters.average(self.ema_decay)
 
     def _adopt(self, declared: set[str]) -> None:
-        """Gives the optimiser the parameters that the programs have registered since the last step."""
+        """Gives the optimizer the parameters that the programs have registered since the last step."""
         new = self.parameters.adopt(declared)
         if not new:
             return
         self._differentiated = None
         if isinstance(self.optimizer, torch.optim.Optimizer):  # the user may have added a group
-            known = _held(self.optimizer)
+            known = held_by(self.optimizer)
             new = [parameter for parameter in new if id(parameter) not in known]
         if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
             return
         if self.optimizer is None:
-            self.optimizer = self._checked(self._made(new), new)
+            self.optimizer = made_of(self._make_optimizer, new, self.parameters.named)
         else:
             self.optimizer.add_param_group({"params": new})
             if isinstance(self._make_optimizer, FusedOptimizer):
                 self._make_optimizer.share(self.optimizer, new)
-
-    def _made(self, parameters: list[Tensor]) -> object:
-        try:
-            return self._make_optimizer(parameters)
-        except TypeError as error:
-            raise TypeError(
-                f"SVI: expected optimizer to make a torch.optim.Optimizer of {len(parameters)} parameters; got an "
-                f"error ({error}). Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
-            ) from error
-
-    def _checked(self, optimizer: object, given: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser that was made, once it holds what it was given."""
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
-                "the optimiser, as functools.partial(torch.optim.Adam, lr=1e-3) does."
-            )
-        check_dense(optimizer)
-        missing = {id(parameter) for parameter in given} - _held(optimizer)
-        names = [name for name, parameter in self.parameters.named.items() if id(parameter) in missing]
-        if names:
-            raise ValueError(
-                f"SVI: expected an optimiser of all parameters that it is given; got one without {_listed(names)}. "
-                "Freeze what is not to be trained with requires_grad_(False)."
-            )
-        return optimizer
 
     @contextlib.contextmanager
     def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
@@ -525,7 +454,7 @@ class SVI:
 
 
 def _one_of(optimizer: Any, optim: Any) -> Any:
-    """The optimiser, given by either name."""
+    """The optimizer, given by either name."""
     if (optimizer is None) == (optim is None):
         given = "none" if optimizer is None else "both optimizer and optim"
         raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
@@ -533,7 +462,7 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
     if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
         raise TypeError(
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
-            f"optimiser; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+            f"optimizer; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
     check_dense(chosen)
     return chosen
@@ -551,13 +480,13 @@ def _program(role: str, program: PyroProgram) -> PyroProgram:
 
 def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
     """Whether a program is a PyroModule without ``PyroParam`` or ``PyroSample`` anywhere in it."""
-    return isinstance(program, PyroModule) and not any(
-        module._pyro_params or module._pyro_samples for module in program.modules() if isinstance(module, PyroModule)
+    return isinstance(program, PyroModule) and all(
+        without_pyro_parameters(module) for module in program.modules() if isinstance(module, PyroModule)
     )
 
 
 def _check_contiguous(program: PyroProgram) -> None:
-    """Refuses parameters of which Pyro's param store would hold, and train, a copy: channels-last weights, say."""
+    """Raises for parameters of which Pyro's param store would train a copy: for example channels-last weights."""
     for name, parameter in program.named_parameters() if isinstance(program, nn.Module) else ():
         if parameter.requires_grad and not parameter.is_contiguous():
             raise ValueError(
@@ -586,14 +515,6 @@ def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
 def _usual(value: Any) -> Any:
     """A copy of a tensor that was made in inference mode, which autograd does not take."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:

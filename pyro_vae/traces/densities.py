@@ -19,6 +19,7 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from pyro_vae.checks import flag, instance, whole
+from pyro_vae.internals import packed_dims
 from pyro_vae.traces.structure import check_programs
 from pyro_vae.traces.tracing import (
     PARTICLES,
@@ -217,7 +218,7 @@ def _summed_sites(traces: Traces) -> dict[str, Any]:
     return {
         name: site
         for name, site in nodes.items()
-        if "log_prob" in site and symbols & set(site["packed"]["log_prob"]._pyro_dims)
+        if "log_prob" in site and symbols & set(packed_dims(site["packed"]["log_prob"]))
     }
 
 

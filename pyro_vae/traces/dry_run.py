@@ -18,8 +18,8 @@ FAILURES = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 @contextlib.contextmanager
-def rehearsal(args: tuple[Any, ...]) -> Iterator[None]:
-    """Within it, programs run unseen and without gradients; random generators and buffers are as before afterwards."""
+def dry_run(args: tuple[Any, ...]) -> Iterator[None]:
+    """Context manager in which programs run unseen, without gradients; puts random generators and buffers back."""
     devices = sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
     with torch.random.fork_rng(devices=devices), torch.no_grad(), poutine.block(), _unchanged_buffers():
         yield
@@ -37,7 +37,7 @@ def where_it_fails(run: Callable[[], object], single: Callable[[], object], args
         Its name; empty where a single draw fails too.
     """
     visits, seen = _Visits(), _Visits()
-    with rehearsal(args):
+    with dry_run(args):
         try:
             with visits:
                 single()

@@ -18,7 +18,7 @@ _ROUNDING = 1e-3  # nats
 
 
 def check_possible(subject: str, bound: Tensor, run: Callable[[], Traces], plate: str) -> None:
-    """Refuses a bound on log p(x) above 0 by more than five standard errors where x has probabilities, no densities.
+    """Raises for a bound on log p(x) above 0 by more than five standard errors where x has probabilities, no densities.
 
     Then a density is wrong, most often that of a latent at its own draws, and training exploits it. Bounds of
     densities may have any sign, and so may one of fewer than 30 data, which is not judged.

@@ -12,12 +12,12 @@ class Latent:
 
     Attributes:
         distribution: its name.
-        reparameterised: whether its draws can be differentiated.
+        reparameterized: whether its draws can be differentiated.
         enumerable: whether it can list its support.
     """
 
     distribution: str
-    reparameterised: bool
+    reparameterized: bool
     enumerable: bool
 
     @staticmethod
@@ -58,7 +58,7 @@ class UndrawnLatentError(ValueError):
 
 
 def check_programs(subject: str, model: Any, guide: Any) -> None:
-    """Refuses what cannot be run.
+    """Raises for what cannot be run.
 
     Raises:
         TypeError: naming it.

@@ -93,7 +93,7 @@ def analytic_kl(name: str, model_site: Site | None, guide_site: Site) -> Tensor:
 
 
 def check_order(traces: Traces) -> None:
-    """Refuses a closed-form KL where the guide draws its latents in another order than the model.
+    """Raises for a closed-form KL where the guide draws its latents in another order than the model.
 
     There the KL of a site is conditioned on draws that the model has not made yet, and the sum is no bound: on a
     bottom-up hierarchy it was -1.969 at the exact posterior, where log p(x) is -1.635.

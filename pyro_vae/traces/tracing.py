@@ -20,7 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vae.traces.dry_run import FAILURES, rehearsal, where_it_fails
+from pyro_vae.traces.dry_run import FAILURES, dry_run, where_it_fails
 from pyro_vae.traces.structure import Latent, Structure, UndrawnLatentError
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
@@ -37,7 +37,7 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
     Raises:
         UndrawnLatentError: a latent of the model that is neither in the guide nor marked for enumeration.
     """
-    with rehearsal(args):
+    with dry_run(args):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     extra = _undrawn(model_trace, guide_trace)
@@ -212,7 +212,7 @@ def _trace_programs(
 
 @contextlib.contextmanager
 def unchanged_param_store() -> Iterator[None]:
-    """Within it, programs see the parameters of Pyro's global store; what they add to it is gone afterwards."""
+    """Context manager in which programs see the parameters of Pyro's global store; puts the store back."""
     store = pyro.get_param_store()
     with store.scope(store.get_state()):
         yield

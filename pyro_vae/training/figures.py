@@ -1,4 +1,4 @@
-"""The figures of an epoch: the terms of the ELBO at beta = 1, whatever is optimised."""
+"""The figures of an epoch: the terms of the ELBO at beta = 1, whatever is optimized."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Datase
 
 @contextlib.contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[torch.Generator]:
-    """Seeds the global generators for a while, and yields one of its own for the order and binarisation of the data."""
+    """Seeds the global generators for a while, and yields one of its own for the order and binarization of the data."""
     generator = torch.Generator(device)
     if seed is None:
         yield generator.manual_seed(int(torch.randint(2**62, ())))

@@ -14,8 +14,8 @@ class History:
     """What a training run did, epoch by epoch.
 
     Attributes:
-        settings: how the run was made: data, binarisation, loss, epochs or steps, batch size, beta, seed.
-        epochs: a row per epoch. ``loss`` is the objective as optimised, per datum, averaged over the epoch's steps;
+        settings: how the run was made: data, binarization, loss, epochs or steps, batch size, beta, seed.
+        epochs: a row per epoch. ``loss`` is the objective as optimized, per datum, averaged over the epoch's steps;
             ``train_*`` and ``valid_*`` are ``elbo``, ``expected_log_likelihood`` and ``kl`` at the end of the epoch, in
             nats per datum at beta = 1; ``seconds`` is the time of the epoch's steps; ``lr`` and ``beta`` their last
             values.
@@ -32,7 +32,7 @@ class History:
         return len(self.epochs)
 
     def __getitem__(self, column: str) -> list[float]:
-        """A column, one value per epoch: ``history["valid_elbo"]``."""
+        """A column, one value per epoch: ``history["validation_elbo"]``."""
         return [row[column] for row in self.epochs]
 
     def columns(self) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
+from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
@@ -26,7 +27,7 @@ from pyro_vae.training.history import History, Row
 from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
-"""The default optimiser."""
+"""The default optimizer."""
 
 
 def fit(
@@ -52,15 +53,15 @@ def fit(
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
 ) -> History:
-    """Maximises a bound on the evidence of the training data.
+    """Maximizes a bound on the evidence of the training data.
 
     Args:
-        program: a :class:`~pyro_vae.VAE`, or anything with ``model``, ``guide``, ``latents`` and ``observed``.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
-        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimiser; Adam at 1e-3 by default.
-        scheduler: optimiser -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
+        optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimizer; Adam at 1e-3 by default.
+        scheduler: optimizer -> learning-rate schedule, for instance ``partial(CosineAnnealingLR, T_max=epochs)``;
             stepped after each epoch, ``ReduceLROnPlateau`` with the validation -ELBO.
         epochs: passes through the training data; 20 when neither these nor steps are given.
         steps: length of the run in steps in place of epochs; the last epoch may be a part of one.
@@ -96,20 +97,15 @@ def fit(
             :func:`~pyro_vae.traces.possible.check_possible`.
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"fit: expected a program with model, guide, latents and observed; got {type(program).__name__}. "
-            "Pass a VAE, or an object with these four attributes."
-        )
+    _check_program(program)
     train = _for_likelihood(as_dataset(train), program)
     validation = None if validation is None else _for_likelihood(as_dataset(validation), program)
     loss = ELBO() if loss is None else loss
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
-    for name, dataset in (("training", train), ("validation", validation)):
-        if dataset is not None:
-            _check_data(program, name, dataset)
+    for name, dataset in {"training": train, "validation": validation}.items():
+        _check_data(program, name, dataset)
     svi = SVI(
         program.model,
         program.guide,
@@ -121,26 +117,23 @@ def fit(
         precision=precision,
         ema_decay=ema_decay,
     )
+    history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
-    settings = {
-        "data": train.name,
-        "num_train": len(train),
-        "num_validation": 0 if validation is None else len(validation),
-        "binarization": train.binarization,
-        "loss": type(loss).__name__,
-        "epochs": epochs if steps is not None else budget.num_epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "beta": beta if beta is None or isinstance(beta, int | float) else repr(beta),
-        "seed": seed,
-    }
-    run = Run(program, svi, train, validation, budget, History(settings), beta, stopping)
-    with (
-        seeded(seed, train.device) as generator,
-        run.loss_as_it_was(),
-        tqdm(range(budget.num_epochs), disable=not progress, unit="epoch") as bar,
-    ):
+    run = Run(program, svi, train, validation, budget, history, beta, stopping)
+    with seeded(seed, train.device) as generator, run.loss_as_it_was():
         run.start(generator, scheduler)
+        _train(run, progress, on_step, on_epoch)
+    return history
+
+
+def _train(
+    run: Run,
+    progress: bool,
+    on_step: Callable[[int, float], None] | None,
+    on_epoch: Callable[[Row], None] | None,
+) -> None:
+    """Epoch by epoch, to the end of the budget, until it stops early, or until Ctrl-C."""
+    with tqdm(range(run.budget.num_epochs), disable=not progress, unit="epoch") as bar:
         try:
             for _ in bar:
                 row = run.epoch(on_step)
@@ -154,7 +147,39 @@ def fit(
         finally:
             run.set_training(False)
         run.settle()
-    return run.history
+
+
+def _settings(
+    train: Dataset,
+    validation: Dataset | None,
+    loss: pyro.infer.ELBO,
+    budget: Budget,
+    epochs: int | None,
+    steps: int | None,
+    beta: float | Schedule | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """How the run is made, for the record."""
+    return {
+        "data": train.name,
+        "num_train": len(train),
+        "num_validation": 0 if validation is None else len(validation),
+        "binarization": train.binarization,
+        "loss": type(loss).__name__,
+        "epochs": epochs if steps is not None else budget.num_epochs,
+        "steps": steps,
+        "batch_size": budget.batch_size,
+        "beta": beta if beta is None or isinstance(beta, int | float) else repr(beta),
+        "seed": seed,
+    }
+
+
+def _check_program(program: object) -> None:
+    if not isinstance(program, Program):
+        raise TypeError(
+            f"fit: expected a program with model and guide; got {type(program).__name__}. Pass a VAE, or an object "
+            "with these two attributes."
+        )
 
 
 def _check_settings(
@@ -192,7 +217,7 @@ def _check_settings(
 
 
 def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
-    """Grey images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         return replace(dataset, images=dataset.images.unsqueeze(1))
@@ -200,9 +225,9 @@ def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
 
 
 def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -> None:
-    """Refuses a batch of one datum where batch normalization would have no deviation to divide by."""
+    """Raises for a batch of one datum where batch normalization would have no deviation to divide by."""
     modules = (module for part in modules_of_program(program) for module in part.modules())
-    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+    normalized = any(isinstance(module, BatchNorm) for module in modules)
     if normalized and (batch_size == 1 or n == 1 or (n % batch_size == 1 and not drop_last)):
         raise ValueError(
             f"fit: expected batches of at least 2 data for batch normalization; got a last batch of 1, with {n} data "
@@ -210,8 +235,10 @@ def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -
         )
 
 
-def _check_data(program: Program, name: str, dataset: Dataset) -> None:
-    """Refuses data before training: every datum, not only those of the first batch."""
+def _check_data(program: Program, name: str, dataset: Dataset | None) -> None:
+    """Raises for data before training: every datum, not only those of the first batch."""
+    if dataset is None:
+        return
     parameter = next((p for m in modules_of_program(program) for p in m.parameters()), None)
     if parameter is not None and parameter.device != dataset.device:
         raise ValueError(

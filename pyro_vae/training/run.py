@@ -139,7 +139,7 @@ class Run:
     def start(
         self, generator: torch.Generator, scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
     ) -> None:
-        """Makes parameters, optimiser and learning-rate schedule; draws order and bits of the data from a generator."""
+        """Makes parameters, optimizer and learning-rate schedule; draws order and bits of the data from a generator."""
         self._generator = generator
         first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
         self.svi.initialize(first, *self._data)
@@ -207,7 +207,7 @@ class Run:
     @staticmethod
     def watched(row: Row) -> float:
         """The ELBO that early stopping and learning-rate schedules look at."""
-        return row.get("valid_elbo", row["train_elbo"])
+        return row.get("validation_elbo", row["train_elbo"])
 
     def set_training(self, training: bool) -> None:
         """Puts the program's modules into a mode."""
@@ -221,9 +221,7 @@ class Run:
         try:
             yield
         finally:
-            for name, value in before.items():
-                if vars(loss).get(name) is not value:
-                    setattr(loss, name, value)
+            vars(loss).update(before)  # past its checks, which settings that depend on each other may fail one by one
 
     def _set_beta(self) -> None:
         if self._beta is not None:
@@ -251,7 +249,7 @@ class Run:
             program.calibrate(*self.train.batch(some, self._generator))
 
     def _figures(self) -> Row:
-        sets = {"train": self.train.take(min(len(self.train), _TRAIN_FIGURES)), "valid": self.validation}
+        sets = {"train": self.train.take(min(len(self.train), _TRAIN_FIGURES)), "validation": self.validation}
         row: Row = {}
         with self.svi.scope():
             for prefix, dataset in sets.items():
@@ -273,8 +271,8 @@ def modules_of_program(program: Program) -> list[nn.Module]:
 def _scheduler(make: Callable[[torch.optim.Optimizer], LRScheduler], svi: SVI) -> LRScheduler:
     if not isinstance(svi.optimizer, torch.optim.Optimizer):
         raise ValueError(
-            f"fit: expected a torch.optim optimiser for a scheduler; got {type(svi.optimizer).__name__}. "
-            "Pass functools.partial(torch.optim.Adam, lr=...), or a pyro.optim scheduler as the optimiser."
+            f"fit: expected a torch.optim optimizer for a scheduler; got {type(svi.optimizer).__name__}. "
+            "Pass functools.partial(torch.optim.Adam, lr=...), or a pyro.optim scheduler as the optimizer."
         )
     scheduler = make(svi.optimizer) if callable(make) else None
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):

@@ -1,10 +1,10 @@
 """One table over likelihoods x priors x guides: every row is the VAE of the row above with one line changed.
 
-    python examples/swap_everything.py                                          # scikit-learn's digits, minutes
-    python examples/swap_everything.py --dataset mnist --epochs 20 --guides diagonal-normal --priors standard real-nvp
+    python examples/choose_parts.py                                          # scikit-learn's digits, minutes
+    python examples/choose_parts.py --dataset mnist --epochs 20 --guides diagonal-normal --priors standard real-nvp
 
 -ELBO in nats per image, on validation data. Rows are grouped by the data they are densities of: log-densities compare
-within a group, and not across groups, for bits, grey levels and reals in [0, 1] are three different data sets.
+within a group, and not across groups, for bits, gray levels and reals in [0, 1] are three different data sets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[data.Binarize, dict[str, MakeLikelihood]]] = {
         "dynamic",
         {"bernoulli": lambda body, shape, levels: likelihoods.Bernoulli(body, shape)},
     ),
-    "grey levels, as probabilities": (
+    "gray levels, as probabilities": (
         "none",
         {
             "discretized-logistic": lambda body, shape, levels: likelihoods.DiscretizedLogistic(
@@ -49,7 +49,7 @@ GROUPS: dict[str, tuple[data.Binarize, dict[str, MakeLikelihood]]] = {
             "dequantized-laplace": dequantized(likelihoods.Laplace),
         },
     ),
-    "grey values, as reals in [0, 1]": (
+    "gray values, as reals in [0, 1]": (
         "none",
         {
             "continuous-bernoulli": lambda body, shape, levels: likelihoods.ContinuousBernoulli(body, shape),
@@ -105,7 +105,7 @@ def print_rows(arguments: argparse.Namespace, name: str, make: MakeLikelihood, s
                 print(f"{name:22} {prior:10} {guide:18} {str(error).split(';')[0]}")
                 continue
             train(arguments, splits.train, vae)
-            terms = [evaluation.elbo_terms(vae, *batch, num_particles=8) for batch in splits.valid.batches(500)]
+            terms = [evaluation.elbo_terms(vae, *batch, num_particles=8) for batch in splits.validation.batches(500)]
             bound = torch.cat([t.elbo for t in terms]).mean()
             kl = torch.cat([t.kl for t in terms]).mean()
             print(f"{name:22} {prior:10} {guide:18} {-bound:9.2f} {kl:7.2f}", flush=True)

@@ -1,0 +1,115 @@
+"""What torch and Pyro keep to themselves and this package needs: the one place of their private names.
+
+A release of either may change any of it; ``.ci/versions`` runs its tests on the releases that ``setup.cfg`` admits.
+Everything may import this module, and it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.nn.modules import module as every_module
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "BatchNorm",
+    "TorchDispatchMode",
+    "calls_of",
+    "children_of",
+    "compile_graph",
+    "global_calls",
+    "is_mutable",
+    "linear_by_onednn",
+    "one_fake_mode",
+    "packed_dims",
+    "standard_gamma",
+    "storage_key",
+    "tree_leaves",
+    "without_pyro_parameters",
+]
+
+
+def one_fake_mode() -> AbstractContextManager[Any]:
+    """Context manager in which recording makes one mode of fake tensors; each operation would make one of its own."""
+    return tracing(TracingContext(FakeTensorMode()))
+
+
+def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """A recorded graph by Inductor, for inputs of these shapes.
+
+    Eager kernels draw the random numbers, in the order of an eager step: the same numbers, and no slower on a CPU.
+    """
+    import torch._inductor  # a second, and settings of the process, that only compiling is worth
+
+    options = {"config_patches": {"fallback_random": True, "reorder_for_peak_memory": False}}
+    return torch._inductor.standalone_compile(
+        graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
+    )
+
+
+def is_mutable(node: Node) -> bool:
+    """Whether a recorded operation writes into an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` by oneDNN, on a CPU."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def storage_key(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others as long as it lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def standard_gamma(concentration: Tensor) -> Tensor:
+    """A reparameterized draw of Gamma(concentration, 1)."""
+    return torch._standard_gamma(concentration)
+
+
+def children_of(module: nn.Module) -> list[object]:
+    """The submodules and parameters of a module itself, and how many there are of each."""
+    return [child for held in (module._modules, module._parameters) for child in (len(held), *held.values())]
+
+
+def calls_of(module: nn.Module) -> list[object]:
+    """What a call of a module does beside its class's forward: hooks, and a forward of its own; mostly nothing."""
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    backward, backward_before = module._backward_hooks, module._backward_pre_hooks
+    if not (before or after or backward or backward_before or "forward" in vars(module)):
+        return []
+    hooks = [hook for each in (before, after, backward, backward_before) for hook in each.values()]
+    return [module, *hooks, vars(module).get("forward")]
+
+
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    every_module._global_forward_pre_hooks,
+    every_module._global_forward_hooks,
+    every_module._global_backward_pre_hooks,
+    every_module._global_backward_hooks,
+)
+
+
+def global_calls() -> list[object]:
+    """The hooks of all modules."""
+    return [hook for hooks in _GLOBAL_HOOKS if hooks for hook in hooks.values()]
+
+
+def without_pyro_parameters(module: Any) -> bool:
+    """Whether a PyroModule has neither ``PyroParam`` nor ``PyroSample`` attributes of its own."""
+    return not (module._pyro_params or module._pyro_samples)
+
+
+def packed_dims(tensor: Any) -> str:
+    """Symbols of the dims of a tensor that Pyro has packed for enumeration."""
+    return tensor._pyro_dims

@@ -1,0 +1,65 @@
+"""What a step is to train, and what its gradients reach: nothing is left out without a word."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pyro_vae.svi.optimizers import listed
+from pyro_vae.svi.parameters import Parameters
+
+Others = dict[str, tuple[nn.Parameter, Tensor | None]]
+"""Parameters of modules that are not registered, by name, and the gradients that they had."""
+
+
+def set_aside(parameters: Parameters) -> Others:
+    """Takes the gradients of what modules hold and is not registered yet, to see which a step gives one."""
+    registered = {id(parameter) for parameter in parameters.named.values()}
+    others = {
+        name: (p, p.grad)
+        for name, p in parameters.module_parameters().items()
+        if id(p) not in registered and p.requires_grad
+    }
+    for parameter, _ in others.values():
+        parameter.grad = None
+    return others
+
+
+def account(
+    parameters: Parameters,
+    others: Others,
+    leaves: set[Tensor],
+) -> None:
+    """Raises for a step in which something takes part that it would not move.
+
+    Args:
+        parameters: of the programs, after the step's gradients.
+        others: what was not registered before the step; gets back its gradients.
+        leaves: tensors that the step differentiates by.
+    """
+    registered = {id(parameter) for parameter in parameters.named.values()}
+    lost = [name for name, (p, _) in others.items() if p.grad is not None and id(p) not in registered]
+    for parameter, gradient in others.values():
+        if id(parameter) not in registered:
+            parameter.grad = gradient
+    if not registered:  # then Pyro's own estimators compute no gradient
+        lost = list(others)
+    known = registered | {id(parameter) for parameter, _ in others.values()}
+    lost += [f"a tensor of shape {tuple(leaf.shape)}" for leaf in leaves if id(leaf) not in known]
+    if lost:
+        raise ValueError(
+            f"SVI: expected every trainable tensor that takes part in the loss to be registered with Pyro; got "
+            f"{len(lost)} that no step would move: {listed(lost)}. Make model and guide PyroModules, call "
+            "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
+            "requires_grad_(False)."
+        )
+    present = {*parameters.module_parameters().values(), *parameters.named.values()}
+    if present and not any(parameter.requires_grad for parameter in present):
+        raise ValueError(
+            f"SVI: expected something to train; got {len(present)} parameters, all of them frozen. Unfreeze some with "
+            "requires_grad_(True), or use evaluate_loss."
+        )
+    if registered and all(parameter.grad is None for parameter in parameters.named.values()):
+        raise ValueError(
+            f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
+            "parameters. Unfreeze them, or use evaluate_loss."
+        )

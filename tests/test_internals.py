@@ -1,0 +1,84 @@
+"""The private names of torch and Pyro: what is relied on of each, and that they stand in one file."""
+
+import re
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae import internals
+
+ROOT = Path(__file__).parents[1] / "pyro_vae"
+PRIVATE = re.compile(
+    r"^(from|import) (torch|pyro)\S*\._|^from torch\S* import .*\b_(?!size)[a-zA-Z]|\btorch(\.\w+)*\._(?!_)|"
+    r"\._(cdata|schema|forward_hooks|forward_pre_hooks|pyro_params|pyro_samples|pyro_dims)\b",
+    re.MULTILINE,
+)
+
+
+def test_private_names_stand_in_one_file() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): match[0]
+        for path in ROOT.rglob("*.py")
+        if path.name != "internals.py" and (match := PRIVATE.search(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize("line", ["import torch._inductor", "from torch._guards import tracing", "x._cdata"])
+def test_a_private_name_is_seen(line: str) -> None:
+    assert PRIVATE.search(line)
+
+
+def test_children_and_calls_of_a_module() -> None:
+    outer = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU())
+    assert internals.children_of(outer) == [2, outer[0], outer[1], 0]
+    assert internals.calls_of(outer) == []
+
+    def hook(module: nn.Module, given: object) -> None: ...
+
+    outer.register_forward_pre_hook(hook)
+    assert internals.calls_of(outer) == [outer, hook, None]
+
+
+def test_a_graph_is_recorded_and_compiled() -> None:
+    def function(x: torch.Tensor) -> list[torch.Tensor]:
+        y = x.clone()
+        y.mul_(2)
+        return [y]
+
+    x = torch.arange(3.0)
+    with internals.one_fake_mode():
+        graph = make_fx(function)(x)
+    assert [internals.is_mutable(node) for node in graph.graph.nodes if node.op == "call_function"] == [False, True]
+    assert internals.compile_graph(graph, [x])(x)[0].tolist() == [0, 2, 4]
+
+
+def test_products_by_onednn() -> None:
+    x, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
+    torch.testing.assert_close(internals.linear_by_onednn(x, weight, bias), x @ weight.T + bias)
+
+
+def test_draws_of_the_gamma_distribution_have_gradients() -> None:
+    a = torch.full((10_000,), 2.0, requires_grad=True)
+    draws = internals.standard_gamma(a)
+    assert abs(draws.mean().item() - 2) < 5 * (2 / 10_000) ** 0.5
+    (gradient,) = torch.autograd.grad(draws.sum(), a)
+    assert gradient.mean().item() == pytest.approx(1, abs=0.05)  # d E[x] / da, standard error .01
+
+
+def test_views_share_their_storage() -> None:
+    x = torch.zeros(4)
+    assert internals.storage_key(x) == internals.storage_key(x[1:])
+    assert internals.storage_key(x) != internals.storage_key(x.clone())
+
+
+def test_parameters_of_pyro_are_seen() -> None:
+    assert internals.without_pyro_parameters(PyroModule("module"))
+    module = PyroModule("module")
+    module.scale = PyroParam(torch.ones(()), dist.constraints.positive)
+    assert not internals.without_pyro_parameters(module)
