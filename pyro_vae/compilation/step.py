@@ -73,6 +73,9 @@ class Step:
             for name, value in vars(part).items()
             if _is_setting(value) and not (part is estimator and name == "beta")
         ]
+        self._places = [vars(part) for part, _, _ in self.settings]  # lists that are compared fast at every step
+        self._names = [name for _, name, _ in self.settings]
+        self._values = [value for _, _, value in self.settings]
         self.signature: Signature = (
             tuple(map(_kind, self.inputs)),
             tuple(map(id, self.parameters)),
@@ -80,7 +83,7 @@ class Step:
             tuple(self._read_calls()),
             tuple(_kind(value) for value in (*args, *kwargs.values())),
             tuple(kwargs),
-            tuple(value for _, _, value in self.settings),
+            tuple(self._values),
         )
 
     def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -97,7 +100,7 @@ class Step:
             and len(children := self._read_children()) == len(self._children)
             and all(map(operator.is_, children, self._children))
             and all(map(is_bound, self._bindings))
-            and all(vars(part).get(name) == value for part, name, value in self.settings)
+            and list(map(dict.get, self._places, self._names)) == self._values
         )
         if same:
             self._take(args, kwargs)
