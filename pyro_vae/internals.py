@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,7 @@ __all__ = [
     "calls_of",
     "children_of",
     "compile_graph",
+    "global_calls",
     "is_mutable",
     "linear_by_onednn",
     "one_fake_mode",
@@ -82,10 +84,25 @@ def children_of(module: nn.Module) -> list[object]:
 
 def calls_of(module: nn.Module) -> list[object]:
     """What a call of a module does beside its class's forward: hooks, and a forward of its own; mostly nothing."""
-    if not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)):
+    before, after = module._forward_pre_hooks, module._forward_hooks
+    backward, backward_before = module._backward_hooks, module._backward_pre_hooks
+    if not (before or after or backward or backward_before or "forward" in vars(module)):
         return []
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    hooks = [hook for each in (before, after, backward, backward_before) for hook in each.values()]
     return [module, *hooks, vars(module).get("forward")]
+
+
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    every_module._global_forward_pre_hooks,
+    every_module._global_forward_hooks,
+    every_module._global_backward_pre_hooks,
+    every_module._global_backward_hooks,
+)
+
+
+def global_calls() -> list[object]:
+    """The hooks of all modules."""
+    return [hook for hooks in _GLOBAL_HOOKS if hooks for hook in hooks.values()]
 
 
 def without_pyro_parameters(module: Any) -> bool:

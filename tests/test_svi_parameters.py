@@ -18,8 +18,10 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from pyro_vae import SVI, VAE, conditionals, elbo, fit, likelihoods, nets, priors
+from pyro_vae.compilation import graph
 
 ADAM = partial(torch.optim.Adam, lr=0.1)
 OPTIM: Any = pyro.optim  # which makes its classes when it is imported
@@ -561,6 +563,180 @@ def test_hooks_and_replaced_forwards_are_seen_by_compiled_steps() -> None:
     assert losses(True) == pytest.approx(losses(False), rel=1e-5)
 
 
+class Shifted(nn.Module):
+    """A program that adds a number, from outside of its modules, once it is told to."""
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shifted = False
+        self.shift = shift
+        self.encoder = nn.Linear(4, 2)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1)).expand(-1, 4)
+            loc = z + self.shift if self.shifted else z
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        _normal_guide(self.encoder)(x)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_tensor_that_another_graph_reads_is_refused(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
+    program = Shifted(torch.zeros(4, requires_grad=True))
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), compile=compile, isolated=True)
+    x = torch.randn(50, 4)
+    for _ in range(4):
+        svi.step(x)
+    program.shifted = True
+    with pytest.raises(ValueError, match=r"1 that no step would move: a tensor of shape \(4,\)"):
+        svi.step(x)
+
+
+def test_arguments_are_data_wherever_they_are_but_not_what_they_were_computed_from() -> None:
+    vae, x, other = small_vae(), torch.ones(5, 5), nn.Linear(5, 5)
+    trainable = x.clone().requires_grad_()
+    svi = SVI(lambda d: vae.model(d["x"]), lambda d: vae.guide(d["x"]), ADAM, elbo.ELBO())
+    assert math.isfinite(svi.step({"x": trainable}))
+    assert math.isfinite(
+        SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), prepare=lambda rows: (trainable,)).step(torch.arange(3))
+    )
+    with pytest.raises(ValueError, match="2 that no step would move"):
+        SVI(vae.model, vae.guide, ADAM, elbo.ELBO()).step(other(x))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("loss", [elbo.ELBO, Trace_ELBO])
+def test_a_program_that_is_frozen_between_steps_is_refused(loss: Callable[[], pyro.infer.ELBO], compile: bool) -> None:
+    vae, x = small_vae(), torch.ones(5, 5)
+    svi = SVI(vae.model, vae.guide, ADAM, loss(), compile=compile)
+    for _ in range(3 - compile):
+        svi.step(x)
+    vae.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"expected something to train; got \d+ parameters, all of them frozen"):
+        svi.step(x)
+    vae.requires_grad_(True)
+    svi.step(x)
+
+
+def test_another_loss_is_checked_and_accounted_for() -> None:
+    vae, x, factor = small_vae(), torch.ones(5, 5), torch.ones((), requires_grad=True)
+    svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
+    for _ in range(3):
+        svi.step(x)
+    svi.loss = lambda *args: factor * elbo.ELBO().differentiable_loss(*args)
+    with pytest.raises(ValueError, match=r"1 that no step would move: a tensor of shape \(\)"):
+        svi.step(x)
+    with pytest.raises(TypeError, match=r"SVI: expected loss a pyro\.infer\.ELBO; got int"):
+        svi.loss = 3
+    svi.loss = elbo.ELBO()
+    svi.step(x)
+
+
+def without_gradient(module: nn.Module, given: Any, out: Any) -> Any:
+    return (given[0] * 0,)
+
+
+CHANGES: dict[str, Callable[[VAE], Any]] = {
+    "a method": lambda vae: setattr(vae.likelihood.body, "features", lambda z: torch.zeros(*z.shape[:-1], 4)),
+    "an attribute over that of a class": lambda vae: setattr(vae.likelihood.body, "scale", 3.0),
+    "a function": lambda vae: setattr(vae.likelihood.body, "last", torch.sin),
+    "numbers": lambda vae: setattr(vae.likelihood.body, "factors", (3.0, 1.0)),
+    "a backward hook": lambda vae: vae.likelihood.body.register_full_backward_hook(without_gradient),
+}
+
+
+class Wave(nets.Body):
+    """A network with a function, a number of its class and a tuple of numbers."""
+
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__([2], 4)
+        self.linear = nn.Linear(2, 4)
+        self.last = torch.tanh
+        self.factors = (1.0, 1.0)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        return self.last(self.linear(inputs[0])) * self.factors[0] * self.scale
+
+
+def halved(module: nn.Module, given: Any, out: Any) -> Any:
+    return out / 2 if isinstance(module, nn.Linear) else None
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "a hook of all modules"])
+def test_what_changes_beside_forward_is_seen_by_compiled_steps(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
+
+    def losses(compile: bool) -> list[float]:
+        torch.manual_seed(0)
+        posterior = conditionals.DiagonalNormal(nets.MLP(5, [4]), 2)
+        vae, x = VAE(priors.StandardNormal(2), likelihoods.Normal(Wave(), 5), posterior), torch.ones(5, 5)
+        svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
+        before = [svi.step(x) for _ in range(4)]
+        hook = CHANGES[what](vae) if what in CHANGES else register_module_forward_hook(halved)
+        try:
+            return before + [svi.step(x) for _ in range(4)]
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
+
+
+def held(svi: SVI) -> torch.optim.Optimizer:
+    assert isinstance(svi.optimizer, torch.optim.Optimizer)
+    return svi.optimizer
+
+
+def flat(state: Any, name: Any = "") -> list[tuple[Any, Tensor]]:
+    """Tensors of nested dictionaries, with the names that these give them."""
+    if isinstance(state, dict):
+        return [entry for key, value in state.items() for entry in flat(value, key)]
+    return [(name, state)] if isinstance(state, Tensor) else []
+
+
+DOUBLE: dict[str, Callable[[], Any]] = {
+    "Adam": lambda: ADAM,
+    "fused Adam": lambda: partial(torch.optim.Adam, lr=0.1, fused=True),
+    "SGD with momentum": lambda: partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    "one of pyro.optim": lambda: OPTIM.Adam({"lr": 0.1}),
+    "many of pyro.optim": lambda: OPTIM.Adam(lambda name: {"lr": 0.1}),
+    "a schedule of pyro.optim": OPTIMIZERS["ExponentialLR"],
+}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", DOUBLE)
+def test_a_program_that_becomes_double_is_trained_as_before(
+    name: str, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On arguments that stay as they are, so that nothing else tells of it."""
+    monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
+    data = torch.linspace(-1, 1, 25).view(5, 5)
+
+    vae = small_vae()
+
+    def prepare(rows: Tensor) -> tuple[Tensor]:
+        return (data[rows].to(next(vae.parameters()).dtype),)
+
+    svi = SVI(vae.model, vae.guide, DOUBLE[name](), elbo.ELBO(), compile=compile, prepare=prepare, ema_decay=0.9)
+    for _ in range(5):
+        svi.step(torch.arange(5))
+    vae.double()
+    before = snapshot(vae)
+    for _ in range(4):
+        assert math.isfinite(svi.step(torch.arange(5)))
+    assert moved(vae, before) == set(before)
+    with svi.averaged():
+        assert math.isfinite(svi.evaluate_loss(torch.arange(5)))
+    states = svi.optimizer.get_state() if isinstance(svi.optimizer, pyro.optim.PyroOptim) else held(svi).state_dict()
+    assert {tensor.dtype for key, tensor in flat(states) if key != "step"} == {torch.float64}
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_program_that_becomes_double_goes_on(compile: bool) -> None:
     vae = small_vae()
@@ -580,6 +756,8 @@ def test_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> 
     svi = SVI(vae.model, vae.guide, optimizer, elbo.ELBO())
     with pytest.raises(TypeError, match="SVI: expected an optimizer that takes one step by dense gradients; got"):
         svi.step(torch.ones(5, 5))
+    with pytest.raises(TypeError, match=r"got SparseAdam\. Use torch\.optim\.Adam"):
+        SVI(vae.model, vae.guide, OPTIM.SparseAdam(lambda name: {"lr": 0.1}), elbo.ELBO())
 
 
 def test_errors_of_programs_are_one_line() -> None:

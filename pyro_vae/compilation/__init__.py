@@ -9,10 +9,12 @@ estimators are in the graph.
 The tensors that a step reads (parameters, buffers, arguments, beta) are inputs of the graph, found by identity, so it
 does not matter whether a program reaches a parameter through a module or through ``pyro.param``. A number that a module
 holds in Python is a constant of the graph, and another value of it needs another graph: what changes from step to step
-belongs in a buffer.
+belongs in a buffer. A function that a module or a hook holds is such a constant too. What a module holds in a list, a
+dictionary, or a tensor that is no buffer is not looked at again.
 """
 
 from pyro_vae.compilation.compiler import AUTO_STEPS, Compile, Compiler
+from pyro_vae.compilation.leaves import Leaves
 from pyro_vae.compilation.step import Precision, Prepare, reduced
 
-__all__ = ["AUTO_STEPS", "Compile", "Compiler", "Precision", "Prepare", "reduced"]
+__all__ = ["AUTO_STEPS", "Compile", "Compiler", "Leaves", "Precision", "Prepare", "reduced"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compilation.graph import Graph
+from pyro_vae.compilation.leaves import Leaves
 from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
 from pyro_vae.elbo import ELBO, Estimator, RenyiELBO
 from pyro_vae.graphs.cuda_graph import can_capture
@@ -61,6 +62,10 @@ class Compiler:
             fails; False for never.
         prepare: makes the programs' arguments from a step's.
         precision: of matrix products.
+
+    Attributes:
+        unsettled: whether the last :meth:`run` met a program that makes parameters, or differentiates by tensors that
+            are none, so that the eager step in its place is to be accounted for.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Compiler:
             raise ValueError(f"SVI: expected compile True, False or 'auto'; got {mode!r}. Use one of these.")
         self.mode = mode
         self.auto_steps = AUTO_STEPS
+        self.unsettled = False
         self._prepare, self._precision = prepare, precision
         self._last: tuple[Settings, Graph] | None = None
         self._recent: tuple[Step, Graph] | None = None
@@ -119,6 +125,7 @@ class Compiler:
         Returns:
             None where the step is to be run eagerly.
         """
+        self.unsettled = False
         if self._estimator is None or not parameters:
             return None
         shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -128,7 +135,8 @@ class Compiler:
         modules = modules_of([*programs, *self._estimator.gradient.modules()])
         step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
-            if self._makes_parameters(step):
+            self.unsettled = self._needs_others(step)
+            if self.unsettled:
                 return None
             while len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.popitem(last=False)
@@ -177,15 +185,15 @@ class Compiler:
         self._recent = None
         return None
 
-    def _makes_parameters(self, step: Step) -> bool:
-        """Runs a step whose result is not needed: it may make parameters, and teaches estimators a program's structure.
+    def _needs_others(self, step: Step) -> bool:
+        """Runs a step whose result is not needed, to see whether it trains tensors that are no parameters yet.
 
-        Neither is to be recorded.
+        It also teaches estimators a program's structure, which is not to be recorded.
         """
         known = len(pyro.get_param_store())
-        with contextlib.suppress(Exception):  # recording meets it again, and tells of it
+        with contextlib.suppress(Exception), Leaves() as leaves:  # recording meets an error again, and tells of it
             step.dry_run(step)
-        return len(pyro.get_param_store()) > known
+        return len(pyro.get_param_store()) > known or not leaves.found <= set(step.inputs)
 
     def _loss_of(self, step: Step) -> Tensor:
         """The loss of Pyro's own class, on the random numbers of the step that follows."""

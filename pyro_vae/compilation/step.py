@@ -6,6 +6,8 @@ import contextlib
 import copy
 import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any, Literal, TypeVar
 
 import pyro
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.elbo import Estimator
-from pyro_vae.internals import calls_of, children_of
+from pyro_vae.internals import calls_of, children_of, global_calls
 from pyro_vae.traces.modules import bindings_of, is_bound
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -24,7 +26,7 @@ Signature = tuple[Hashable, ...]
 Settings = list[tuple[object, str, Hashable]]
 _T = TypeVar("_T")
 
-_SETTINGS = (bool, int, float, str)
+_SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
 
 
 class Step:
@@ -69,8 +71,11 @@ class Step:
             (part, name, value)
             for part in (estimator, *estimator.gradient.parts(), *modules)
             for name, value in vars(part).items()
-            if type(value) in _SETTINGS and not (part is estimator and name == "beta")
+            if _is_setting(value) and not (part is estimator and name == "beta")
         ]
+        self._places = [vars(part) for part, _, _ in self.settings]  # lists that are compared fast at every step
+        self._names = [name for _, name, _ in self.settings]
+        self._values = [value for _, _, value in self.settings]
         self.signature: Signature = (
             tuple(map(_kind, self.inputs)),
             tuple(map(id, self.parameters)),
@@ -78,7 +83,7 @@ class Step:
             tuple(self._read_calls()),
             tuple(_kind(value) for value in (*args, *kwargs.values())),
             tuple(kwargs),
-            tuple(value for _, _, value in self.settings),
+            tuple(self._values),
         )
 
     def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -95,7 +100,7 @@ class Step:
             and len(children := self._read_children()) == len(self._children)
             and all(map(operator.is_, children, self._children))
             and all(map(is_bound, self._bindings))
-            and all(vars(part).get(name) == value for part, name, value in self.settings)
+            and list(map(dict.get, self._places, self._names)) == self._values
         )
         if same:
             self._take(args, kwargs)
@@ -106,7 +111,8 @@ class Step:
         return [child for module in self._modules for child in children_of(module)] + self._read_calls()
 
     def _read_calls(self) -> list[object]:
-        return [call for module in self._modules for call in calls_of(module)]
+        sizes = list(map(len, map(vars, self._modules)))  # a new attribute may hide one of the class
+        return [*sizes, *global_calls(), *(call for module in self._modules for call in calls_of(module))]
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
@@ -179,6 +185,11 @@ def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
         raise ValueError(
             f"SVI: expected precision 'float32', 'tf32' or 'bfloat16'; got {precision!r}. Use one of these."
         )
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value of Python's is one that a graph has as a constant, and that tells whether it has changed."""
+    return type(value) in _SETTINGS or (type(value) is tuple and all(map(_is_setting, value)))
 
 
 def _kind(value: Any) -> Hashable:

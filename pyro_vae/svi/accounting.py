@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pyro.optim
-import torch
 from torch import Tensor, nn
 
-from pyro_vae.svi.optimizers import keep_precision, listed
+from pyro_vae.svi.optimizers import listed
 from pyro_vae.svi.parameters import Parameters
 
 Others = dict[str, tuple[nn.Parameter, Tensor | None]]
@@ -28,7 +26,6 @@ def set_aside(parameters: Parameters) -> Others:
 
 def account(
     parameters: Parameters,
-    optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None,
     others: Others,
     leaves: set[Tensor],
 ) -> None:
@@ -36,7 +33,6 @@ def account(
 
     Args:
         parameters: of the programs, after the step's gradients.
-        optimizer: what will move them.
         others: what was not registered before the step; gets back its gradients.
         leaves: tensors that the step differentiates by.
     """
@@ -56,10 +52,10 @@ def account(
             "pyro.module(name, module) in them, pyro.param(name, tensor) for a tensor, or freeze these with "
             "requires_grad_(False)."
         )
-    held = parameters.module_parameters()
-    if held and not registered and not any(parameter.requires_grad for parameter in held.values()):
+    present = {*parameters.module_parameters().values(), *parameters.named.values()}
+    if present and not any(parameter.requires_grad for parameter in present):
         raise ValueError(
-            f"SVI: expected something to train; got {len(held)} parameters, all of them frozen. Unfreeze some with "
+            f"SVI: expected something to train; got {len(present)} parameters, all of them frozen. Unfreeze some with "
             "requires_grad_(True), or use evaluate_loss."
         )
     if registered and all(parameter.grad is None for parameter in parameters.named.values()):
@@ -67,5 +63,3 @@ def account(
             f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
             "parameters. Unfreeze them, or use evaluate_loss."
         )
-    if isinstance(optimizer, torch.optim.Optimizer):
-        keep_precision(optimizer)

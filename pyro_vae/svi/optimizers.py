@@ -115,11 +115,7 @@ def made_of(make: Any, parameters: list[Tensor], named: Mapping[str, Tensor]) ->
             f"SVI: expected optimizer to make a torch.optim.Optimizer; got {type(optimizer).__name__}. Return "
             "the optimizer, as functools.partial(torch.optim.Adam, lr=1e-3) does."
         )
-    if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
-        raise TypeError(
-            "SVI: expected an optimizer that takes one step by dense gradients; got "
-            f"{type(optimizer).__name__}. Use torch.optim.Adam, for example."
-        )
+    check_dense(optimizer)
     missing = {id(parameter) for parameter in parameters} - held_by(optimizer)
     names = [name for name, parameter in named.items() if id(parameter) in missing]
     if names:
@@ -135,14 +131,30 @@ def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def keep_precision(optimizer: torch.optim.Optimizer) -> None:
+def check_dense(optimizer: Any) -> None:
+    """Refuses torch optimizers, and ``pyro.optim`` ones of these, that need several losses or sparse gradients.
+
+    Raises:
+        TypeError: it is such a one.
+    """
+    constructor = getattr(optimizer, "pt_optim_constructor", type(optimizer))
+    if isinstance(constructor, type) and issubclass(constructor, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise TypeError(
+            "SVI: expected an optimizer that takes one step by dense gradients; got "
+            f"{constructor.__name__}. Use torch.optim.Adam, for example."
+        )
+
+
+def keep_precision(optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None) -> None:
     """Gives an optimizer's averages the precision that its parameters have now: ``double()`` changes only these."""
-    if any(
-        isinstance(value, Tensor) and value.dim() and value.is_floating_point() and value.dtype != parameter.dtype
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-    ):
-        optimizer.load_state_dict(optimizer.state_dict())
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else []
+    if isinstance(optimizer, pyro.optim.PyroOptim):  # a scheduler holds its optimizer
+        optimizers = [getattr(own, "optimizer", own) for own in optimizer.optim_objs.values()]
+    for each in optimizers:
+        for parameter, state in each.state.items():
+            for name, value in state.items():
+                if name != "step" and isinstance(value, Tensor) and value.is_floating_point():
+                    state[name] = value.to(parameter.dtype)
 
 
 def listed(names: list[str]) -> str:

@@ -132,6 +132,10 @@ class Parameters:
                 get_ema_multi_avg_fn(decay)([self._averages[p] for p in old], old, 0)
             self._averages |= {p: p.detach().clone() for p in parameters if p not in self._averages}
 
+    def keep_precision(self) -> None:
+        """Gives the averages the precision that the parameters have now."""
+        self._averages = {p: average.to(p.dtype) for p, average in self._averages.items()}
+
     @property
     def has_averages(self) -> bool:
         """Whether :meth:`average` was called."""

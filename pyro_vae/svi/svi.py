@@ -25,14 +25,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae import checks
-from pyro_vae.compilation import Compile, Compiler, Precision, Prepare, reduced
+from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
-from pyro_vae.internals import without_pyro_parameters
+from pyro_vae.internals import tree_leaves, without_pyro_parameters
 from pyro_vae.svi.accounting import account, set_aside
 from pyro_vae.svi.diagnosis import diagnosis
-from pyro_vae.svi.leaves import Leaves
 from pyro_vae.svi.losses import leaves_value_out, with_methods
-from pyro_vae.svi.optimizers import FusedOptimizer, held_by, made_of, owned
+from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, held_by, keep_precision, made_of, owned
 from pyro_vae.svi.parameters import Declared, Parameters
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
@@ -116,7 +115,7 @@ class SVI:
             checks.number("SVI", "max_grad_norm", max_grad_norm, above=0)
         if ema_decay is not None:
             checks.number("SVI", "ema_decay", ema_decay, above=0, below=1)
-        self.loss = objective
+        self._loss = objective
         self.max_grad_norm = max_grad_norm
         self.prepare = prepare
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
@@ -131,7 +130,7 @@ class SVI:
             if self._make_optimizer is optimizer:
                 self.optimizer = optimizer
         self._differentiated: dict[str, Tensor] | None = None
-        self._required: list[bool] = []
+        self._required: list[tuple[bool, torch.dtype]] = []
         self._declared: dict[Hashable, set[str]] = {}
         self._moved: set[Tensor] = set()
         self._validated: set[Any] = set()
@@ -157,6 +156,17 @@ class SVI:
     def guide(self, program: PyroProgram) -> None:
         self._guide = _program("guide", program)
         self._forget()
+
+    @property
+    def loss(self) -> Any:
+        """The loss; as the model."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Any) -> None:
+        if loss is not self._loss:
+            self._loss = with_methods(loss)
+            self._forget()
 
     def _forget(self) -> None:
         """Forgets what was learned of former programs."""
@@ -226,7 +236,10 @@ class SVI:
         Raises:
             FloatingPointError: the loss is NaN or infinite, naming the sites and parameters that are; parameters are
                 left as they were.
-            ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does.
+            ValueError: a tensor takes part in the loss that no step would move, or nothing that can be trained does. An
+                argument is data even if it requires a gradient; what it was computed from is not. This is looked for
+                in the first step of every shape and graph, and in those after 2, 4, 8, ... steps, so that a program
+                that comes to use another tensor may train without it for as long as it did before.
         """
         loss = float(self.advance(*args, **kwargs))
         if not self._is_sound(loss):
@@ -275,27 +288,28 @@ class SVI:
         self._clear_gradients()  # what a user's own backward has left is not of this step
         if replaced:
             self._differentiated = None
-        programs = self._programs()
+        trained, programs = self._trained(), self._programs()
         known = not replaced and _shapes(args, kwargs) in self._validated
         with running_programs(), self.scope(), self._validation(args, kwargs):
             if known:  # the first step is eager: it finds parameters, and is validated
-                compiled = self.compiler.run(programs, self._trained(), args, kwargs, self.optimizer, self._update)
+                compiled = self.compiler.run(programs, trained, args, kwargs, self.optimizer, self._update)
                 if compiled is not None:
                     self._adopt(set())
                     return compiled
             # Later steps are accounted for at growing intervals, since a program may change as it runs.
-            accounted = not known or self.num_steps & (self.num_steps - 1) == 0
+            accounted = not (known and trained) or self.compiler.unsettled or self.num_steps & (self.num_steps - 1) == 0
             others = set_aside(self.parameters) if accounted else {}
             leaves = Leaves() if accounted else contextlib.nullcontext()
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
             with statements, leaves, self._reduced(args):
-                loss = _number(self.loss.loss_and_grads(*programs, *self._prepared(args), **kwargs))
+                given = self._prepared(args)
+                loss = _number(self.loss.loss_and_grads(*programs, *given, **kwargs))
             if isinstance(statements, Declared):
                 self._declared[_call(args, kwargs)] = statements.names
             self._adopt(statements.names if isinstance(statements, Declared) else set())
             if isinstance(leaves, Leaves) and self._is_sound(loss):
-                data = {a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)}
-                account(self.parameters, self.optimizer, others, leaves.found - data)
+                data = {a for a in tree_leaves((args, given, kwargs)) if isinstance(a, Tensor)}
+                account(self.parameters, others, leaves.found - data)
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -342,9 +356,11 @@ class SVI:
     def _trained(self) -> dict[str, Tensor]:
         """Parameters to differentiate by; the same dictionary as long as they are the same."""
         named = self.parameters.named
-        required = [p.requires_grad for p in named.values()]
+        required = [(p.requires_grad, p.dtype) for p in named.values()]
         if self._differentiated is None or required != self._required:
             self._required = required
+            self.parameters.keep_precision()
+            keep_precision(self.optimizer)
             by_identity = {p: name for name, p in named.items() if p.requires_grad}
             self._differentiated = {name: p for p, name in by_identity.items()}
         return self._differentiated
@@ -448,6 +464,7 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
             f"optimizer; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
+    check_dense(chosen)
     return chosen
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
 class Leaves(TorchFunctionMode):
-    """Context manager that finds the leaves of every graph that ``Tensor.backward`` is called on.
+    """Context manager that finds the leaves of graphs that ``Tensor.backward`` or ``torch.autograd.grad`` is called on.
 
     Example:
         >>> import torch
@@ -28,8 +29,9 @@ class Leaves(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is Tensor.backward:
-            self.found |= _leaves(args[0])
+        if func is Tensor.backward or func is torch.autograd.grad:
+            for root in args[0] if isinstance(args[0], list | tuple) else args[:1]:
+                self.found |= _leaves(root)
         return func(*args, **(kwargs or {}))
 
 
