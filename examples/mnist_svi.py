@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     (x,) = next(test.batches(32))
     grays = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
     kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
-    caption = f"Test images in gray, each above its mean {kind}"
+    caption = f"Test images, each above {kind}, at a draw of z given its bits"
     pairs = plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption)
     pairs.savefig(out / "reconstructions.png", dpi=150)
     plots.images(vae.sample(64, mean=True), caption=f"At z ~ p(z): {kind}").savefig(out / "samples.png", dpi=150)

@@ -75,7 +75,8 @@ class Standardize(nn.Module):
         count = observed.sum(0).clamp(min=1)
         mean = torch.where(observed, x.double(), 0.0).sum(0) / count
         variance = torch.where(observed, (x.double() - mean) ** 2, 0.0).sum(0) / count
-        return cls(mean.to(x.dtype), torch.where(varies, variance.sqrt(), 0.0).to(x.dtype))
+        kept = torch.get_default_dtype()  # that of parameters; data are made float32 too
+        return cls(mean.to(kept), torch.where(varies, variance.sqrt(), 0.0).to(kept))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.deviation
@@ -117,6 +118,14 @@ class Body(nn.Module):
         self.transform = _input_transform(type(self).__name__, transform)
         self.input_shapes = tuple(as_size(shape) for shape in input_shapes)
         self.feature_shape = as_size(feature_shape)
+        if isinstance(self.transform, Standardize):
+            for name, value in self.transform.named_buffers():
+                if not broadcasts(value.shape, self.input_shapes[0]):
+                    raise ValueError(
+                        f"{type(self).__name__}: expected a transform with a {name} of shape "
+                        f"{tuple(self.input_shapes[0])}; got {tuple(value.shape)}. Use nets.Standardize.of(x) of the "
+                        "data that the network takes."
+                    )
 
     def features(self, *inputs: Tensor) -> Tensor:
         """Maps inputs of shape (B, \\*input_shape) to features of shape (B, \\*feature_shape)."""
@@ -167,10 +176,10 @@ class Body(nn.Module):
     def _features(self, *inputs: Tensor) -> Tensor:
         """The features, of the first input as the network is to see it."""
         first, *others = inputs
+        observed = ~first.isnan() if self.masked else None  # before a transform, which may make NaN of its own
         if self.transform is not None:
             first = self.transform(first)
-        if self.masked:
-            observed = first.isfinite()
+        if observed is not None:
             first = torch.cat([torch.where(observed, first, 0.0), observed.to(first.dtype)], 1)
         try:
             return self.features(first, *others)
@@ -388,6 +397,13 @@ class ConvDecoder(Body):
 
     def features(self, *inputs: Tensor) -> Tensor:
         return self.layers(self.linear(_concatenated(inputs)).unflatten(-1, self.coarsest))
+
+
+def broadcasts(shape: Size, event_shape: Size) -> bool:
+    """Whether a tensor of a shape broadcasts to an event's without adding to it."""
+    return len(shape) <= len(event_shape) and all(
+        own in (1, size) for own, size in zip(reversed(shape), reversed(event_shape), strict=False)
+    )
 
 
 def _input_transform(name: str, transform: InputTransform | None) -> Callable[[Tensor], Tensor] | None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import SVI, VAE, ConditionalVAE, conditionals, elbo, evaluation, fit, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, ConditionalVAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, priors
 from pyro_vae.family import positive
 
 RELU = partial(nets.MLP, activation=nn.ReLU)
@@ -244,3 +244,68 @@ def test_a_constant_column_has_deviation_1_at_every_precision() -> None:
         nets.Standardize.of([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Standardize.of: expected finite data.*got \(1, 1\) with infinite values"):
         nets.Standardize.of(torch.tensor([[math.inf]]))
+
+
+def test_a_table_in_double_precision_trains_with_a_scale_of_its_own() -> None:
+    table = torch.randn(200, 5).double() * torch.tensor([1e5, 1.0, 1e-6, 1.0, 10.0]).double() + 3
+    table[::5, 1] = torch.nan
+    standardize = nets.Standardize.of(table)
+    vae = VAE(
+        priors.StandardNormal(2),
+        likelihoods.MissingAtRandom(likelihoods.Standardized(likelihoods.Normal(nets.MLP(2, [8]), 5), standardize)),
+        conditionals.DiagonalNormal(nets.MLP(5, [8], transform=standardize, masked=True), 2),
+    )
+    history = fit(vae, table, epochs=2, progress=False)
+    assert all(math.isfinite(value) for value in history["loss"])
+    assert vae.sample(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_missing_value_is_the_mean_to_a_network_that_standardizes(masked: bool) -> None:
+    standardize = nets.Standardize(torch.tensor([101_000.0, 5.0]), torch.tensor([1000.0, 2.0]))
+    body = nets.MLP(2, [4], transform=standardize, masked=masked)
+    likelihood = likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(2, [4]), 2))
+    vae = VAE(priors.StandardNormal(2), likelihood, conditionals.DiagonalNormal(body, 2))
+    seen: list[Tensor] = []
+    body.layers[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    vae.encode(torch.tensor([[math.nan, 7.0]]))
+    assert seen[0].tolist() == [[0, 1, *([0, 1] if masked else [])]]
+
+
+def test_what_a_transform_makes_nan_is_not_taken_for_missing() -> None:
+    body = nets.MLP(1, [4], transform="log1p", masked=True)
+    assert bool(body(torch.tensor([[-5.0]])).isnan().all())
+    assert bool(body(torch.tensor([[math.nan]])).isfinite().all())
+
+
+def test_a_transform_of_other_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"MLP: expected a transform with a mean of shape \(5,\); got \(4,\)"):
+        nets.MLP(5, [8], transform=nets.Standardize(torch.zeros(4), torch.ones(4)))
+
+
+def test_parts_of_a_program_are_not_replaced_in_silence() -> None:
+    vae = vae_of(nets.MLP(3, [4]), likelihoods.Normal, 3)
+    for name, part in (("likelihood", vae.likelihood), ("prior", priors.Normal(2)), ("posterior", vae.posterior)):
+        with pytest.raises(AttributeError, match=rf"VAE: expected its {name} to stay; got another. Build a new one"):
+            setattr(vae, name, part)
+    assert [name for name, _ in vae.named_children()] == ["model", "guide"]
+
+
+@pytest.mark.parametrize("binarize", ["dynamic", "static", "threshold"])
+def test_bits_under_a_density_are_refused(binarize: Any) -> None:
+    train = data.load("digits", binarize=binarize).train
+    for likelihood in (likelihoods.ContinuousBernoulli, likelihoods.Normal):
+        vae = VAE(
+            priors.StandardNormal(2),
+            likelihood(nets.MLP(2, [4]), (1, 8, 8)),
+            conditionals.DiagonalNormal(nets.MLP((1, 8, 8), [4]), 2),
+        )
+        with pytest.raises(ValueError, match=r"fit: expected gray values for \w+, a density; got 'digits' made binary"):
+            fit(vae, train, epochs=1, progress=False)
+
+
+def test_splits_and_names_are_no_sets() -> None:
+    with pytest.raises(TypeError, match=r"expected one set; got the Splits of data.load. Pass its .train"):
+        data.as_dataset(data.load("digits"))
+    with pytest.raises(TypeError, match=r"expected data; got the word 'digits'. Load a set with data.load\('digits'\)"):
+        data.as_dataset("digits")

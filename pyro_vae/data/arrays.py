@@ -50,6 +50,8 @@ def numbers(subject: str, x: Any) -> Numbers:
         return _of_pandas(subject, x)
     if package == "scipy" and hasattr(x, "toarray"):
         return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
+    if isinstance(x, tuple) and hasattr(x, "train"):
+        raise TypeError(f"{subject}: expected one set; got the {type(x).__name__} of data.load. Pass its .train.")
     if isinstance(x, list | tuple) and x and all(isinstance(row, Tensor) for row in x):
         try:
             x = torch.stack([row.detach() for row in x])
@@ -65,6 +67,8 @@ def numbers(subject: str, x: Any) -> Numbers:
             raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
     if isinstance(x, np.ndarray):
         return Numbers(_of_array(subject, x))
+    if isinstance(x, str):
+        raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(
         f"{subject}: expected a Dataset, a tensor, an array, a table or a set of torch; got {type(x).__name__}. "
         "Convert it first, for instance with numpy.asarray(x, dtype=numpy.float32)."

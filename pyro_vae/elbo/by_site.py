@@ -42,9 +42,11 @@ class Enumerate(Gradient):
 
     def check(self, estimator: Bound) -> None:
         if not estimator.linear:
+            closed = getattr(estimator, "analytic_kl", False)
+            remedy = "Leave analytic_kl out" if closed else "Use 'vimco' (K >= 2) or 'score' in its place"
             raise ValueError(
                 f"{type(estimator).__name__}: expected a sampling gradient; got enumerate, which is for "
-                "ELBO(analytic_kl=False). Use gradient='score' or 'vimco'."
+                f"ELBO(analytic_kl=False). {remedy}."
             )
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:

@@ -9,7 +9,7 @@ from torch.distributions import constraints
 
 from pyro_vae import checks, distributions
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.nets import Body, Head, Standardize
+from pyro_vae.nets import Body, Head, Standardize, broadcasts
 
 
 class _Wrapper(Likelihood):
@@ -51,8 +51,9 @@ class MissingAtRandom(_Wrapper):
     :math:`\log p(x|z) = \sum_{d \text{ observed}} \log p_d(x_d|z)`: the missing values are integrated out, which for a
     product over elements is leaving them out. An ELBO with it bounds the marginal likelihood of the observed values.
     It is the whole likelihood where values are missing at random: whether one is missing depends on the observed values
-    alone. A guide that is a network needs numbers: :class:`~pyro_vae.VAE` gives the encoder 0 in their place, so
-    scale the data such that 0 is an ordinary value. Samples and means are complete rows, hence imputations.
+    alone. A guide that is a network needs numbers: :class:`~pyro_vae.VAE` gives the encoder 0 in their place, after a
+    transform ``nets.Standardize``; a body of ``masked=True`` is also told which they are. Samples and means are
+    complete rows, hence imputations.
 
     Accepts what the other likelihood accepts, and NaN. Works with every likelihood that is a product over elements, and
     with a :class:`Mixed` of such.
@@ -151,9 +152,7 @@ class Standardized(_Wrapper):
                 f"accepts {likelihood.accepts}. Use it as it is, or Normal, Laplace, StudentT or SigmaNormal."
             )
         for name, value in standardize.named_buffers():
-            if value.dim() > len(self.event_shape) or any(
-                a not in (1, b) for a, b in zip(reversed(value.shape), reversed(self.event_shape), strict=False)
-            ):
+            if not broadcasts(value.shape, self.event_shape):
                 raise ValueError(
                     f"Standardized likelihood: expected a {name} of shape {tuple(self.event_shape)}; got "
                     f"{tuple(value.shape)}. Use Standardize.of(x) of the data that the likelihood is of."

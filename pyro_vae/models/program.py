@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.distributions import from_log_space
-from pyro_vae.nets import Body
+from pyro_vae.nets import Body, Standardize
 
 
 @runtime_checkable
@@ -65,6 +65,16 @@ class ProgramModule(nn.Module):
 
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
     """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        part = getattr(type(self), name, None)
+        if isinstance(part, property) and part.fset is None:
+            # else nn.Module would register a second part of the name, which nothing reads
+            raise AttributeError(
+                f"{type(self).__name__}: expected its {name} to stay; got another. Build a new one of its other parts "
+                "and this, which checks that they fit."
+            )
+        super().__setattr__(name, value)
 
     def forward(self, *args: object, **kwargs: object) -> None:
         """Refuses: a program is a model and a guide, and neither is the network of a loss."""
@@ -145,8 +155,13 @@ def check_contexts(subject: str, lead: Size, shapes: Sequence[Size], context: Se
 
 
 def for_network(x: Tensor, body: Body, *, missing: bool) -> Tensor:
-    """What a guide's network is given for x: 0 in place of missing values, which are NaN, unless it takes a mask."""
-    return torch.where(x.isnan(), 0.0, x) if missing and not body.masked else x
+    """What a guide's network is given for x: 0 in place of missing values, which are NaN, unless it takes a mask.
+
+    Of a body that standardizes, it is the mean, which it makes 0.
+    """
+    if not missing or body.masked:
+        return x
+    return torch.where(x.isnan(), body.transform.mean if isinstance(body.transform, Standardize) else 0.0, x)
 
 
 def for_decoder(part: Any, z: Tensor) -> Tensor:

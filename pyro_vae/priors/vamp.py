@@ -28,7 +28,7 @@ class VampPrior(Prior):
 
     Args:
         pseudo_inputs: where the pseudo-inputs start, data of shape (K, \*event_shape), for instance
-            ``train.images[:500]``; integers are taken for pixels in 0, ..., 255 and divided by 255.
+            ``train.tensor()[:500]``; integers are taken for pixels in 0, ..., 255 and divided by 255.
         clamp: keep the pseudo-inputs in [0, 1], as gray pixels are, by clamping them in the forward pass. False for
             data of another range.
 
@@ -51,7 +51,7 @@ class VampPrior(Prior):
         if pseudo_inputs.dim() < 2 or len(pseudo_inputs) < 1:
             raise ValueError(
                 f"VampPrior: expected pseudo_inputs of shape (K, *event_shape); got {tuple(pseudo_inputs.shape)}. "
-                "Give a batch of data, train.images[:500] say."
+                "Give a batch of data, for example train.tensor()[:500]."
             )
         values = pseudo_inputs.detach().clone()
         if not values.is_floating_point():

@@ -149,7 +149,7 @@ def trace_programs(
             raise
         over, remedy = f"{num_particles} particles", "vectorize=False, which runs them once for each particle"
         if enumerate_:
-            over, remedy = f"all values of {list(enumerate_)}", "'score' there"
+            over, remedy = f"all values of {list(enumerate_)}", f"'score' at {list(enumerate_)}"
         cause = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"Site {site!r}: expected programs that broadcast over {over}, in a dim left of all plates; got an error "

@@ -235,6 +235,17 @@ def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -
         )
 
 
+def _check_bits(program: Program, dataset: Dataset) -> None:
+    """Raises for bits under a density, which can be made as large as one likes at 0 and 1."""
+    likelihood = getattr(program, "likelihood", None)
+    support = getattr(likelihood, "support", None)
+    if dataset.binarization != "none" and support is not None and not support.is_discrete:
+        raise ValueError(
+            f"fit: expected gray values for {type(likelihood).__name__}, a density; got {dataset.name!r} made binary, "
+            f"binarization={dataset.binarization!r}. Load it with binarize='none', or use likelihoods.Bernoulli."
+        )
+
+
 def _check_data(program: Program, name: str, dataset: Dataset | None) -> None:
     """Raises for data before training: every datum, not only those of the first batch."""
     if dataset is None:
@@ -250,6 +261,7 @@ def _check_data(program: Program, name: str, dataset: Dataset | None) -> None:
             f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), "
             "or SVI with data of that type."
         )
+    _check_bits(program, dataset)
     check = getattr(program, "check_data", None)
     if check is None:
         return
