@@ -29,12 +29,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ OUTCOMES = ["passed", "refused", "failed", "skipped", "timed out"]
 OURS = re.compile(r"[^:]+: expected .+; got .+\. .+", re.DOTALL)
 MODE, RESULTS, SECONDS = "PYRO_SUITE_MODE", "PYRO_SUITE_RESULTS", "PYRO_SUITE_SECONDS"
 STEPS = 3
+TIMED_OUT = 77  # exit status
 
 
 class ChosenByPyro(elbo.Gradient):
@@ -166,10 +169,6 @@ MODES: dict[str, Callable[[], None]] = {
 # --- the plugin of pytest, in a process of its own -------------------------------------------------------------------
 
 
-class TimedOut(BaseException):
-    """A test took too long."""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     if MODE in os.environ:
         with warnings.catch_warnings():
@@ -178,13 +177,21 @@ def pytest_configure(config: pytest.Config) -> None:
         MODES[os.environ[MODE]]()
 
 
-def _interrupt(*_: object) -> None:
-    raise TimedOut
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what an earlier process of the same file and mode has run."""
+    if RESULTS in os.environ:
+        known = read(Path(os.environ[RESULTS]))
+        items[:] = [item for item in items if name_of(item) not in known]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    signal.signal(signal.SIGALRM, _interrupt)
+    def stop(*_: object) -> None:
+        # An exception in the middle of a step would leave Pyro's handlers behind, and fail the tests that follow.
+        write(item, "timed out", "")
+        os._exit(TIMED_OUT)
+
+    signal.signal(signal.SIGALRM, stop)
     signal.alarm(int(os.environ.get(SECONDS, "0")))
     try:
         return (yield)
@@ -196,10 +203,24 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: Any = yield
     if RESULTS in os.environ and (report.when == "call" or not report.passed):
-        outcome, line = outcome_of(report.outcome, call.excinfo.value if call.excinfo is not None else None)
-        with Path(os.environ[RESULTS]).open("a") as file:
-            file.write(json.dumps([item.nodeid.rpartition("/")[2], outcome, line]) + "\n")
+        write(item, *outcome_of(report.outcome, call.excinfo.value if call.excinfo is not None else None))
     return report
+
+
+def name_of(item: pytest.Item) -> str:
+    return item.nodeid.rpartition("/")[2]
+
+
+def write(item: pytest.Item, outcome: str, line: str) -> None:
+    """Adds a test's outcome to the file that the script reads."""
+    with Path(os.environ[RESULTS]).open("a") as file:
+        file.write(json.dumps([name_of(item), outcome, line]) + "\n")
+
+
+def read(results: Path) -> dict[str, tuple[str, str]]:
+    """Outcome and first line of the error by test."""
+    rows = [json.loads(row) for row in results.read_text().splitlines()] if results.exists() else []
+    return {name: (outcome, line) for name, outcome, line in rows}
 
 
 def outcome_of(outcome: str, error: BaseException | None) -> tuple[str, str]:
@@ -211,8 +232,6 @@ def outcome_of(outcome: str, error: BaseException | None) -> tuple[str, str]:
         chain.append(error)
         error = error.__cause__ or error.__context__
     for each in chain:
-        if isinstance(each, TimedOut):
-            return "timed out", ""
         if OURS.fullmatch(str(each)) and is_ours(each):
             return "refused", " ".join(str(each).split())
     first = chain[0] if chain else None
@@ -241,7 +260,7 @@ class Result:
 
 
 def run(checkout: Path, file: str, mode: str, options: argparse.Namespace) -> Result:
-    """Runs the tests of a file of the checkout in a process of its own."""
+    """Runs the tests of a file of the checkout in a process of its own, and in another what one that ends has left."""
     command = [sys.executable, "-m", "pytest", "-p", "pyro_suite", "-p", "no:cacheprovider", "-q", "--no-header"]
     command += ["-c", str(checkout / "setup.cfg"), "--rootdir", str(checkout), str(checkout / "tests" / file)]
     command += ["-W", "ignore::pytest.PytestRemovedIn10Warning"] if hasattr(pytest, "PytestRemovedIn10Warning") else []
@@ -256,23 +275,20 @@ def run(checkout: Path, file: str, mode: str, options: argparse.Namespace) -> Re
             RESULTS: str(results),
             SECONDS: str(options.test_timeout),
         }
-        note = ""
+        until = time.monotonic() + options.timeout
+        call = partial(
+            subprocess.run, command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        note, number = "", -1
         try:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=options.timeout,
-                check=False,
-            )
-            if done.returncode not in (0, 1, 5):  # all passed, some failed, none collected
-                note = "pytest: " + (done.stderr or done.stdout).strip().splitlines()[-1]
+            while (done := call(timeout=max(until - time.monotonic(), 0))).returncode not in (0, 1, 5):  # 5: no tests
+                if len(read(results)) == number:
+                    note = "pytest: " + (done.stderr or done.stdout).strip().splitlines()[-1]
+                    break
+                number = len(read(results))
         except subprocess.TimeoutExpired:
             note = f"cut off after {options.timeout} s"
-        rows = [json.loads(row) for row in results.read_text().splitlines()] if results.exists() else []
-    return Result({name: (outcome, line) for name, outcome, line in rows}, note)
+        return Result(read(results), note)
 
 
 def verbose(result: Result, stock: Result | None) -> None:
