@@ -410,7 +410,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "enumerate of another bound": (
         lambda: IWELBO(5, "enumerate"),
         "IWELBO: expected a sampling gradient; got enumerate, which is for ELBO(analytic_kl=False). Use "
-        "gradient='score' or 'vimco'.",
+        "'vimco' (K >= 2) or 'score' in its place.",
     ),
     "covariance of another bound": (
         lambda: IWELBO(5, "covariance"),

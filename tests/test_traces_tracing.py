@@ -247,7 +247,7 @@ def test_a_guide_that_does_not_broadcast_is_told_what_to_do(estimator: Any) -> N
 def test_a_program_that_does_not_broadcast_over_values_is_told_what_to_do() -> None:
     message = "Site 'x': expected programs that broadcast over all values of ['k'], in a dim left of all plates; got an"
     for estimator in (ELBO(1, "enumerate"), ELBO(2, {"k": "enumerate"}, vectorize=False)):
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}.* Use 'score' at \['k'\]"):
+        with pytest.raises(ValueError, match=rf"^{re.escape(message)}.* Use 'score' at \['k'\]"):
             estimator.loss(indexing_model, indexing_guide, X)
     assert ELBO(1, "score").loss(indexing_model, indexing_guide, X) > 0
 
