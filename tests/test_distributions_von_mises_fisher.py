@@ -135,3 +135,16 @@ def test_errors() -> None:
         VonMisesFisher(torch.ones(1), torch.tensor(1.0))
     with pytest.raises(ValueError, match="within the support"):
         VonMisesFisher(pole(3), torch.tensor(1.0)).log_prob(torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dims", [2, 50, 500, 5000])
+@pytest.mark.parametrize("concentration", [1.0, 1e3, 1e6])
+def test_the_density_in_single_precision_is_that_in_double(dims: int, concentration: float) -> None:
+    torch.manual_seed(0)
+    loc = torch.nn.functional.normalize(torch.randn(100, dims), dim=-1)
+    single = VonMisesFisher(loc, torch.full((100,), concentration))
+    x = single.sample()
+    double = VonMisesFisher(loc.double(), torch.full((100,), concentration).double(), validate_args=False)
+    exact = double.log_prob(x.double())
+    # the rounding of the result, which has thousands of nats, and of no term before it
+    torch.testing.assert_close(single.log_prob(x).double(), exact, rtol=2e-7, atol=1e-6)

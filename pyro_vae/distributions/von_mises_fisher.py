@@ -84,10 +84,14 @@ class VonMisesFisher(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        log_normalizer, _ = _log_normalizer(self.concentration, self._order)
+        # In double precision, on the sphere again: a concentration of 1e6 makes much of a norm that is rounded, and the
+        # normalizer of thousands of dims is a difference of large numbers.
+        kappa = self.concentration.double()
+        log_normalizer, _ = _log_normalizer(kappa, self._order)
         # loc^T z - 1 = -|z - loc|^2 / 2 on the sphere, without the cancellation
-        cosine_minus_one = -(value - self.loc).square().sum(-1) / 2
-        return self.concentration * cosine_minus_one - log_normalizer - log_surface_area(self._order)
+        apart = normalize(value.double(), dim=-1) - normalize(self.loc.double(), dim=-1)
+        log_prob = -kappa * apart.square().sum(-1) / 2 - log_normalizer - log_surface_area(self._order)
+        return log_prob.to(self.concentration.dtype)
 
     def entropy(self) -> Tensor:
         log_normalizer, one_minus_mean = _log_normalizer(self.concentration, self._order)
