@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import warnings
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_vae import data
@@ -412,3 +413,158 @@ def test_archives_that_are_not_clear_are_refused(tmp_path: Path, arrays: Any, me
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / "set.npz")
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+def test_masks_and_gradients_of_nested_rows_are_minded() -> None:
+    row = np.ma.masked_values(np.array([1.0, -999.0]), -999)
+    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
+    for source in ([[row, row]] * 3, Items(*[([row, row], 0)] * 3)):
+        assert data.as_dataset(source).images.isnan().tolist() == [[[False, True]] * 2] * 3
+    for rows in ([tensor, [1.0, 2.0]], [[tensor, tensor]] * 2, [list(tensor)] * 2, Items([tensor, tensor])):
+        assert set(data.as_dataset(rows).images.flatten().tolist()) == {1.0, 2.0}
+
+
+def test_whole_numbers_within_other_kinds_are_not_rounded() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masked = torch.masked.masked_tensor(torch.tensor([[2**24 + 1, 2]]), torch.tensor([[True, False]]))
+        hidden = torch.masked.masked_tensor(torch.tensor([[2**24 + 1, 2]]), torch.tensor([[False, True]]))
+        assert values(hidden) == [[-1, 2]]
+        sparse = pd.DataFrame({"a": pd.arrays.SparseArray([2**24 + 1, 0])})
+        for source in (masked, sparse, [torch.tensor([2**24 + 1]), torch.tensor([0.5])]):
+            with pytest.raises(
+                ValueError, match=r"expected whole numbers up to 2\^24, which float32 holds; got 16777217"
+            ):
+                data.as_dataset(source)
+    assert values(sparse - 1) == [[2**24], [-1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1, None], "expected a class for every datum; got NoneType at 1. Give all of them a label, or none"),
+        ([1, 0.5], "expected a class for every datum; got float at 1"),
+        ([1, np.uint64(2**63)], "expected labels that int64 holds; got 9223372036854775808. Number the classes"),
+        ([1, -1], "expected labels from 0; got -1. Number the classes from 0"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.as_dataset(Items(*((np.ones(2), label) for label in labels)))
+
+
+def test_loaders_that_select_beneath_their_batches_are_refused() -> None:
+    whole = TensorDataset(torch.arange(8.0).reshape(4, 2))
+    some = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler([0, 1]), 2, False)
+    few: Any = torch.utils.data.SequentialSampler([0, 1])
+    for loader in (DataLoader(whole, batch_sampler=some), DataLoader(whole, sampler=few)):
+        with pytest.raises(ValueError, match=r"expected a DataLoader of a whole set.*torch.utils.data.Subset"):
+            data.as_dataset(loader)
+    assert "collate_fn is not applied" in repr(data.as_dataset(DataLoader(whole, collate_fn=list)))
+
+
+@pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5]])
+def test_what_is_no_index_is_refused(index: Any) -> None:
+    with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
+        data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index)
+
+
+@pytest.mark.parametrize("index", [np.arange(3)[::-1], torch.tensor([2, 1, 0], dtype=torch.uint8), range(2, -1, -1)])
+def test_an_index_may_be_of_any_whole_numbers(index: Any) -> None:
+    assert data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index).images[:, 0].tolist() == [4, 2, 0]
+
+
+def test_labels_are_classes_from_0() -> None:
+    with pytest.raises(ValueError, match=r"expected labels from 0; got -1. Number the classes from 0"):
+        data.Dataset("a", torch.ones(3, 2), labels=torch.tensor([-1, 0, 1]))
+    with pytest.raises(ValueError, match=r"expected labels of shape \(N,\); got \(3, 2\). Use labels.argmax"):
+        data.Dataset("a", torch.ones(3, 2), labels=torch.zeros(3, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("beside", ["README.txt", "extra/1.png"])
+def test_parts_without_train_are_refused_whatever_is_beside_them(tmp_path: Path, beside: str) -> None:
+    _images(tmp_path, "test/a/1.png", "valid/a/1.png")
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).touch()
+    with pytest.raises(ValueError, match=r"expected a part train; got test, validation alone\. Add train"):
+        data.load(tmp_path)
+
+
+def test_train_alone_is_the_training_data_and_among_classes_a_class_with_a_note(tmp_path: Path) -> None:
+    _images(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(3)))
+    (tmp_path / "README.txt").touch()
+    assert "left out beside the parts: README.txt" in repr(data.load(tmp_path).train)
+    dataset = data.files.read_splits(tmp_path)[0]
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    _images(tmp_path, "extra/1.png")
+    assert "a class, not a part: train" in repr(data.load(tmp_path).train)
+
+
+def test_folders_without_images_are_named_and_hidden_links_passed_over(tmp_path: Path) -> None:
+    _images(tmp_path, *(f"b/{i}.png" for i in range(3)))
+    (tmp_path / "a").mkdir()
+    (tmp_path / ".cache").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert data.files.read(tmp_path).note == "no class, for want of images: a"
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", x=np.ones((3, 2)), y=np.arange(3), weights=np.ones(3))
+    assert "left out arrays: weights" in repr(data.load(tmp_path / "set.npz").train)
+
+
+def _saved(kind: str, *changes: tuple[bytes, range, int]) -> bytes:
+    """An image of a kind, whose header is made to say another depth."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, kind)
+    content = bytearray(file.getvalue())
+    for mark, offsets, value in changes:
+        for offset in offsets:
+            content[content.index(mark) + offset] = value
+    return bytes(content)
+
+
+SGI = struct.pack(">HBBHHHH", 474, 0, 2, 3, 1, 1, 3).ljust(512, b"\0") + bytes(6)
+DEEP: dict[str, Callable[[], bytes]] = {
+    "plain.ppm": lambda: b"P3\n1 1\n65535\n300 300 300\n",
+    "comment.ppm": lambda: b"P6\n#" + b"x" * 2000 + b"\n1 1\n65535\n" + bytes(6),
+    "a.rgb": lambda: SGI,
+    "a.jp2": lambda: _saved("JPEG2000", (b"\xff\x4f\xff\x51", range(42, 51, 3), 15)),
+    "a.avif": lambda: _saved("AVIF", (b"av1C", range(6, 7), 0x4C), (b"pixi", range(9, 12), 10)),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_colors_of_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+    codec = {"a.jp2": "jpg_2000", "a.avif": "avif"}.get(name)
+    if codec and not features.check(codec):
+        pytest.skip(f"PIL without {codec}")
+    (tmp_path / name).write_bytes(DEEP[name]())
+    with pytest.raises(ValueError, match=r"expected 8 bits per channel; got 1[06] bits of color. Convert it"):
+        data.files.read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "rgb", "jp2", "avif", "tiff", "png", "bmp", "webp"])
+def test_colors_of_eight_bits_are_read(tmp_path: Path, suffix: str) -> None:
+    try:
+        Image.new("RGB", (4, 4), (255, 255, 255)).save(tmp_path / f"a.{suffix}")
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"PIL cannot write {suffix}")
+    assert data.files.read(tmp_path).images.shape == (1, 3, 4, 4)
+
+
+@pytest.mark.parametrize("content", [b"P1\n1 1\n1\n", b"P4\n1 1\n\x80", b"P2\n1 1\n15\n7\n", b"P5\n1 1\n15\n\x07"])
+def test_bitmaps_and_grays_of_netpbm_are_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pnm").write_bytes(content)
+    assert data.files.read(tmp_path).images.shape == (1, 1, 1, 1)

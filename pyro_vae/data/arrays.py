@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 from torch.utils.data import Dataset as TorchDataset
 
 _NUMBERS = "biuf"  # of numpy's kinds
@@ -52,21 +60,8 @@ def numbers(subject: str, x: Any) -> Numbers:
         return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
     if isinstance(x, tuple) and hasattr(x, "train"):
         raise TypeError(f"{subject}: expected one set; got the {type(x).__name__} of data.load. Pass its .train.")
-    if isinstance(x, list | tuple) and x and all(isinstance(row, Tensor) for row in x):
-        try:
-            x = torch.stack([row.detach() for row in x])
-        except RuntimeError as error:
-            raise TypeError(f"{subject}: expected rows of one shape; got others ({error}). Pad them.") from error
-    if isinstance(x, Tensor):
-        return Numbers(_of_tensor(subject, x.detach()))
-    if isinstance(x, list | tuple):
-        masked = any(isinstance(row, np.ma.MaskedArray) for row in x)
-        try:
-            x = np.ma.stack(x) if masked else np.asarray(x)
-        except ValueError as error:
-            raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
-    if isinstance(x, np.ndarray):
-        return Numbers(_of_array(subject, x))
+    if isinstance(x, list | tuple | Tensor | np.ndarray):
+        return Numbers(_of_part(subject, x))
     if isinstance(x, str):
         raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(
@@ -111,7 +106,8 @@ def _check_whole(subject: str, x: Any) -> None:
 
 def _of_tensor(subject: str, x: Tensor) -> Tensor:
     if type(x).__name__ == "MaskedTensor":
-        x = torch.where(x.get_mask(), x.get_data().float(), torch.nan)  # type: ignore[attr-defined]
+        mask, kept = x.get_mask(), x.get_data()  # type: ignore[attr-defined]
+        return torch.where(mask, _of_tensor(subject, kept.masked_fill(~mask, 0)).float(), torch.nan)
     if x.is_nested:
         raise _no_numbers(subject, "a nested tensor")
     if x.layout != torch.strided:
@@ -145,7 +141,8 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
             columns.append(np.where(codes < 0, np.nan, codes))
         elif getattr(column.dtype, "kind", "O") in _NUMBERS:
             if column.dtype.kind in "iu":
-                _check_whole(f"{subject}, column {name!r}", column.dropna().to_numpy(dtype=column.dtype.name.lower()))
+                dtype = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))
+                _check_whole(f"{subject}, column {name!r}", column.dropna().to_numpy(dtype=dtype))
             columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
         else:
             raise TypeError(
@@ -158,15 +155,17 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
 
 def _of_torch_set(subject: str, x: Any) -> Numbers:
     notes = []
+    of = x.dataset if isinstance(x, DataLoader) else x
+    if isinstance(of, IterableDataset) or not hasattr(of, "__len__"):
+        raise TypeError(
+            f"{subject}: expected a set with a length; got the stream {type(of).__name__}. Read it into an array first."
+        )
     if isinstance(x, DataLoader):
         _check_order(subject, x)
-        x = x.dataset
         notes.append("of a DataLoader, whose batches and order are left out")
-    if isinstance(x, IterableDataset) or not hasattr(x, "__len__"):
-        raise TypeError(
-            f"{subject}: expected a set with a length; got the stream {type(x).__name__}. Read it into an array first."
-        )
-    items = [_item(subject, x, i) for i in range(len(x))]
+        if x.collate_fn not in (default_collate, default_convert):
+            notes.append("its collate_fn is not applied")
+    items = [_item(subject, of, i) for i in range(len(of))]
     if not items:
         raise ValueError(f"{subject}: expected at least one datum; got none. Give data.")
     parts = [item if isinstance(item, tuple | list) else (item,) for item in items]
@@ -177,14 +176,13 @@ def _of_torch_set(subject: str, x: Any) -> Numbers:
         )
     try:
         values = torch.stack([_of_part(subject, part[0]) for part in parts])
-        second = [part[1] for part in parts] if len(parts[0]) > 1 else []
-        labels = torch.tensor([int(label) for label in second]) if second and all(map(_is_whole, second)) else None
     except (TypeError, RuntimeError, IndexError) as error:
         raise TypeError(
             f"{subject}: expected data of one shape, with a label at most; got {type(items[0]).__name__} that cannot "
             f"be stacked ({error}). Transform them to tensors."
         ) from error
-    if second and labels is None:
+    labels = _labels(subject, [part[1] for part in parts]) if len(parts[0]) > 1 else None
+    if len(parts[0]) > 1 and labels is None:
         notes.append("second parts of the data, which are no classes, are left out")
     if len(parts[0]) > 2:
         notes.append(f"{len(parts[0]) - 2} further parts of the data are left out")
@@ -193,13 +191,10 @@ def _of_torch_set(subject: str, x: Any) -> Numbers:
 
 def _check_order(subject: str, loader: Any) -> None:
     """Raises for a loader that selects or weighs data, which its set does not show."""
-    sampler = loader.sampler
-    whole = isinstance(sampler, SequentialSampler) or (
-        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(loader.dataset)
-    )
-    if not (whole and type(loader.batch_sampler) in (BatchSampler, type(None))) and not isinstance(
-        loader.dataset, IterableDataset
-    ):
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)  # the loader's own is unused beside batches
+    whole = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
+    whole = whole and type(loader.batch_sampler) in (BatchSampler, type(None))
+    if not whole or len(sampler) != len(loader.dataset):
         raise ValueError(
             f"{subject}: expected a DataLoader of a whole set; got one with {type(sampler).__name__}, which may select "
             "or repeat. Pass the data themselves, torch.utils.data.Subset(set, indices) for a part."
@@ -217,7 +212,47 @@ def _item(subject: str, x: Any, i: int) -> Any:
 
 
 def _of_part(subject: str, part: Any) -> Tensor:
+    """A tensor, an array, or nested rows of them."""
+    if isinstance(part, list | tuple):
+        part = _of_rows(subject, part)
     return _of_tensor(subject, part.detach()) if isinstance(part, Tensor) else _of_array(subject, np.asanyarray(part))
+
+
+def _of_rows(subject: str, x: Any) -> Any:
+    """Nested rows as one tensor or array, with the masks of their parts."""
+    if _with_parts(x):
+        x = [_of_rows(subject, row) if isinstance(row, list | tuple) else row for row in x]
+    tensors = [_of_part(subject, row) for row in x] if any(isinstance(row, Tensor) for row in x) else []
+    masked = any(isinstance(row, np.ma.MaskedArray) for row in x)
+    try:
+        return torch.stack(tensors) if tensors else np.ma.stack(x) if masked else np.asarray(x)
+    except RuntimeError as error:
+        raise TypeError(f"{subject}: expected rows of one shape; got others ({error}). Pad them.") from error
+    except ValueError as error:
+        raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
+
+
+def _with_parts(x: Any) -> bool:
+    """Whether there are tensors or masked arrays in nested rows, of which numpy by itself would lose something."""
+    return any(
+        isinstance(row, Tensor | np.ma.MaskedArray) or (isinstance(row, list | tuple) and _with_parts(row)) for row in x
+    )
+
+
+def _labels(subject: str, second: list[Any]) -> Tensor | None:
+    """Classes, int64 (N,), or None where nothing is one."""
+    others = [i for i, label in enumerate(second) if not _is_whole(label)]
+    if len(others) == len(second):
+        return None
+    if others:
+        raise ValueError(
+            f"{subject}: expected a class for every datum; got {type(second[others[0]]).__name__} at {others[0]}. Give "
+            "all of them a label, or none."
+        )
+    labels = [int(label) for label in second]
+    if max(labels) >= 2**63:
+        raise ValueError(f"{subject}: expected labels that int64 holds; got {max(labels)}. Number the classes from 0.")
+    return torch.tensor(labels)
 
 
 def _is_whole(label: Any) -> bool:

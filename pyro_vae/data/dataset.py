@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Dataset:
         name: What errors, histories and plots call the set.
         images: uint8 images (N, C, H, W) with ``levels``, or a float32 table (N, D) or images without. NaN marks a
             missing value of a float set.
-        labels: Classes, int64 (N,), or None.
+        labels: Classes from 0, int64 (N,), or None.
         levels: The stored value that stands for 1 (255 for ordinary images, 1 for bits); None for floats, unscaled.
         binarization: What has been done to the set (``"static"``, ``"threshold"``), what each batch does
             (``"dynamic"``), or ``"none"``.
@@ -35,7 +36,8 @@ class Dataset:
         note: What was left out or changed on the way from its source.
 
     Raises:
-        ValueError: An empty set, lengths or devices that differ, infinite values, a dynamic set outside [0, 1].
+        ValueError: An empty set, lengths or devices that differ, infinite values, negative labels, a dynamic set
+            outside [0, 1].
         TypeError: Images or labels of another dtype.
 
     Example:
@@ -83,11 +85,8 @@ class Dataset:
             raise ValueError(
                 f"{subject}: expected finite values, or NaN for missing ones; got infinity. Replace it by NaN."
             )
-        if self.labels is not None and self.labels.dtype != torch.int64:
-            raise TypeError(
-                f"{subject}: expected labels of torch.int64; got {self.labels.dtype}. Use labels.long(), or carry "
-                "other covariates with conditioned_on."
-            )
+        if self.labels is not None:
+            _check_labels(subject, self.labels)
         for kind, rows in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
             if rows is None:
                 continue
@@ -157,7 +156,13 @@ class Dataset:
             TypeError: neither of them.
             IndexError: an index outside of the set.
         """
-        index = torch.as_tensor(index, device=self.device)
+        try:
+            index = torch.as_tensor(index if isinstance(index, Tensor) else np.array(index), device=self.device)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"Dataset.subset: expected index int64 (M,) or bool ({len(self)},); got {type(index).__name__}. "
+                "Give a tensor, an array or a list of whole numbers."
+            ) from error
         if index.dtype == torch.bool and index.shape == (len(self),):
             index = index.nonzero()[:, 0]
         if index.ndim != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -165,6 +170,7 @@ class Dataset:
                 f"Dataset.subset: expected index int64 (M,) or bool ({len(self)},); got {index.dtype} of shape "
                 f"{tuple(index.shape)}. Use mask.nonzero()[:, 0], for example."
             )
+        index = index.long()
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
             raise IndexError(
                 f"Dataset.subset: expected indices from 0 to {len(self) - 1}; got {int(index.min())} to "
@@ -353,6 +359,24 @@ def _given(generator: torch.Generator | None, purpose: str) -> torch.Generator:
 
 def _bits(grays: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(grays.shape, generator=generator, device=generator.device).to(grays.device) < grays
+
+
+def _check_labels(subject: str, labels: Tensor) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(
+            f"{subject}: expected labels of torch.int64; got {labels.dtype}. Use labels.long(), or carry other "
+            "covariates with conditioned_on."
+        )
+    if labels.ndim > 1:
+        raise ValueError(
+            f"{subject}: expected labels of shape (N,); got {tuple(labels.shape)}. Use labels.argmax(-1) of one-hot "
+            "ones, or labels[:, 0]."
+        )
+    if labels.numel() and int(labels.min()) < 0:
+        raise ValueError(
+            f"{subject}: expected labels from 0; got {int(labels.min())}. Number the classes from 0, and give data of "
+            "no class one of its own."
+        )
 
 
 def _check_unit(dataset: Dataset) -> None:

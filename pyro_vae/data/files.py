@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -58,8 +57,9 @@ def read(path: Path) -> Dataset:
             f"File {path}: expected a .npy or .npz file or a folder of images; got {path.suffix or 'no suffix'!r}. "
             "Read it yourself and pass the array."
         )
-    images, labels = _read_arrays(path)
+    images, labels, note = _read_arrays(path)
     dataset = as_dataset(images, name=path.stem)
+    dataset = replace(dataset, note=_joined(dataset.note, note))
     if labels is None:
         return dataset
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -72,11 +72,12 @@ def read(path: Path) -> Dataset:
     return replace(dataset, labels=torch.from_numpy(labels.astype(np.int64)))
 
 
-def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
+def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, str]:
+    """The values, the labels if any, and a note of what else is in the file."""
     with reading(path, "Write it again, as numbers: objects are not unpickled."):
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded, None
+            return loaded, None, ""
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
     for names in (("images", "x", "data"), ("labels", "y")):
@@ -85,13 +86,14 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
     images = next((key for key in ("images", "x", "data") if key in arrays), None)
     labels = next((key for key in ("labels", "y") if key in arrays), None)
     if images is None and len(arrays) == 1:
-        return next(iter(arrays.values())), None
+        return next(iter(arrays.values())), None, ""
     if images is None:
         raise ValueError(
             f"File {path}: expected an array named images, x or data; got {', '.join(arrays) or 'none'}. "
             "Rename the array, or pass it itself."
         )
-    return arrays[images], None if labels is None else arrays[labels]
+    note = _named("left out arrays", [key for key in arrays if key not in (images, labels)])
+    return arrays[images], None if labels is None else arrays[labels], note
 
 
 PARTS = {"train": ("train", "training"), "validation": ("valid", "val", "validation"), "test": ("test", "testing")}
@@ -101,15 +103,16 @@ PARTS = {"train": ("train", "training"), "validation": ("valid", "val", "validat
 def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The set in a file or folder, and its validation and test data where the folder says which they are."""
     found, others = _parts(path) if path.is_dir() else ({}, [])
-    if "train" not in found or (len(found) == 1 and others):
-        if found and not others:
-            raise ValueError(f"Folder {path}: expected a part train; got {', '.join(found)} alone. Add train.")
-        return read(path), None, None  # folders of classes, of which one may be called train
+    if not found or (len(found) == 1 and any((path / name).is_dir() for name in others)):
+        dataset = read(path)  # folders of classes, of which one may be called train
+        note = _named("a class, not a part", [folder.name for folder in found.values()])
+        return replace(dataset, note=_joined(dataset.note, note)), None, None
+    if "train" not in found:
+        raise ValueError(f"Folder {path}: expected a part train; got {', '.join(found)} alone. Add train.")
     classes = sorted({name for folder in found.values() for name in _classes(folder)})
     parts = {part: _read_folder(folder, classes) for part, folder in found.items()}
-    if others:
-        note = f"left out beside the parts: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}"
-        parts["train"] = replace(parts["train"], note="; ".join(filter(None, (parts["train"].note, note))))
+    note = _joined(parts["train"].note, _named("left out beside the parts", others))
+    parts["train"] = replace(parts["train"], note=note)
     depths = {part: dataset.levels for part, dataset in parts.items()}
     if len(set(depths.values())) > 1:
         raise ValueError(
@@ -145,19 +148,36 @@ def _classes(folder: Path) -> set[str]:
     return {parents[0] for parents in _listed(folder)[1] if parents}
 
 
+def _named(what: str, names: list[str]) -> str:
+    """A note of the first few names, or none of no names."""
+    return f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
 def _listed(folder: Path) -> tuple[list[Path], list[tuple[str, ...]], str]:
     """The images of a folder that are not hidden, their parents within it, and a note of what is no image."""
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    everything = sorted(folder.rglob("*"))
+    everything = [path for path in sorted(folder.rglob("*")) if not _hidden(path.relative_to(folder))]
     links = [path.name for path in everything if path.is_symlink() and path.is_dir()]
     if links:
         raise ValueError(f"Folder {folder}: expected folders; got links to some, {', '.join(links[:5])}. Copy them.")
     files = [path for path in everything if not path.is_dir()]
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     paths = [path for path in files if path.suffix.lower() in readable and path.is_file()]
     left = [path.name for path in files if path not in set(paths)]
-    note = f"left out {len(left)} other files: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
-    return paths, [path.relative_to(folder).parts[:-1] for path in paths], note
+    parents = [path.relative_to(folder).parts[:-1] for path in paths]
+    note = _named(f"left out {len(left)} other files", left)
+    if paths and all(parents):
+        full = {parts[0] for parts in parents}
+        empty = [path.name for path in everything if path.is_dir() and path.parent == folder and path.name not in full]
+        note = _joined(note, _named("no class, for want of images", empty))
+    return paths, parents, note
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
@@ -183,7 +203,7 @@ def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
             )
         images[i] = image
     if transparent:
-        note = f"{note}; transparency of {transparent} images is left out".lstrip("; ")
+        note = _joined(note, f"transparency of {transparent} images is left out")
     labels = None
     if all(parents):
         index = {name: i for i, name in enumerate(classes or sorted({parts[0] for parts in parents}))}
@@ -206,8 +226,8 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
         depth, mode = _depth(path, image), image.mode
         if pages > 1:
             raise _lost(path, f"one image; got {pages} pages or frames", "Save each as a file, or pass an array")
-        if depth == 16 and not mode.startswith("I"):
-            raise _lost(path, "8 bits per channel; got 16 bits of color", "Convert it, or pass an array")
+        if depth > 8 and not mode.startswith("I"):
+            raise _lost(path, f"8 bits per channel; got {depth} bits of color", "Convert it, or pass an array")
         upright = ImageOps.exif_transpose(image)
         alpha = "A" in upright.mode or "transparency" in upright.info
         seen_through = alpha and bool((np.asarray(upright.convert("RGBA"))[..., 3] < 255).any())
@@ -221,16 +241,22 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
 
 
 def _depth(path: Path, image: Image.Image) -> int:
-    """Bits per channel in the header of a file, of which PIL keeps eight of colors; 0 of a file of another kind."""
+    """Bits per channel of a file, of which PIL keeps eight of colors; 0 where its kind has no more, or no colors."""
     with path.open("rb") as file:
-        head = file.read(1024)
-    if head.startswith(b"\x89PNG") and len(head) >= 25:
+        head = file.read(4096)
+    tiles = getattr(image, "tile", [])  # how PIL is about to decode it
+    if image.format == "PNG":
         return head[24]
-    if head.startswith(b"P6"):
-        fields = re.sub(rb"#[^\n]*", b"", head).split()
-        return 16 if len(fields) > 3 and fields[3].isdigit() and int(fields[3]) > 255 else 8
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and len(bits := image.tag_v2.get(258, ())) > 1:
-        return max(bits)
+    if image.format == "PPM" and isinstance(tiles[0][3], tuple) and tiles[0][0].startswith("ppm"):
+        return int(tiles[0][3][1]).bit_length()  # of the largest value
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(277, 1) > 1:
+        return max(image.tag_v2.get(258, (1,)))
+    if image.format == "SGI":
+        return 16 if "SGI16" in str(tiles) or ";16B" in str(tiles) else 8
+    if image.format == "JPEG2000" and (start := head.find(b"\xff\x4f\xff\x51")) >= 0:
+        return (head[start + 42] & 0x7F) + 1
+    if image.format == "AVIF" and (start := head.find(b"av1C")) >= 0:
+        return 10 if head[start + 6] & 0x40 else 8
     return 0
 
 
