@@ -54,7 +54,10 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
         checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
     target = Path(path)
     # Cloned, because modules may share tensors, as an encoder and a decoder with one body do, and files may not.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
+    }
     texts = {_METADATA: json.dumps(metadata or {})}
     texts[_CHECKSUM] = _checksum(tensors, texts[_METADATA])
     _write(target, safetensors.torch.save(tensors, texts))

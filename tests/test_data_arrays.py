@@ -568,3 +568,13 @@ def test_colors_of_eight_bits_are_read(tmp_path: Path, suffix: str) -> None:
 def test_bitmaps_and_grays_of_netpbm_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pnm").write_bytes(content)
     assert data.files.read(tmp_path).images.shape == (1, 1, 1, 1)
+
+
+def test_a_mask_does_not_change_the_scale_of_pixels() -> None:
+    pixels = np.ma.masked_equal(np.array([[255, 7], [128, 4]], dtype=np.uint8), 7)
+    message = r"expected missing values among floats; got a mask over uint8.*Give x / 255 for pixels"
+    for x in (pixels, list(pixels)):
+        with pytest.raises(TypeError, match=message):
+            data.as_dataset(x)
+    assert values(pixels / 255)[0] == [1, -1]
+    assert values(np.ma.array(np.array([[255, 0]], dtype=np.uint8))) == [[1, 0]]

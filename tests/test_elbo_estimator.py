@@ -509,6 +509,14 @@ def test_a_regression_trains(name: str) -> None:
         (elbo.ELBO(), "plate", 3, "ELBO: expected plate"),
         (elbo.ELBO(), "vectorize_particles", 3, "ELBO: expected vectorize True or False; got 3"),
         (elbo.RenyiELBO(3, alpha=0.5), "alpha", 1.0, "RenyiELBO: expected an alpha other than 1"),
+        (
+            elbo.MIWELBO(2, num_bounds=3),
+            "num_bounds",
+            4,
+            "expected num_bounds a divisor of the 6 draws; got 4",
+        ),
+        (elbo.PIWELBO(2, num_bounds=3), "gradient", "score", "PIWELBO: expected gradient 'pathwise'; got Score"),
+        (elbo.ReweightedWakeSleep(3), "insomnia", 2.0, "ReweightedWakeSleep: expected insomnia"),
         (elbo.CIWELBO(3, beta=0.5), "beta", 1.5, "CIWELBO: expected beta at most 1; got 1.5|expected beta at least 0"),
     ],
 )

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compilation": {"traces", "elbo", "graphs"},
     "svi": STEPS,
     "schedules": set(),
-    "training": STEPS | {"models", "schedules", "data", "evaluation"},
+    "training": STEPS | {"models", "schedules", "data"},
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),

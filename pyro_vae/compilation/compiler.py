@@ -19,6 +19,7 @@ from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Sign
 from pyro_vae.elbo import ELBO, Estimator, RenyiELBO
 from pyro_vae.graphs.cuda_graph import can_capture
 from pyro_vae.traces.modules import modules_of
+from pyro_vae.traces.structure import PlateError
 from pyro_vae.traces.tracing import PyroProgram
 
 Compile = Literal["auto"] | bool
@@ -216,7 +217,7 @@ class Compiler:
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
-            if self.mode == "auto" and self.loss is not self._estimator and _is_of_a_plate(error):
+            if self.mode == "auto" and self.loss is not self._estimator and isinstance(error, PlateError):
                 self._estimator = None  # Pyro's Rényi bound needs no plate around every site, and ours does
                 return None
             self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
@@ -230,11 +231,6 @@ class Compiler:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
         self._estimator = None  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
-
-
-def _is_of_a_plate(error: Exception) -> bool:
-    """Whether an estimator of ours has found no plate over the data, or a site outside it."""
-    return any(words in str(error) for words in ("expected a plate ", "expected to be inside the plate "))
 
 
 def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], None]) -> tuple[Tensor, bool]:

@@ -81,6 +81,11 @@ def _of_array(subject: str, x: Any) -> Tensor:
         if x.mask is not np.ma.nomask and bool(np.any(x.mask)):
             if x.dtype.kind not in _NUMBERS:
                 raise _no_numbers(subject, f"a masked array of {x.dtype}")
+            if x.dtype == np.uint8:  # NaN makes reals of pixels, which are not scaled as pixels are
+                raise TypeError(
+                    f"{subject}: expected missing values among floats; got a mask over uint8, whose scale of 0 to 255 "
+                    "would be lost. Give x / 255 for pixels, x.astype('float32') for numbers."
+                )
             _check_whole(subject, x.compressed())
             x = np.ma.filled(x.astype(np.float64), np.nan)
         else:

@@ -374,8 +374,8 @@ def _check_labels(subject: str, labels: Tensor) -> None:
         )
     if labels.numel() and int(labels.min()) < 0:
         raise ValueError(
-            f"{subject}: expected labels from 0; got {int(labels.min())}. Number the classes from 0, and give data of "
-            "no class one of its own."
+            f"{subject}: expected labels from 0; got {int(labels.min())}. Number the classes from 0. "
+            "SemiSupervisedVAE takes -1 for none with conditioned_on(labels)."
         )
 
 

@@ -27,7 +27,7 @@ from pyro_vae.checks import flag, instance, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.names import GradientChoice, gradient_of
 from pyro_vae.traces.densities import LogDensities
-from pyro_vae.traces.structure import Structure, UndrawnLatentError, check_programs
+from pyro_vae.traces.structure import PlateError, Structure, UndrawnLatentError, check_programs
 from pyro_vae.traces.terms import Terms, terms_of
 from pyro_vae.traces.tracing import PyroProgram, inspect, outside_plate
 
@@ -243,7 +243,7 @@ class Estimator(pyro.infer.ELBO):
     def _plate(self, structure: Structure) -> str | None:
         """The data plate, once it is known to enclose every site."""
         if self.plate not in structure.outside:
-            raise ValueError(
+            raise PlateError(
                 f"{type(self).__name__}: expected a plate {self.plate!r} over the data; got plates "
                 f"{list(structure.outside)}. Name the one that runs over the data with plate=..., or use ELBO, which "
                 "needs none."

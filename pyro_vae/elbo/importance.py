@@ -60,9 +60,20 @@ class MIWELBO(Estimator):
         num_bounds: int,
         **options: Any,
     ) -> None:
-        name = type(self).__name__
-        self.num_bounds = whole(name, "num_bounds", num_bounds)
-        super().__init__(self.num_bounds * whole(name, "num_particles", num_particles), gradient, **options)
+        self.num_bounds = num_bounds
+        num_particles = whole(type(self).__name__, "num_particles", num_particles)
+        super().__init__(self.num_bounds * num_particles, gradient, **options)
+
+    def checked(self, name: str, value: Any) -> Any:
+        if name == "num_bounds":
+            value = whole(type(self).__name__, name, value)
+            draws = vars(self).get("_num_particles", 0)
+            if draws % value:
+                raise ValueError(
+                    f"{type(self).__name__}: expected num_bounds a divisor of the {draws} draws; got {value}. Set "
+                    "num_particles, the draws of all bounds, in another object."
+                )
+        return super().checked(name, value)
 
     def check_particles(self, num_particles: int) -> None:
         if num_particles % self.num_bounds:
@@ -138,11 +149,14 @@ class PIWELBO(MIWELBO):
         self, num_particles: int = 1, gradient: GradientChoice = "pathwise", *, num_bounds: int, **options: Any
     ) -> None:
         super().__init__(num_particles, gradient, num_bounds=num_bounds, **options)
-        if not isinstance(self.gradient, Pathwise):
+
+    def checked(self, name: str, value: Any) -> Any:
+        value = super().checked(name, value)
+        if name == "gradient" and not isinstance(value, Pathwise):
             raise ValueError(
-                f"{type(self).__name__}: expected gradient 'pathwise'; got "
-                f"{type(self.gradient).__name__}. Leave it out."
+                f"{type(self).__name__}: expected gradient 'pathwise'; got {type(value).__name__}. Leave it out."
             )
+        return value
 
     def loss_of(self, call: Call) -> Tensor:
         draws = call.draw()

@@ -46,8 +46,13 @@ class ReweightedWakeSleep(IWELBO):
     def __init__(
         self, num_particles: int = 2, *, insomnia: float = 1.0, plate: str = "data", vectorize: bool = True
     ) -> None:
-        self.insomnia = number(type(self).__name__, "insomnia", insomnia, at_least=0, at_most=1)
+        self.insomnia = insomnia
         super().__init__(num_particles, "score", plate=plate, vectorize=vectorize)
+
+    def checked(self, name: str, value: Any) -> Any:
+        if name == "insomnia":
+            value = number(type(self).__name__, name, value, at_least=0, at_most=1)
+        return super().checked(name, value)
 
     def loss_of(self, call: Call) -> Tensor:
         densities = call.draw(detach=True).densities()

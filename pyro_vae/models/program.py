@@ -77,7 +77,7 @@ class ProgramModule(nn.Module):
         super().__setattr__(name, value)
 
     def forward(self, *args: object, **kwargs: object) -> None:
-        """Refuses: a program is a model and a guide, and neither is the network of a loss."""
+        """Raises: a program is a model and a guide, and neither is the network of a loss."""
         name = type(self).__name__
         raise TypeError(
             f"{name}: expected a call of one of its parts; got one of the whole. Use encode(x), decode(z) or "

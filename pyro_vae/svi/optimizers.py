@@ -132,7 +132,7 @@ def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def check_dense(optimizer: Any) -> None:
-    """Refuses torch optimizers, and ``pyro.optim`` ones of these, that need several losses or sparse gradients.
+    """Raises for torch optimizers, and ``pyro.optim`` ones of these, that need several losses or sparse gradients.
 
     Raises:
         TypeError: it is such a one.

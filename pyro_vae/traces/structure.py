@@ -43,6 +43,10 @@ class Structure:
     guide: dict[str, Latent]
 
 
+class PlateError(ValueError):
+    """There is no plate over the data, or a site is outside of it."""
+
+
 class UndrawnLatentError(ValueError):
     """The model has latents that the guide does not draw.
 

@@ -21,7 +21,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_vae.traces.dry_run import FAILURES, dry_run, where_it_fails
-from pyro_vae.traces.structure import Latent, Structure, UndrawnLatentError
+from pyro_vae.traces.structure import Latent, PlateError, Structure, UndrawnLatentError
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
@@ -229,9 +229,9 @@ def with_values(trace: Trace, change: Callable[[Tensor], Tensor]) -> Trace:
     return copy
 
 
-def outside_plate(site: str, plate: str) -> ValueError:
+def outside_plate(site: str, plate: str) -> PlateError:
     """The error for a site that is not inside the data plate."""
-    return ValueError(
+    return PlateError(
         f"Site {site!r}: expected to be inside the plate {plate!r}, so that its density belongs to a datum; got it "
         f"outside. Move it into the plate, or name the plate that runs over the data with plate=..."
     )
