@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
+from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
@@ -25,8 +26,10 @@ __all__ = [
     "fit",
     "lab",
     "likelihoods",
+    "load",
     "nets",
     "priors",
+    "save",
     "schedules",
 ]
 

@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.nets import Body, Shape, as_size
+from pyro_vae.recorded import Recorded
 
 
 def positive(log_scale: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def positive(log_scale: Tensor) -> Tensor:
     return (log_scale.clamp(-16, 16) + log_scale.sign() * beyond).exp()
 
 
-class Family(nn.Module):
+class Family(Recorded, nn.Module):
     """A conditional density p(y | parents), one distribution per row of the parents.
 
     ``forward(*parents)`` returns a ``TorchDistribution`` whose ``batch_shape`` is the parents' leading dims, however

@@ -18,6 +18,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_vae import checks
+from pyro_vae.recorded import Recorded
 
 Shape = int | Sequence[int]
 InputTransform = Literal["log1p"] | Callable[[Tensor], Tensor]
@@ -32,7 +33,7 @@ def as_size(shape: Shape) -> Size:
     return Size(whole)
 
 
-class Standardize(nn.Module):
+class Standardize(Recorded, nn.Module):
     """(x - mean) / deviation, elementwise: what a network is given of reals on any scale.
 
     Args:
@@ -82,7 +83,7 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-class Body(nn.Module):
+class Body(Recorded, nn.Module):
     """A network from one or more inputs to features, over any number of leading dims.
 
     Subclasses implement :meth:`features` for exactly one leading dim.

@@ -65,6 +65,7 @@ class Compiler:
         precision: of matrix products.
 
     Attributes:
+        steps: those run so far by the shapes of their tensors, until they are compiled.
         unsettled: whether the last :meth:`run` met a program that makes parameters, or differentiates by tensors that
             are none, so that the eager step in its place is to be accounted for.
     """
@@ -86,12 +87,21 @@ class Compiler:
         self._recent: tuple[Step, Graph] | None = None
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
-        self._steps: Counter[tuple[torch.Size, ...]] = Counter()
+        self.steps: Counter[tuple[torch.Size, ...]] = Counter()
         self.loss: Any = loss
         self._settings = _settings(loss)
         self._estimator = _equal_estimator(loss) if mode else None
         if mode is True and self._estimator is None:
             self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether steps go on eagerly because they cannot be compiled."""
+        return bool(self.mode) and self._estimator is None
+
+    def give_up(self) -> None:
+        """Goes on eagerly, as a run did that this one continues."""
+        self._estimator = None
 
     def serves(self, loss: pyro.infer.ELBO) -> bool:
         """Whether a loss is the one that this compiles, with the settings that it had."""
@@ -130,8 +140,8 @@ class Compiler:
         if self._estimator is None or not parameters:
             return None
         shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        self._steps[shapes] += 1
-        if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
+        self.steps[shapes] += 1
+        if self.mode == "auto" and self.steps[shapes] <= self.auto_steps:
             return None
         modules = modules_of([*programs, *self._estimator.gradient.modules()])
         step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)

@@ -115,6 +115,10 @@ class BySite(Gradient):
     def modules(self) -> list[nn.Module]:
         return [module for own in self.gradients.values() for module in own.modules()]
 
+    def declare(self) -> None:
+        for own in self.gradients.values():
+            own.declare()
+
     def buffers(self) -> list[Tensor]:
         return [buffer for own in self.gradients.values() for buffer in own.buffers()]
 

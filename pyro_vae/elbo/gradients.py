@@ -85,6 +85,9 @@ class Gradient(ABC):
         """Modules that a step calls, beside the programs."""
         return []
 
+    def declare(self) -> None:
+        """Registers these modules with Pyro, as a step does."""
+
     def buffers(self) -> list[Tensor]:
         """Tensors that a step reads and writes, beside parameters."""
         return []

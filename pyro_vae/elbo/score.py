@@ -83,6 +83,10 @@ class Score(ScoreFunction):
     def modules(self) -> list[nn.Module]:
         return [self.baseline] if isinstance(self.baseline, nn.Module) else []
 
+    def declare(self) -> None:
+        if isinstance(self.baseline, nn.Module):
+            pyro.module(self._name, self.baseline)
+
     def credit(
         self, estimator: Bound, log_weights: Tensor, call: Call, counted: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
@@ -90,7 +94,7 @@ class Score(ScoreFunction):
         if self.baseline == "leave_one_out":
             return _left_out(estimator, log_weights, "geometric"), 0.0
         if isinstance(self.baseline, nn.Module):
-            pyro.module(self._name, self.baseline)
+            self.declare()
             prediction = self.baseline(*call.args, **call.kwargs)
             if prediction.shape != signal.shape[-1:]:
                 raise ValueError(

@@ -15,6 +15,7 @@ from torch import Size, Tensor, nn
 from pyro_vae import checks
 from pyro_vae.distributions import from_log_space
 from pyro_vae.nets import Body, Standardize
+from pyro_vae.recorded import Recorded
 
 
 @runtime_checkable
@@ -47,12 +48,7 @@ class RootModule(PyroModule):
         super().__init__(f"{type(self).__name__}{next(_ids)}")
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own takes the weak references off the parameters of submodules. Parts held by reference, in tuples,
-        # have them too, and no pickle can hold them.
-        for module in self.modules():
-            held = itertools.chain.from_iterable(value for value in vars(module).values() if isinstance(value, tuple))
-            for parameter in (p for part in held if isinstance(part, nn.Module) for p in part.parameters()):
-                vars(parameter).pop("unconstrained", None)
+        _forget_weak_references(self)
         return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -60,7 +56,19 @@ class RootModule(PyroModule):
         self._pyro_name = f"{type(self).__name__}{next(_ids)}"
 
 
-class ProgramModule(nn.Module):
+def _forget_weak_references(root: nn.Module) -> None:
+    """Takes off what Pyro leaves with parameters and no pickle can hold.
+
+    Pyro's own does so for submodules. Parts held by reference, in tuples or as recorded arguments, have them too.
+    """
+    for module in root.modules():
+        held = itertools.chain.from_iterable(value for value in vars(module).values() if isinstance(value, tuple))
+        for part in (module, *(part for part in held if isinstance(part, nn.Module))):
+            for parameter in part.parameters():
+                vars(parameter).pop("unconstrained", None)
+
+
+class ProgramModule(Recorded, nn.Module):
     """The base of :class:`~pyro_vae.VAE` and its relatives: a model with a likelihood, and a guide.
 
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
@@ -75,6 +83,10 @@ class ProgramModule(nn.Module):
                 "and this, which checks that they fit."
             )
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _forget_weak_references(self)
+        return vars(self).copy()
 
     def forward(self, *args: object, **kwargs: object) -> None:
         """Raises: a program is a model and a guide, and neither is the network of a loss."""

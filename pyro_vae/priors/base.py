@@ -11,9 +11,10 @@ from torch import nn
 from pyro_vae import checks
 from pyro_vae.family import Family
 from pyro_vae.nets import Shape, as_size
+from pyro_vae.recorded import Recorded
 
 
-class Prior(nn.Module):
+class Prior(Recorded, nn.Module):
     """A density p(z): ``forward() -> TorchDistribution`` of ``batch_shape`` () and fixed ``event_shape``.
 
     A new prior overrides :meth:`forward`, and :attr:`support` where z is not any real vector.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_vae import checks
+from pyro_vae.checkpoint.programs import settings_of, tensors_of
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
@@ -24,7 +26,9 @@ from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
 from pyro_vae.training.figures import EVALUATION_BATCH, seeded
 from pyro_vae.training.history import History, Row
+from pyro_vae.training.interruption import Interrupted, Interruption
 from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
+from pyro_vae.training.saving import Resume, Saving, described, fingerprint, keeping
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 """The default optimizer."""
@@ -49,6 +53,11 @@ def fit(
     precision: Precision = "float32",
     compile: Compile = "auto",
     seed: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    resume: Resume = False,
+    checkpoint_every: str = "1 minute",
+    keep_last: int = 1,
+    keep_best: bool = False,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
@@ -80,6 +89,16 @@ def fit(
             run that is long enough to pay for it.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
             from the global generator.
+        folder: where the run is kept: checkpoints with all that it needs to go on, the history, what it was asked for,
+            and in the end the weights, from which :func:`pyro_vae.load` gives the program back. None keeps nothing.
+        resume: go on with the run in the folder, from its last checkpoint, so that the result is that of a run that was
+            never broken off, to the last bit on a CPU; a folder without a run begins one. ``"weights"`` begins a run
+            with the weights of the last, as far as they fit.
+        checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example. One is written at the start, at the end and
+            on SIGINT or SIGTERM too.
+        keep_last: checkpoints to keep.
+        keep_best: keep the weights of the epoch with the best validation ELBO in the folder, see
+            :func:`pyro_vae.load`; epochs before beta has come to its last value do not count.
         progress: show a bar with the figures of the last epoch.
         on_step: called after each step with the number of steps taken and its loss per datum.
         on_epoch: called after each epoch with its row of the history. What either sets on the loss or a module takes
@@ -87,20 +106,24 @@ def fit(
             its own settings again when training ends.
 
     Returns:
-        The record of the run. Ctrl-C ends training and returns it, with what was learned so far in place. Modules are
-        left in evaluation mode.
+        The record of the run. Ctrl-C ends training at the next step and returns it, with what was learned so far in
+        place; a second one interrupts at once. With a folder SIGTERM does so too, and then ends the process. Modules
+        are left in evaluation mode.
 
     Raises:
         ValueError: data outside the likelihood's support or of a wrong shape, a setting out of range, a beta for a
             loss without one, a last batch of one for batch normalization, data and parameters on different devices.
             Always before the first step. A bound that is impossible, see
-            :func:`~pyro_vae.traces.possible.check_possible`.
+            :func:`~pyro_vae.traces.possible.check_possible`. A folder with a run, without ``resume``; with it, another
+            run than this one, and what differs; no checkpoint that is whole.
+        OSError: the folder cannot be written, or another run has it. The program has the weights of its last step.
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
     _check_program(program)
     train = _for_likelihood(as_dataset(train), program)
     validation = None if validation is None else _for_likelihood(as_dataset(validation), program)
     loss = ELBO() if loss is None else loss
+    saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
@@ -120,33 +143,55 @@ def fit(
     history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
     run = Run(program, svi, train, validation, budget, history, beta, stopping)
-    with seeded(seed, train.device) as generator, run.loss_as_it_was():
+    interruption = Interruption(terminate=saving is not None)
+    with keeping(saving), seeded(seed, train.device) as generator, run.loss_as_it_was(), interruption:
         run.start(generator, scheduler)
-        _train(run, progress, on_step, on_epoch)
+        if saving is not None:
+            saving.begin(run, _identity(run, patience, max_grad_norm, ema_decay, precision, compile))
+        _train(run, saving, interruption, progress, on_step, on_epoch)
     return history
 
 
 def _train(
     run: Run,
+    saving: Saving | None,
+    interruption: Interruption,
     progress: bool,
     on_step: Callable[[int, float], None] | None,
     on_epoch: Callable[[Row], None] | None,
 ) -> None:
     """Epoch by epoch, to the end of the budget, until it stops early, or until Ctrl-C."""
-    with tqdm(range(run.budget.num_epochs), disable=not progress, unit="epoch") as bar:
+
+    def after_step(size: int, loss: Any) -> None:
+        if on_step is not None:
+            on_step(run.svi.num_steps, float(loss) / size)
+        if saving is not None and run.steps_left and saving.due(run):
+            saving.write(run)
+        interruption.check()
+
+    with tqdm(total=run.budget.num_epochs, initial=len(run.history), disable=not progress, unit="epoch") as bar:
         try:
-            for _ in bar:
-                row = run.epoch(on_step)
+            while not run.is_over:
+                row = run.epoch(after_step)
+                bar.update()
                 bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-run.watched(row):.2f}"})
                 if on_epoch is not None:
                     on_epoch(row)
-                if run.finish_epoch(row):
-                    break
-        except KeyboardInterrupt:
+                run.finish_epoch(row)
+                if saving is not None:
+                    saving.see(run, row)
+                interruption.check()
+        except Interrupted:
             run.history.stopped = "interrupted"
+        except KeyboardInterrupt:  # amid a step, which no checkpoint is to hold
+            run.history.stopped, saving = "interrupted", None
         finally:
             run.set_training(False)
+        if saving is not None:
+            saving.write(run)
         run.settle()
+        if saving is not None:
+            saving.finish(run)
 
 
 def _settings(
@@ -171,6 +216,43 @@ def _settings(
         "batch_size": budget.batch_size,
         "beta": beta if beta is None or isinstance(beta, int | float) else repr(beta),
         "seed": seed,
+    }
+
+
+def _identity(
+    run: Run,
+    patience: int | None,
+    max_grad_norm: float | None,
+    ema_decay: float | None,
+    precision: Precision,
+    compile: Compile,
+) -> dict[str, Any]:
+    """What makes a run the one that it is, so that another one does not go on in its place."""
+    optimizer, scheduler = run.svi.optimizer, run.scheduler
+    program = run.program
+    settings = run.history.settings
+    return {
+        "train": fingerprint(run.train),
+        "validation": fingerprint(run.validation),
+        "program": {
+            "class": type(program).__qualname__,
+            "modules": {
+                name: {"settings": settings_of(module), "tensors": {n: list(t.shape) for n, t in tensors_of(module)}}
+                for name, module in run.modules().items()
+            },
+            "functions": [described(f) for f in (program.model, program.guide) if not isinstance(f, nn.Module)],
+        },
+        "loss": described(run.svi.loss),
+        "optimizer": [type(optimizer).__qualname__, described(getattr(optimizer, "defaults", None))],
+        "scheduler": scheduler and [type(scheduler).__qualname__, described(vars(scheduler), 2)],
+        "beta": described(run.beta),
+        **{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")},
+        "drop_last": run.budget.drop_last,
+        "patience": patience,
+        "max_grad_norm": max_grad_norm,
+        "ema_decay": ema_decay,
+        "precision": precision,
+        "compile": compile,
     }
 
 

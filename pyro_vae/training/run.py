@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae import checks
 from pyro_vae.compilation import AUTO_STEPS
 from pyro_vae.data import Dataset
+from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI
+from pyro_vae.traces.modules import roots_of
 from pyro_vae.training.figures import figures
 from pyro_vae.training.history import History, Row
 
@@ -98,6 +101,27 @@ class EarlyStopping:
         return epoch - self.epoch >= self.patience
 
 
+@dataclass
+class EpochSoFar:
+    """An epoch that is under way.
+
+    Attributes:
+        order: state of the generator before it drew the order of the data.
+        steps: taken in it.
+        seen: data of these steps.
+        total: the sum of their losses.
+        seconds: that they took.
+        skipped: steps left out because something in them was not finite.
+    """
+
+    order: Tensor
+    steps: int = 0
+    seen: int = 0
+    total: Any = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
 class Run:
     """One run of :func:`~pyro_vae.training.fit`.
 
@@ -128,10 +152,13 @@ class Run:
         self.budget, self.history = budget, history
         self.stopping = stopping
         self.scheduler: LRScheduler | None = None
-        self._beta = beta
+        self.so_far: EpochSoFar | None = None
+        self.best = -math.inf  # of the epochs, as early stopping looks at them
+        self.generator = torch.Generator(train.device)
+        self.beta = beta
+        self.on_best: Callable[[], None] = lambda: None
         self._data = train.images, *train.context
         self._plate = getattr(svi.loss, "plate", "data")
-        self._generator = torch.Generator(train.device)
         # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
         long = budget.num_steps >= 2 * AUTO_STEPS
         svi.compiler.auto_steps = min(budget.steps_per_epoch, AUTO_STEPS) if long else budget.num_steps
@@ -140,58 +167,101 @@ class Run:
         self, generator: torch.Generator, scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
     ) -> None:
         """Makes parameters, optimizer and learning-rate schedule; draws order and bits of the data from a generator."""
-        self._generator = generator
+        self.generator = generator
         first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
         self.svi.initialize(first, *self._data)
         self._calibrate()
         if scheduler is not None:
             self.scheduler = _scheduler(scheduler, self.svi)
 
-    def epoch(self, on_step: Callable[[int, float], None] | None) -> Row:
-        """Takes the steps of an epoch; its row of the history."""
-        svi, total, seen = self.svi, 0.0, 0
+    def epoch(self, after_step: Callable[[int, float], None]) -> Row:
+        """Takes the steps of an epoch, or what is left of them; its row of the history."""
+        svi = self.svi
         index: Tensor | None = None
-        start = time.perf_counter()
         self.set_training(True)
-        batches = self.train.indices(
-            self.budget.batch_size, shuffle=True, generator=self._generator, drop_last=self.budget.drop_last
-        )
+        so_far, batches = self._batches()
+        self.so_far = so_far
+        start = time.perf_counter() - so_far.seconds
         for _, index in zip(range(self.budget.num_steps - svi.num_steps), batches, strict=False):
             self._set_beta()
             step_loss: Any = svi.advance(index, *self._data)
-            total += step_loss  # read from the device once per epoch
-            seen += len(index)
-            if on_step is not None:
-                on_step(svi.num_steps, float(step_loss) / len(index))
-        total = float(total)
+            so_far.total += step_loss  # read from the device once per epoch
+            so_far.seen += len(index)
+            so_far.steps += 1
+            so_far.seconds = time.perf_counter() - start
+            after_step(len(index), step_loss)
+        total = float(so_far.total)
         if not math.isfinite(total):
             svi.refuse(total, index, *self._data)
-        row = {"epoch": len(self.history) + 1, "loss": total / seen, "seconds": time.perf_counter() - start}
+        row = {"epoch": len(self.history) + 1, "loss": total / so_far.seen, "seconds": so_far.seconds}
         if isinstance(svi.optimizer, torch.optim.Optimizer):
             row["lr"] = float(svi.optimizer.param_groups[0]["lr"])
         if hasattr(svi.loss, "beta"):
             row["beta"] = svi.loss.beta
         self.set_training(False)
-        with self._averaged():
-            self._calibrate()
-            row |= self._figures()
-            if index is not None and any(math.isnan(value) for value in row.values()):
-                svi.refuse(math.nan, index, *self._data)
-            if self.stopping is not None and self._settled(row):
-                self.stopping.see(int(row["epoch"]), self.watched(row), self._tensors())
+        row |= self._look(row, index)
         self.history.epochs.append(row)
+        self.so_far = None
         return row
 
-    def finish_epoch(self, row: Row) -> bool:
-        """Steps the learning-rate schedule; whether the run is over."""
+    def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:
+        """An epoch and the indices of its batches; of one that is under way, of those that are left."""
+        so_far, present = self.so_far, self.generator.get_state()
+        if so_far is not None:
+            self.generator.set_state(so_far.order)
+        batches = self.train.indices(
+            self.budget.batch_size, shuffle=True, generator=self.generator, drop_last=self.budget.drop_last
+        )
+        if so_far is None:
+            return EpochSoFar(present), batches
+        self.generator.set_state(present)
+        return so_far, itertools.islice(batches, so_far.steps, None)
+
+    def _look(self, row: Row, index: Tensor | None) -> Row:
+        """The figures at the end of an epoch, which early stopping looks at."""
+        with self._averaged():
+            self._calibrate()
+            found = self._figures()
+            if index is not None and any(math.isnan(value) for value in found.values()):
+                self.svi.refuse(math.nan, index, *self._data)
+            watched = self.watched(found)
+            if self.stopping is not None and self._settled(row):
+                self.stopping.see(int(row["epoch"]), watched, self._tensors())
+            if self._settled(row) and watched > self.best:
+                self.best = watched
+                self.on_best()
+        return found
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module that training changes, by names that are the same in another process."""
+        parts = {"program": self.program, "model": self.program.model, "guide": self.program.guide}
+        roots = roots_of((self.program.model, self.program.guide))
+        gradient = getattr(self.svi.loss, "gradient", None)
+        learned = gradient.modules() if isinstance(gradient, Gradient) else []
+        found = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        found |= {f"module{i}": root for i, root in enumerate(roots)}
+        return found | {f"baseline{i}": module for i, module in enumerate(learned)}
+
+    @property
+    def steps_left(self) -> int:
+        """Steps of the epoch that is under way which are yet to be taken."""
+        taken = 0 if self.so_far is None else self.so_far.steps
+        return min(self.budget.steps_per_epoch - taken, self.budget.num_steps - self.svi.num_steps)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left."""
+        stopped = self.history.stopped == "early stopping"
+        return stopped or (self.so_far is None and self.svi.num_steps >= self.budget.num_steps)
+
+    def finish_epoch(self, row: Row) -> None:
+        """Steps the learning-rate schedule, and stops early where it is time."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-self.watched(row))
         elif self.scheduler is not None:
             self.scheduler.step()
-        if self.stopping is None or not self._settled(row) or not self.stopping.ends(int(row["epoch"])):
-            return False
-        self.history.stopped = "early stopping"
-        return True
+        if self.stopping is not None and self._settled(row) and self.stopping.ends(int(row["epoch"])):
+            self.history.stopped = "early stopping"
 
     def settle(self) -> None:
         """Leaves the parameters that training ends with: the best ones, the averages, or the last."""
@@ -224,17 +294,17 @@ class Run:
             vars(loss).update(before)  # past its checks, which settings that depend on each other may fail one by one
 
     def _set_beta(self) -> None:
-        if self._beta is not None:
+        if self.beta is not None:
             epoch = self.svi.num_steps / self.budget.steps_per_epoch
-            self.svi.loss.beta = self._beta_at(epoch) if callable(self._beta) else float(self._beta)
+            self.svi.loss.beta = self._beta_at(epoch) if callable(self.beta) else float(self.beta)
 
     def _beta_at(self, epoch: float) -> float:
-        assert callable(self._beta)
-        return checks.number("fit", f"beta at epoch {epoch:g}", self._beta(epoch), at_least=0)
+        assert callable(self.beta)
+        return checks.number("fit", f"beta at epoch {epoch:g}", self.beta(epoch), at_least=0)
 
     def _settled(self, row: Row) -> bool:
         """Whether beta has come to the value that it ends with."""
-        if not callable(self._beta):
+        if not callable(self.beta):
             return True
         return self._beta_at(row["epoch"]) == self._beta_at(self.budget.num_steps / self.budget.steps_per_epoch)
 
@@ -246,7 +316,7 @@ class Run:
         program: Any = self.program
         if getattr(program, "calibrated", False):
             some = torch.arange(min(len(self.train), _TRAIN_FIGURES), device=self.train.device)
-            program.calibrate(*self.train.batch(some, self._generator))
+            program.calibrate(*self.train.batch(some, self.generator))
 
     def _figures(self) -> Row:
         sets = {"train": self.train.take(min(len(self.train), _TRAIN_FIGURES)), "validation": self.validation}

@@ -1,0 +1,238 @@
+"""Programs as text: the classes that they were built of, with their arguments, from which they are built again.
+
+A description names classes, and only those of this package, of ``torch.nn`` where an argument is one, and those that the
+reader hands to :func:`build` are known: nothing is imported because a file names it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import conditionals, likelihoods, models, nets, priors, schedules
+from pyro_vae.checkpoint.tree import pack, unpack
+from pyro_vae.internals import TorchDispatchMode
+from pyro_vae.recorded import Recorded, arguments_of
+
+_MODULES = {
+    "pyro_vae": models,
+    "pyro_vae.conditionals": conditionals,
+    "pyro_vae.likelihoods": likelihoods,
+    "pyro_vae.nets": nets,
+    "pyro_vae.priors": priors,
+    "pyro_vae.schedules": schedules,
+}
+_KINDS = ("$class", "$same", "$type", "$partial", "$slice", "$dtype")
+
+
+def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | None = None) -> Any:
+    """A program as :func:`build` reads it.
+
+    Args:
+        program: an object whose class is :class:`~pyro_vae.recorded.Recorded`.
+        tensors: where tensors among the arguments are put, by their places.
+        own: where the classes and functions are put, by name, that :func:`build` is to be given.
+
+    Raises:
+        TypeError: something in it that cannot be built again; the message says what, where, and the remedy.
+
+    Example:
+        >>> describe(nets.MLP(2, [8], activation=nn.ReLU), {})["arguments"]
+        {'input_shape': 2, 'hidden': [8], 'activation': {'$type': 'torch.nn.ReLU'}}
+    """
+    known = {made: name for name, made in _known(()).items()}
+    places: dict[int, str] = {}
+    names: dict[str, Any] = {} if own is None else own
+
+    def name_of(made: Any) -> str:
+        if made in known:
+            return known[made]
+        name = made.__qualname__
+        if "<" in name or names.setdefault(name, made) is not made or name in known.values():
+            raise TypeError(
+                f"Checkpoint: expected functions and classes with names of their own; got {made!r}. Define it at the "
+                "top level of a module, under a name that nothing else here has."
+            )
+        return name
+
+    def other(value: Any, path: str) -> Any:
+        if isinstance(value, Recorded):
+            if id(value) in places:
+                return {"$same": places[id(value)]}
+            places[id(value)] = path
+            return {"$class": name_of(type(value)), "arguments": pack(arguments_of(value), tensors, path, other)}
+        if isinstance(value, partial):
+            packed = (pack(part, tensors, f"{path}.{name}", other) for name, part in _parts(value).items())
+            return {"$partial": pack(value.func, tensors, path, other), **dict(zip(_parts(value), packed, strict=True))}
+        if isinstance(value, slice):
+            return {"$slice": [value.start, value.stop, value.step]}
+        if isinstance(value, torch.dtype):
+            return {"$dtype": str(value).removeprefix("torch.")}
+        if inspect.isclass(value) or inspect.isroutine(value):
+            return {"$type": name_of(value)}
+        raise TypeError(
+            f"Checkpoint: expected a program of parts whose arguments are recorded; got {type(value).__name__} at "
+            f"{path or 'the top'!r}. Derive its class from pyro_vae.checkpoint.Recorded, as nets.Body and the like do, "
+            "or keep the code that builds it, and save its weights with checkpoint.save."
+        )
+
+    return pack(program, tensors, "", other)
+
+
+def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any] = (), budget: int = 0) -> Any:
+    """The program that was described, with weights that are yet to be loaded.
+
+    Args:
+        description: what :func:`describe` returned.
+        tensors: those among the arguments, by their places.
+        classes: the user's own classes and functions that the description names.
+        budget: bytes of tensors that building it may take; none where it is 0.
+
+    Raises:
+        ValueError: it is no description, names an unknown class, gives an argument that a class does not take, or
+            would need far more memory than its weights do.
+
+    Example:
+        >>> build({"$class": "pyro_vae.nets.MLP", "arguments": {"input_shape": 2, "hidden": [8]}}, {}).feature_shape
+        torch.Size([8])
+    """
+    known = _known(classes)
+    made: dict[str, Any] = {}
+
+    def at(path: str, packed: Any) -> Any:
+        if isinstance(packed, dict) and set(packed) == {"$class", "arguments"}:
+            arguments = packed["arguments"]
+            if not isinstance(arguments, dict):
+                raise _unreadable(packed)
+            given = {name: at(f"{path}.{name}" if path else name, value) for name, value in arguments.items()}
+            made[path] = _called(_found(known, packed["$class"]), given)
+            return made[path]
+        if isinstance(packed, dict) and not next(iter(packed), "").startswith("$"):
+            return {name: at(f"{path}.{name}" if path else name, value) for name, value in packed.items()}
+        if isinstance(packed, list):
+            return [at(f"{path}.{i}" if path else str(i), value) for i, value in enumerate(packed)]
+        if isinstance(packed, dict) and "$tuple" in packed:
+            return tuple(at(path, packed["$tuple"]))
+        if isinstance(packed, dict) and "$partial" in packed:
+            parts = {name: at(f"{path}.{name}", packed.get(name)) for name in ("args", "keywords")}
+            return partial(at(path, packed["$partial"]), *parts["args"], **parts["keywords"])
+        return unpack(packed, tensors, other)
+
+    def other(packed: dict[str, Any]) -> Any:
+        kind, content = next(iter(packed.items()))
+        if kind == "$same" and content in made:
+            return made[content]
+        if kind == "$type":
+            return _found(known, content)
+        if kind == "$slice" and isinstance(content, list) and len(content) == 3:
+            return slice(*content)
+        if kind == "$dtype" and isinstance(getattr(torch, str(content), None), torch.dtype):
+            return getattr(torch, content)
+        raise _unreadable(packed)
+
+    with _Budget(budget):
+        return at("", description)
+
+
+def _known(classes: Iterable[Any]) -> dict[str, Any]:
+    """What a description may name."""
+    known: dict[str, Any] = {f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.activation.__all__}
+    for module_name, module in _MODULES.items():
+        names = getattr(module, "__all__", vars(module))
+        known |= {f"{module_name}.{name}": vars(module)[name] for name in names if inspect.isclass(vars(module)[name])}
+    for each in classes:
+        if not hasattr(each, "__qualname__"):
+            raise TypeError(
+                f"Checkpoint: expected classes of classes and functions; got {type(each).__name__}. Give the classes "
+                "themselves, classes=[MyBody]."
+            )
+        known[each.__qualname__] = each
+    return known
+
+
+def _found(known: Mapping[str, Any], name: Any) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(
+            f"Checkpoint: expected classes of pyro_vae, or of classes=...; got {name!r:.80}. Give the class that the "
+            "program was built with: classes=[MyBody]."
+        )
+    return known[name]
+
+
+def _called(made: Any, arguments: dict[str, Any]) -> Any:
+    """An object of a class, with arguments by name that the class takes."""
+    signature = inspect.signature(made)
+    unknown = arguments.keys() - signature.parameters.keys()
+    missing = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in arguments
+    ]
+    if unknown or missing:
+        raise ValueError(
+            f"Checkpoint: expected the arguments of {made.__name__}{signature}; got "
+            f"{', '.join(sorted(unknown)) or 'none'} too many and {', '.join(missing) or 'none'} too few. It was saved "
+            "by another version of the class: build the program yourself, and load its weights with checkpoint.load."
+        )
+    bound = signature.bind_partial()
+    bound.arguments.update({name: arguments[name] for name in signature.parameters if name in arguments})
+    try:
+        return made(*bound.args, **bound.kwargs)
+    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"Checkpoint: expected arguments that build {made.__name__}; got an error: {error}") from error
+
+
+def _parts(value: partial[Any]) -> dict[str, Any]:
+    return {"args": list(value.args), "keywords": dict(value.keywords)}
+
+
+def _unreadable(packed: Any) -> ValueError:
+    return ValueError(f"Checkpoint: expected a description of a program; got {packed!r:.80}. Save it again.")
+
+
+class _Budget(TorchDispatchMode):
+    """Raises for a program that takes more memory, or operations, than one of its weights can."""
+
+    _OPERATIONS = 50_000
+
+    def __init__(self, budget: int) -> None:
+        super().__init__()
+        self._most = budget
+        self._taken: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._most and not any(isinstance(each, Tensor) for each in args):
+            sizes = args[0] if args and isinstance(args[0], list) else args
+            square = 2 if "eye" in str(function) else 1
+            self._take(4 * _product(size for size in sizes if isinstance(size, int)) ** square)
+        result = function(*args, **(kwargs or {}))
+        self._taken["operations"] += 1
+        if self._most and self._taken["operations"] > self._OPERATIONS:
+            raise self._error(f"more than {self._OPERATIONS} operations")
+        return result
+
+    def _take(self, size: int) -> None:
+        self._taken["bytes"] += size
+        if self._taken["bytes"] > self._most:
+            raise self._error(f"one that needs {self._taken['bytes']} bytes or more")
+
+    def _error(self, got: str) -> ValueError:
+        return ValueError(
+            f"Checkpoint: expected a description of a program of {self._most} bytes at most, by the size of its "
+            f"weights; got {got}. The two do not belong together: save the program again."
+        )
+
+
+def _product(sizes: Iterable[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= max(1, size)
+    return product

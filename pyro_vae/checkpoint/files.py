@@ -1,0 +1,231 @@
+"""Files of weights: safetensors, which hold tensors and text and can run no code.
+
+A checkpoint is a module's ``state_dict``, not Pyro's param store: a store loaded before ``pyro.module`` is called
+leaves the module with its old weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import checks
+
+_METADATA, _CHECKSUM = "pyro_vae", "sha256"
+_FORMAT = 1  # of JSON
+_LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
+_ABANDONED = 3600.0  # seconds after which an unfinished file is that of a saver that was killed
+
+
+@partial(checks.arguments, "checkpoint.save")
+def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, Any] | None = None) -> None:
+    """Writes a module's weights and some metadata to one file, whole or not at all.
+
+    Args:
+        path: the file to write; an existing one is replaced once the new one is complete.
+        module: a VAE, or any module.
+        metadata: what JSON can hold: settings, figures.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: metadata that JSON cannot hold.
+
+    Example:
+        >>> import tempfile
+        >>> first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/linear.safetensors", first, {"epochs": 3})
+        ...     load(f"{folder}/linear.safetensors", second)
+        {'epochs': 3}
+        >>> bool(torch.equal(first.weight, second.weight))
+        True
+    """
+    checks.instance("Checkpoint", "module", module, nn.Module, "Pass a VAE, or any module.")
+    if metadata is not None:
+        checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
+    write(Path(path), module.state_dict(), metadata or {})
+
+
+def write(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Writes tensors and metadata to one file, with a checksum of both.
+
+    Raises:
+        OSError: the file cannot be written.
+        TypeError: metadata that JSON cannot hold.
+    """
+    # Cloned, because modules may share tensors, as an encoder and a decoder with one body do, and files may not.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    texts = {_METADATA: json.dumps(metadata)}
+    texts[_CHECKSUM] = _checksum(copies, texts[_METADATA])
+    replace(target, safetensors.torch.save(copies, texts))
+
+
+def replace(target: Path, content: bytes) -> None:
+    """Replaces a file by one that is whole on the disk.
+
+    Raises:
+        OSError: it cannot be written; the former file is as it was.
+    """
+    for left in target.parent.glob(f".{target.name}.*"):
+        if left.is_file() and time.time() - left.stat().st_mtime > _ABANDONED:
+            left.unlink(missing_ok=True)
+    # A name of its own for each saver, also of two threads; written by open, whose mode of files is the user's.
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the names of a folder are on the disk, where the system can tell."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@partial(checks.arguments, "checkpoint.load")
+def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
+    """Reads weights into a module of the same structure, on whatever device it is.
+
+    Args:
+        path: a file that :func:`save` wrote.
+        module: a module built as the saved one was; unchanged if there is an error.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or no checkpoint, or its tensors are not the module's: other names, shapes or
+            types.
+    """
+    checks.instance("Checkpoint", "module", module, nn.Module, "Build it as the saved one was.")
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        raise ValueError(
+            f"Checkpoint: expected a module with values; got {type(module).__name__} on the meta device, which holds "
+            "none. Use module.to_empty(device='cpu') first."
+        )
+    saved, metadata = read(Path(path))
+    check(Path(path), type(module).__name__, module.state_dict(), saved)
+    with torch.no_grad():
+        module.load_state_dict(saved)
+    return metadata
+
+
+def check(path: Path, kind: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Raises for tensors that are not those of a module.
+
+    Args:
+        path: where they come from.
+        kind: what the module is.
+        own: its tensors.
+        saved: the others.
+
+    Raises:
+        ValueError: other names, shapes or types.
+    """
+    kinds = [{name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (own, saved)]
+    differing = sorted(name for name in own.keys() | saved.keys() if kinds[0].get(name) != kinds[1].get(name))
+    if differing:
+        raise ValueError(
+            f"Checkpoint: expected the tensors of this {kind} in {os.fspath(path)!r}; got others: "
+            f"{', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''}. Build the module with the settings it "
+            "was saved with."
+        )
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file that :func:`write` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or no checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            metadata = json.loads(texts[_METADATA])
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if not isinstance(metadata, dict):
+            raise ValueError("metadata that are no dictionary")
+        # Files of version 0.1 have no checksum.
+        if _CHECKSUM in texts and texts[_CHECKSUM] != _checksum(saved, texts[_METADATA]):
+            raise ValueError("another checksum than its own")
+    except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, RuntimeError) as error:
+        raise ValueError(
+            f"Checkpoint: expected a file written by pyro_vae.checkpoint.save at {os.fspath(path)!r}; got {error}. "
+            "It may be damaged, or written by another program: save it again."
+        ) from error
+    return saved, metadata
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON that people can read, with a checksum."""
+    text = json.dumps({"format": _FORMAT, "sha256": _digest(content), **content}, indent=1)
+    replace(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_json` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, was changed by hand, or is of a later format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
+    try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+            raise ValueError("another format")
+        if content.pop("sha256", None) != _digest(content):
+            raise ValueError("another checksum than its own")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Checkpoint: expected JSON of format {_FORMAT} that pyro_vae wrote at {os.fspath(path)!r}; got {error}. It "
+            "may be damaged or edited: save it again."
+        ) from error
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,182 @@
+"""A run's folder: what it was asked for, its checkpoints, its history, and a lock.
+
+Every file is written under another name, forced to the disk and renamed, so that a reader, or a machine that comes up
+again, finds the old one or the new one, and a checkpoint stays until a later one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import Tensor, nn
+
+from pyro_vae.checkpoint import files
+from pyro_vae.checkpoint.card import card
+from pyro_vae.checkpoint.programs import (
+    BEST,
+    CARD,
+    CHECKPOINTS,
+    PROGRAM,
+    WEIGHTS,
+    described,
+    write_description,
+    write_weights,
+)
+
+_RUN, _HISTORY, _LOCK = "run.json", "history.jsonl", ".lock"
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made when a run begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = ""
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Context manager in which no other run can have the folder.
+
+        Raises:
+            BlockingIOError: one has it.
+            OSError: the folder cannot be made or written.
+        """
+        with self.writing("the folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / _LOCK, timeout=0, mode=0o666)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise BlockingIOError(
+                    f"fit: expected a folder that no other run writes to; got {os.fspath(self.path)!r}, which one has "
+                    "locked. Wait for it, or give another folder."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Context manager in which an error of the disk is told in full."""
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"fit: expected to write {what} of {os.fspath(self.path)!r}; got {error.strerror or error}. The program "
+                "has the weights of its last step, and files written before are whole: mend the disk, and go on with "
+                "resume=True",
+            ) from error
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a run, with a checkpoint, to go on with."""
+        return (self.path / _RUN).is_file() and bool(self._checkpoints(self._record()["run"]))
+
+    def begin(self, program: object, settings: Mapping[str, Any]) -> None:
+        """Begins a run: its identity, and what it trains."""
+        self.run = uuid.uuid4().hex[:8]
+        with self.writing("the settings"):
+            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            self._describe(program)
+            files.write_json(self.path / _RUN, {"run": self.run, **settings})
+            self.write_history([])
+
+    def settings(self) -> dict[str, Any]:
+        """What the run was begun with; it becomes that which is gone on with."""
+        record = self._record()
+        self.run = record.pop("run")
+        return record
+
+    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
+        """Writes everything that changes, and removes all but the last ones."""
+        with self.writing("a checkpoint"):
+            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+            files.write(self.path / CHECKPOINTS / f"{self.run}-{step:09d}.safetensors", tensors, state)
+            kept = self._checkpoints(self.run)[:keep]
+            for former in (self.path / CHECKPOINTS).glob("*.safetensors"):
+                if former not in kept:
+                    former.unlink(missing_ok=True)
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The newest one that is whole.
+
+        Raises:
+            ValueError: none is.
+        """
+        problems = []
+        for path in self._checkpoints(self.run):
+            try:
+                found = files.read(path)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                warnings.warn(
+                    f"fit goes on from {path.name}, since a later checkpoint is damaged: {problems[0]}", stacklevel=4
+                )
+            return found
+        raise ValueError(
+            f"fit: expected a checkpoint that is whole in {os.fspath(self.path)!r}; got {problems}. Begin anew in "
+            "another folder."
+        )
+
+    def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Begins the file of epochs with those that a checkpoint holds."""
+        with self.writing("the history"):
+            files.replace(self.path / _HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def append_row(self, row: Mapping[str, float]) -> None:
+        """Adds an epoch to it."""
+        with self.writing("the history"), (self.path / _HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def write_best(self, program: object) -> None:
+        """Writes the weights of the best epoch so far."""
+        if isinstance(program, nn.Module):
+            with self.writing("the best weights"):
+                write_weights(self.path / BEST, program)
+
+    def write_final(self, program: object, figures: Mapping[str, float], about: Mapping[str, Any]) -> None:
+        """Writes the weights that training leaves, and the card."""
+        with self.writing("the weights"):
+            if isinstance(program, nn.Module):
+                write_weights(self.path / WEIGHTS, program)
+            files.replace(self.path / CARD, card(program, figures, about).encode())
+
+    def _describe(self, program: object) -> None:
+        for stale in (WEIGHTS, BEST):
+            (self.path / stale).unlink(missing_ok=True)
+        try:
+            if not isinstance(program, nn.Module):
+                raise TypeError(f"a {type(program).__name__}, which is no module.")
+            write_description(self.path, *described(program))
+        except (TypeError, ValueError) as error:
+            warnings.warn(
+                f"pyro_vae.load cannot give the program of {os.fspath(self.path)!r} back, though training can go on "
+                f"there: {error}",
+                stacklevel=5,
+            )
+            files.write_json(self.path / PROGRAM, {"problem": str(error)})
+
+    def _record(self) -> dict[str, Any]:
+        return files.read_json(self.path / _RUN)
+
+    def _checkpoints(self, run: str) -> list[Path]:
+        """Those of a run, the newest first."""
+        return sorted((self.path / CHECKPOINTS).glob(f"{run}-*.safetensors"), reverse=True)

@@ -1,0 +1,86 @@
+"""Nested values as JSON and tensors: what a file can hold without code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Other = Callable[[Any, str], Any]
+"""What becomes of a value that is neither JSON's nor a tensor; the second argument is its place."""
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "", other: Other | None = None) -> Any:
+    """A value as JSON holds it, with its tensors by the place that they have in it.
+
+    Numbers, words, None, lists and dictionaries with names as keys are themselves; what JSON lacks is a dictionary with
+    one name that begins with $.
+
+    Args:
+        value: numbers, words, None, tensors, and lists, tuples and dictionaries of these.
+        tensors: where the tensors are put.
+        path: the place of the value, for names and messages.
+        other: makes JSON of what is something else.
+
+    Raises:
+        TypeError: something else, where ``other`` is left out.
+
+    Example:
+        >>> found = {}
+        >>> pack({"lr": 0.1, "betas": (0.9, 0.99), "step": torch.tensor(3.0)}, found)
+        {'lr': 0.1, 'betas': {'$tuple': [0.9, 0.99]}, 'step': {'$tensor': 'step'}}
+        >>> found
+        {'step': tensor(3.)}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach()
+        return {"$tensor": path}
+    if isinstance(value, list | tuple):
+        items = [pack(each, tensors, _join(path, i), other) for i, each in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, Mapping):
+        named = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        pairs = [(key, pack(each, tensors, _join(path, key), other)) for key, each in value.items()]
+        return dict(pairs) if named else {"$pairs": [[pack(key, tensors, path, other), each] for key, each in pairs]}
+    if other is not None:
+        return other(value, path)
+    raise TypeError(
+        f"Checkpoint: expected numbers, words and tensors; got {type(value).__name__} at {path!r}. It cannot be saved."
+    )
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor], other: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The value that was packed.
+
+    Args:
+        packed: what :func:`pack` returned.
+        tensors: the tensors by their places.
+        other: makes a value of a dictionary whose first name begins with $ and is none of ours.
+
+    Raises:
+        ValueError: it was not made by :func:`pack`, or a tensor is missing.
+    """
+    if isinstance(packed, list):
+        return [unpack(each, tensors, other) for each in packed]
+    if not isinstance(packed, dict):
+        return packed
+    kind = next(iter(packed), "")
+    if not kind.startswith("$"):
+        return {key: unpack(each, tensors, other) for key, each in packed.items()}
+    content = packed[kind]
+    if kind == "$tensor" and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if kind == "$tuple" and isinstance(content, list):
+        return tuple(unpack(each, tensors, other) for each in content)
+    if kind == "$pairs" and isinstance(content, list):
+        return {unpack(key, tensors, other): unpack(each, tensors, other) for key, each in content}
+    if other is not None:
+        return other(packed)
+    raise ValueError(f"Checkpoint: expected a value that was saved; got {kind} of {content!r:.60}. Save it again.")
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
