@@ -8,8 +8,7 @@ from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
-
-__version__ = "0.2.0"
+from pyro_vae.version import __version__ as __version__
 
 __all__ = [
     "SVI",

@@ -56,7 +56,7 @@ def test_another_structure_is_refused_and_the_module_is_unchanged(tmp_path: Path
     checkpoint.save(path, small_vae(hidden=5))
     vae = small_vae()
     before = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
-    with pytest.raises(ValueError, match=r"Checkpoint: expected the tensors of this VAE; got others: guide\.posterior"):
+    with pytest.raises(ValueError, match=r"expected the tensors of this VAE; got others in .*: guide\.posterior"):
         checkpoint.load(path, vae)
     assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
 

@@ -23,6 +23,8 @@ PUBLIC = MODELS | {"elbo", "schedules", "svi", "training", "evaluation", "lab", 
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # everything may import it, and internals
     "internals": set(),
+    "recorded": set(),
+    "version": set(),
     "distributions": set(),
     "nets": set(),
     "family": DENSITIES,
@@ -37,12 +39,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compilation": {"traces", "elbo", "graphs"},
     "svi": STEPS,
     "schedules": set(),
-    "training": STEPS | {"models", "schedules", "data"},
+    "training": STEPS | {"models", "schedules", "data", "checkpoint"},
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),
     "plots": {"training"},
-    "checkpoint": set(),
+    "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
     "__init__": PUBLIC,
 }
@@ -66,7 +68,7 @@ def wrong_imports(path: Path, source: str) -> list[str]:
     wrong = []
     for name in imports(source, ".".join(["pyro_vae", *path.parts[:-1]])):
         top, *rest = name.split(".")
-        if top == "pyro_vae" and rest[:1] in (["checks"], ["internals"]):
+        if top == "pyro_vae" and rest[:1] in (["checks"], ["internals"], ["recorded"], ["version"]):
             continue
         if top == "pyro_vae":
             # A name that is no module, such as __version__, belongs to the package itself.

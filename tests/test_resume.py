@@ -124,7 +124,7 @@ RUNS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], dict[st
     ),
     "momentum": (vae, bits, lambda: {"optimizer": partial(torch.optim.SGD, lr=1e-4, momentum=0.9)}),
     "clipped": (vae, bits, lambda: {"max_grad_norm": 0.5}),
-    "Pyro's Adam": (vae, bits, lambda: {"optimizer": pyro.optim.Adam({"lr": 1e-2})}),
+    "Pyro's Adam": (vae, bits, lambda: {"optimizer": pyro.optim.Adam({"lr": 1e-2})}),  # type: ignore[attr-defined]
     "Pyro's clipped Adam": (vae, bits, lambda: {"optimizer": pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.99})}),
     "Pyro's ELBO": (vae, bits, lambda: {"loss": pyro.infer.Trace_ELBO()}),
     "functions": (Functions, bits, dict),

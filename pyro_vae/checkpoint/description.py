@@ -1,7 +1,7 @@
 """Programs as text: the classes that they were built of, with their arguments, from which they are built again.
 
-A description names classes, and only those of this package, of ``torch.nn`` where an argument is one, and those that the
-reader hands to :func:`build` are known: nothing is imported because a file names it.
+A description names classes. Known are those of this package, the activations of ``torch.nn``, and those that the reader
+gives to :func:`build`: nothing is imported because a file names it.
 """
 
 from __future__ import annotations

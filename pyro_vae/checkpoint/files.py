@@ -159,7 +159,7 @@ def check(path: Path, kind: str, own: Mapping[str, Tensor], saved: Mapping[str, 
     differing = sorted(name for name in own.keys() | saved.keys() if kinds[0].get(name) != kinds[1].get(name))
     if differing:
         raise ValueError(
-            f"Checkpoint: expected the tensors of this {kind} in {os.fspath(path)!r}; got others: "
+            f"Checkpoint: expected the tensors of this {kind}; got others in {os.fspath(path)!r}: "
             f"{', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''}. Build the module with the settings it "
             "was saved with."
         )
@@ -217,14 +217,10 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("another checksum than its own")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"Checkpoint: expected JSON of format {_FORMAT} that pyro_vae wrote at {os.fspath(path)!r}; got {error}. It "
-            "may be damaged or edited: save it again."
+            f"Checkpoint: expected JSON of format {_FORMAT} that pyro_vae wrote at {os.fspath(path)!r}; got {error}. "
+            "It may be damaged or edited: save it again."
         ) from error
     return content
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(content: Mapping[str, Any]) -> str:

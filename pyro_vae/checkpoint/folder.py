@@ -78,9 +78,9 @@ class RunFolder:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"fit: expected to write {what} of {os.fspath(self.path)!r}; got {error.strerror or error}. The program "
-                "has the weights of its last step, and files written before are whole: mend the disk, and go on with "
-                "resume=True",
+                f"fit: expected to write {what} of {os.fspath(self.path)!r}; got {error.strerror or error}. The "
+                "program has the weights of its last step, and files written before are whole: mend the disk, and go "
+                "on with resume=True",
             ) from error
 
     @property

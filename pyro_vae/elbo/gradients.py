@@ -85,7 +85,7 @@ class Gradient(ABC):
         """Modules that a step calls, beside the programs."""
         return []
 
-    def declare(self) -> None:
+    def declare(self) -> None:  # noqa: B027 - most have no modules
         """Registers these modules with Pyro, as a step does."""
 
     def buffers(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ import pyro.optim
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by
 from pyro_vae.svi.svi import SVI
 
@@ -32,10 +33,10 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
         "averages": {names[p]: average for p, average in svi.parameters._averages.items()},
         "moved": [names[p] for p in svi._moved if p in names],
         "loss": [_simple(part) for part in _parts_of_loss(svi)],
-        "validated": [[_shape_of(each) for each in key] for key in svi._validated],
+        "validated": [[_shape_of(each) for each in key] for key in _keys(svi)],
         "declared": [
             [[_shape_of(each) for each in shapes], [names.stable[name] for name in declared if name in names.stable]]
-            for (shapes, keywords), declared in svi._declared.items()
+            for (shapes, keywords), declared in _calls(svi).items()
             if not keywords
         ],
         "compiler": {
@@ -73,8 +74,8 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
     ]
     if differing:
         raise ValueError(
-            f"fit: expected the parameters and buffers of the run; got others: {', '.join(sorted(differing)[:5])}. Build "
-            "the program as it was, or use resume='weights'."
+            f"fit: expected the parameters and buffers of the run; got others: {', '.join(sorted(differing)[:5])}. "
+            "Build the program as it was, or use resume='weights'."
         )
     for name, tensor in present.items():
         tensor.requires_grad_(state["trainable"][name])
@@ -96,6 +97,16 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
     if state["compiler"]["gave_up"]:
         svi.compiler.give_up()
     _restore_optimizer(svi, present, store, state)
+
+
+def _keys(svi: SVI) -> Any:
+    """The shapes of arguments that were seen."""
+    return svi._validated
+
+
+def _calls(svi: SVI) -> Any:
+    """What calls have declared, by the shapes and the names of their arguments."""
+    return svi._declared
 
 
 def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, str], state: State) -> None:
@@ -166,7 +177,7 @@ class _Names:
 def _parts_of_loss(svi: SVI) -> Iterator[Any]:
     yield svi.loss
     gradient = getattr(svi.loss, "gradient", None)
-    if hasattr(gradient, "parts"):
+    if isinstance(gradient, Gradient):
         yield from gradient.parts()
 
 

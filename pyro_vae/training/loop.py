@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_vae import checks
-from pyro_vae.checkpoint.programs import settings_of, tensors_of
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.elbo import ELBO
@@ -26,9 +25,10 @@ from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
 from pyro_vae.training.figures import EVALUATION_BATCH, seeded
 from pyro_vae.training.history import History, Row
+from pyro_vae.training.identity import identity
 from pyro_vae.training.interruption import Interrupted, Interruption
 from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
-from pyro_vae.training.saving import Resume, Saving, described, fingerprint, keeping
+from pyro_vae.training.saving import Resume, Saving, keeping
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 """The default optimizer."""
@@ -120,15 +120,13 @@ def fit(
         FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
     """
     _check_program(program)
-    train = _for_likelihood(as_dataset(train), program)
-    validation = None if validation is None else _for_likelihood(as_dataset(validation), program)
+    train = _data_for(program, "training", train)
+    validation = None if validation is None else _data_for(program, "validation", validation)
     loss = ELBO() if loss is None else loss
     saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
-    for name, dataset in {"training": train, "validation": validation}.items():
-        _check_data(program, name, dataset)
     svi = SVI(
         program.model,
         program.guide,
@@ -147,7 +145,7 @@ def fit(
     with keeping(saving), seeded(seed, train.device) as generator, run.loss_as_it_was(), interruption:
         run.start(generator, scheduler)
         if saving is not None:
-            saving.begin(run, _identity(run, patience, max_grad_norm, ema_decay, precision, compile))
+            saving.begin(run, identity(run))
         _train(run, saving, interruption, progress, on_step, on_epoch)
     return history
 
@@ -219,43 +217,6 @@ def _settings(
     }
 
 
-def _identity(
-    run: Run,
-    patience: int | None,
-    max_grad_norm: float | None,
-    ema_decay: float | None,
-    precision: Precision,
-    compile: Compile,
-) -> dict[str, Any]:
-    """What makes a run the one that it is, so that another one does not go on in its place."""
-    optimizer, scheduler = run.svi.optimizer, run.scheduler
-    program = run.program
-    settings = run.history.settings
-    return {
-        "train": fingerprint(run.train),
-        "validation": fingerprint(run.validation),
-        "program": {
-            "class": type(program).__qualname__,
-            "modules": {
-                name: {"settings": settings_of(module), "tensors": {n: list(t.shape) for n, t in tensors_of(module)}}
-                for name, module in run.modules().items()
-            },
-            "functions": [described(f) for f in (program.model, program.guide) if not isinstance(f, nn.Module)],
-        },
-        "loss": described(run.svi.loss),
-        "optimizer": [type(optimizer).__qualname__, described(getattr(optimizer, "defaults", None))],
-        "scheduler": scheduler and [type(scheduler).__qualname__, described(vars(scheduler), 2)],
-        "beta": described(run.beta),
-        **{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")},
-        "drop_last": run.budget.drop_last,
-        "patience": patience,
-        "max_grad_norm": max_grad_norm,
-        "ema_decay": ema_decay,
-        "precision": precision,
-        "compile": compile,
-    }
-
-
 def _check_program(program: object) -> None:
     if not isinstance(program, Program):
         raise TypeError(
@@ -298,11 +259,13 @@ def _check_settings(
             raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
 
 
-def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
-    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+def _data_for(program: Program, name: str, given: Any) -> Dataset:
+    """Data that a program can be trained on; gray images (N, H, W) get the axis of one channel that it asks for."""
+    dataset = as_dataset(given)
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
-        return replace(dataset, images=dataset.images.unsqueeze(1))
+        dataset = replace(dataset, images=dataset.images.unsqueeze(1))
+    _check_data(program, name, dataset)
     return dataset
 
 
@@ -328,10 +291,8 @@ def _check_bits(program: Program, dataset: Dataset) -> None:
         )
 
 
-def _check_data(program: Program, name: str, dataset: Dataset | None) -> None:
+def _check_data(program: Program, name: str, dataset: Dataset) -> None:
     """Raises for data before training: every datum, not only those of the first batch."""
-    if dataset is None:
-        return
     parameter = next((p for m in modules_of_program(program) for p in m.parameters()), None)
     if parameter is not None and parameter.device != dataset.device:
         raise ValueError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import inspect
 import os
 import random
 import re
@@ -16,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -24,16 +21,14 @@ from pyro_vae import checks
 from pyro_vae.checkpoint.folder import RunFolder
 from pyro_vae.checkpoint.programs import a_path, set_settings, settings_of, tensors_of
 from pyro_vae.checkpoint.tree import pack, unpack
-from pyro_vae.data import Dataset
 from pyro_vae.svi.state import restore, state_of
 from pyro_vae.training.history import Row
+from pyro_vae.training.identity import check_same, versions
 from pyro_vae.training.run import EpochSoFar, Run
 
 Resume = Literal["weights"] | bool
 
 _UNITS = {"step": 1.0, "epoch": 1.0, "second": 1.0, "minute": 60.0, "hour": 3600.0}
-_MAY_DIFFER = {"epochs", "steps", "threads", "python"}
-"""What a run that goes on may have otherwise: its length, and what only bears on the last bits of its numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,8 @@ class Every:
         number = float(found[1]) if found else 0.0
         if found is None or not number or (found[2] in ("step", "epoch") and number != int(number)):
             raise ValueError(
-                f"fit: expected checkpoint_every such as '100 steps', '5 minutes' or '1 epoch'; got {text!r:.60}. Give a "
-                "number above 0 and one of these units."
+                f"fit: expected checkpoint_every such as '100 steps', '5 minutes' or '1 epoch'; got {text!r:.60}. Give "
+                "a number above 0 and one of these units."
             )
         return cls(number * _UNITS[found[2]], found[2] if found[2] in ("step", "epoch") else "second")
 
@@ -106,7 +101,7 @@ class Saving:
             return None
         return cls(RunFolder(a_path("fit", folder)), resume, every, keep_last, keep_best)
 
-    def begin(self, run: Run, settings: Mapping[str, Any]) -> None:
+    def begin(self, run: Run, identity: Mapping[str, Any]) -> None:
         """Begins a run in the folder, or gives a run the state that the folder holds.
 
         Raises:
@@ -120,7 +115,6 @@ class Saving:
                 f"fit: expected a folder without a run; got {os.fspath(self.folder.path)!r}, which has one. Go on with "
                 "it by resume=True, or give another folder."
             )
-        identity = {"settings": settings, "versions": _versions(run)}
         if started and self.resume is True:
             self._go_on(run, identity)
             return
@@ -164,7 +158,7 @@ class Saving:
             "data": f"{run.train.name}, {len(run.train)} x {tuple(run.train.event_shape)}",
             "steps": f"{run.svi.num_steps} of {run.budget.num_steps}, {history.stopped}",
             **{name: history.settings[name] for name in ("loss", "batch_size", "binarization", "seed")},
-            "versions": ", ".join(f"{name} {value}" for name, value in _versions(run).items()),
+            "versions": ", ".join(f"{name} {value}" for name, value in versions(run).items()),
         }
         best = history.best_epoch
         last = dict(history.epochs[best - 1] if best is not None else (history.epochs or [{}])[-1])
@@ -173,7 +167,7 @@ class Saving:
 
     def _go_on(self, run: Run, identity: Mapping[str, Any]) -> None:
         former = self.folder.settings()
-        _check_same(former, _as_json(identity))
+        check_same(former, identity)
         tensors, metadata = self.folder.read_checkpoint()
         tensors |= {f"svi.parameters.{name}": tensor for name, tensor in tensors.items()}
         if isinstance(run.program, nn.Module):
@@ -193,7 +187,7 @@ def _position(run: Run) -> dict[str, float]:
 
 def _state(run: Run) -> dict[str, Any]:
     stopping, so_far = run.stopping, run.so_far
-    state = {
+    return {
         "svi": state_of(run.svi, run.modules()),
         "training": [module.training for part in run.modules().values() for module in part.modules()],
         "scheduler": None if run.scheduler is None else _without_functions(run.scheduler.state_dict()),
@@ -203,7 +197,6 @@ def _state(run: Run) -> dict[str, Any]:
         "history": {**asdict(run.history), "settings": None},
         "random": _random_state(run),
     }
-    return state
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
@@ -275,112 +268,9 @@ def _take(program: Any, saved: Mapping[str, Tensor]) -> str:
     return words
 
 
-def fingerprint(dataset: Dataset | None) -> Any:
-    """What tells a data set from others: its shape, how it is read, and a checksum of its values."""
-    if dataset is None:
-        return None
-    digest = hashlib.sha256()
-    for tensor in (dataset.images, *dataset.context):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return {
-        "shape": list(dataset.images.shape),
-        "levels": dataset.levels,
-        "binarization": dataset.binarization,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def described(value: Any, depth: int = 4) -> Any:
-    """A setting as it is compared: functions by their code, objects by their class and the settings that they hold."""
-    if depth == 0:
-        return type(value).__qualname__
-
-    def inner(each: Any) -> Any:
-        return described(each, depth - 1)
-
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): inner(each) for key, each in value.items()}
-    if hasattr(value, "func") and hasattr(value, "keywords"):
-        return {"function": inner(value.func), "args": inner(value.args), **inner(value.keywords)}
-    if inspect.isclass(value):
-        return value.__qualname__
-    if inspect.isroutine(value):
-        code = getattr(value, "__code__", None)
-        if code is None:
-            return value.__qualname__
-        constants = repr([each for each in code.co_consts if not inspect.iscode(each)])
-        cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
-        return {
-            "function": value.__qualname__,
-            "code": hashlib.sha256(code.co_code + constants.encode()).hexdigest()[:12],
-            "values": [*cells, *inner(value.__defaults__ or ())],
-        }
-    if isinstance(value, nn.Module):
-        return {"module": type(value).__qualname__, "tensors": {n: list(t.shape) for n, t in tensors_of(value)}}
-    held = {n: v for n, v in getattr(value, "__dict__", {}).items() if n != "_name" and not isinstance(v, Tensor)}
-    simple = {n: inner(v) for n, v in held.items() if not n.startswith("_") or isinstance(v, bool | int | float | str)}
-    return {"class": type(value).__qualname__, **simple}
-
-
 def _without_functions(state: dict[str, Any]) -> dict[str, Any]:
     """A schedule's state without the functions of some, which are its arguments and not its state."""
     return {name: value for name, value in state.items() if not callable(value)}
-
-
-def _versions(run: Run) -> dict[str, Any]:
-    from pyro_vae import __version__
-
-    return {
-        "pyro_vae": __version__,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "device": run.train.device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _as_json(value: Any) -> Any:
-    """A value as it comes back from JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(each) for each in value]
-    return value
-
-
-def _check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Raises for a run that is another one than the folder's."""
-    differing = [
-        f"{name.partition('.')[2]} {before!r:.60}, now {now!r:.60}"
-        for name, before, now in _differences("", former, present)
-        if name.split(".")[1] not in _MAY_DIFFER
-    ]
-    if differing:
-        raise ValueError(
-            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing[:5])}. Ask for what it "
-            "was begun with, give another folder, or take only its weights with resume='weights'."
-        )
-    if former["versions"]["threads"] != present["versions"]["threads"]:
-        warnings.warn(
-            f"fit: the run was begun with {former['versions']['threads']} threads, and goes on with "
-            f"{present['versions']['threads']}: sums are rounded otherwise, so that its numbers are not those of an "
-            "undisturbed run to the last bit. Use torch.set_num_threads to have the same.",
-            stacklevel=6,
-        )
-
-
-def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        names = dict.fromkeys([*before, *now])
-        found = (_differences(f"{path}.{n}" if path else n, before.get(n), now.get(n)) for n in names)
-        return [each for some in found for each in some]
-    same = before == now or (before != before and now != now)  # NaN
-    return [] if same else [(path, before, now)]
 
 
 def keeping(saving: Saving | None) -> AbstractContextManager[None]:
