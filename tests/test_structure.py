@@ -11,6 +11,7 @@ REASONS = {
     "svi.SVI": "a drop-in for Pyro's class with its methods; a step may end anywhere, and one place undoes it",
     "estimator.Estimator": "what a bound may define, each a documented method of one line, and Pyro's methods",
     "dataset.Dataset": "the methods of a set, each of a few lines, that users look for on it",
+    "parameters.Parameters": "what is registered and what modules hold, by name and by identity, and the averages",
     "folder.RunFolder": "each file of a run is written by a method of its own",
     "run.Run": "all that changes in a run, so that all of it can be saved",
     "step.Step": "every kind of tensor that a step reads is a list of its own, compared at every step",

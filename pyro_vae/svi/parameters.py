@@ -39,6 +39,7 @@ class Parameters:
         self._former: tuple[Any, ...] = ()
         self._bindings: list[Binding] = []
         self._roots: list[nn.Module] = []
+        self._buffers: list[Tensor] = []
         self._isolated = isolated
         self._own = _state()
         self._of_modules: set[str] = set()
@@ -47,6 +48,10 @@ class Parameters:
     def module_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters of the programs' modules, by their name in these."""
         return {name: p for root in self._roots for name, p in root.named_parameters()}
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the programs' modules, as of the last :meth:`refresh`."""
+        return self._buffers
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
@@ -94,6 +99,7 @@ class Parameters:
         return bool(gone)
 
     def _look(self) -> None:
+        self._buffers = [buffer for root in self._roots for buffer in root.buffers()]
         self.held = {id(parameter) for root in self._roots for parameter in root.parameters()}
 
     def in_store(self) -> bool:

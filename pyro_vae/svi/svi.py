@@ -29,7 +29,7 @@ from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, 
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves, without_pyro_parameters
 from pyro_vae.svi.accounting import account, set_aside
-from pyro_vae.svi.diagnosis import diagnosis
+from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import leaves_value_out, with_methods
 from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, held_by, keep_precision, made_of, owned
 from pyro_vae.svi.parameters import Declared, Parameters
@@ -264,6 +264,7 @@ class SVI:
         if not self.compiler.serves(self.loss):  # the user has changed it
             self._renew_compiler()
         loss: Tensor | float
+        before = self._buffers()
         try:
             repeated = None
             if self.parameters.in_store():
@@ -276,11 +277,27 @@ class SVI:
                 loss = float(loss)
                 if not self._is_sound(loss):
                     self.refuse(loss, *args, **kwargs)
+                check_gradients(self.parameters.named, self.num_steps)
                 self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
+        except FloatingPointError:
+            self._restore_buffers(before)
+            raise
         finally:  # also after Ctrl-C
             self._clear_gradients()
         self.num_steps += 1
         return loss
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Copies of running means and the like, which a step whose loss is not finite would spoil."""
+        gradient = self.loss.gradient.buffers() if isinstance(self.loss, Estimator) else []
+        held = (*self.parameters.buffers(), *gradient)
+        return [(buffer, buffer.clone()) for buffer in held if buffer.is_floating_point()]
+
+    @staticmethod
+    @torch.no_grad()
+    def _restore_buffers(before: list[tuple[Tensor, Tensor]]) -> None:
+        for buffer, value in before:
+            buffer.copy_(value)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | float, bool]:
         """Loss and gradients by a look at the programs, and whether parameters are updated already."""
@@ -447,10 +464,9 @@ class SVI:
     def refuse(self, loss: float, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises the error for a loss of :meth:`advance` that is not finite, after looking for where it comes from."""
         with running_programs(), self.scope():
-            raise FloatingPointError(
-                f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. "
-                f"{diagnosis(self.model, self.guide, self._prepared(args), kwargs, self.parameters.named)}"
-            )
+            rows = args[0] if self.prepare is not None and args and isinstance(args[0], Tensor) else None
+            found = diagnosis(self.model, self.guide, self._prepared(args), kwargs, self.parameters.named, rows)
+            raise FloatingPointError(f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. {found}")
 
 
 def _one_of(optimizer: Any, optim: Any) -> Any:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pyro.infer
 import pyro.optim
@@ -52,6 +52,7 @@ def fit(
     ema_decay: float | None = None,
     precision: Precision = "float32",
     compile: Compile = "auto",
+    nonfinite: Literal["raise", "skip"] = "raise",
     seed: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: Resume = False,
@@ -87,6 +88,8 @@ def fit(
         precision: of matrix products while training, see :class:`~pyro_vae.svi.SVI`.
         compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so after the first epoch of a
             run that is long enough to pay for it.
+        nonfinite: what becomes of a step whose loss or gradient is NaN or infinite: ``"raise"`` ends the run with the
+            weights before it; ``"skip"`` leaves it out, up to ten in a row, and counts it in the history.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
             from the global generator.
         folder: where the run is kept: checkpoints with all that it needs to go on, the history, what it was asked for,
@@ -117,7 +120,8 @@ def fit(
             :func:`~pyro_vae.traces.possible.check_possible`. A folder with a run, without ``resume``; with it, another
             run than this one, and what differs; no checkpoint that is whole.
         OSError: the folder cannot be written, or another run has it. The program has the weights of its last step.
-        FloatingPointError: the loss became NaN or infinite; names the step, the sites and the parameters.
+        FloatingPointError: a loss, gradient or weight became NaN or infinite; names the step, the sites, the data and
+            the parameters.
     """
     _check_program(program)
     train = _data_for(program, "training", train)
@@ -125,22 +129,14 @@ def fit(
     loss = ELBO() if loss is None else loss
     saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
+    checks.choice("fit", "nonfinite", nonfinite, ["raise", "skip"])
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
-    svi = SVI(
-        program.model,
-        program.guide,
-        optimizer,
-        loss,
-        max_grad_norm=max_grad_norm,
-        compile=compile,
-        prepare=train.gather,
-        precision=precision,
-        ema_decay=ema_decay,
-    )
+    how: dict[str, Any] = {"max_grad_norm": max_grad_norm, "compile": compile, "precision": precision}
+    svi = SVI(program.model, program.guide, optimizer, loss, prepare=train.gather, ema_decay=ema_decay, **how)
     history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
-    run = Run(program, svi, train, validation, budget, history, beta, stopping)
+    run = Run(program, svi, train, validation, budget, history, beta, stopping, nonfinite)
     interruption = Interruption(terminate=saving is not None)
     with keeping(saving), seeded(seed, train.device) as generator, run.loss_as_it_was(), interruption:
         run.start(generator, scheduler)

@@ -28,6 +28,7 @@ from pyro_vae.training.history import History, Row
 
 # Training figures are estimated on at most this many data: enough for a curve, and a small part of an epoch's time.
 _TRAIN_FIGURES = 5_000
+_MOST_SKIPPED = 10  # steps in a row, when something in them is not finite
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class EpochSoFar:
         total: the sum of their losses.
         seconds: that they took.
         skipped: steps left out because something in them was not finite.
+        in_a_row: of these, those just before the next step.
     """
 
     order: Tensor
@@ -120,6 +122,7 @@ class EpochSoFar:
     total: Any = 0.0
     seconds: float = 0.0
     skipped: int = 0
+    in_a_row: int = 0
 
 
 class Run:
@@ -134,6 +137,7 @@ class Run:
         history: the record to write.
         beta: of the loss: a number, a function of the epoch as a fraction, or None for the loss's own.
         stopping: when it ends early; None for never.
+        nonfinite: ``"raise"`` or ``"skip"`` a step in which something is not finite.
     """
 
     def __init__(
@@ -146,16 +150,18 @@ class Run:
         history: History,
         beta: float | Schedule | None,
         stopping: EarlyStopping | None,
+        nonfinite: str,
     ) -> None:
         self.program, self.svi = program, svi
         self.train, self.validation = train, validation
         self.budget, self.history = budget, history
-        self.stopping = stopping
+        self.stopping, self.nonfinite = stopping, nonfinite
         self.scheduler: LRScheduler | None = None
         self.so_far: EpochSoFar | None = None
         self.best = -math.inf  # of the epochs, as early stopping looks at them
         self.generator = torch.Generator(train.device)
         self.beta = beta
+        self._in_a_row = 0
         self.on_best: Callable[[], None] = lambda: None
         self._data = train.images, *train.context
         self._plate = getattr(svi.loss, "plate", "data")
@@ -184,16 +190,17 @@ class Run:
         start = time.perf_counter() - so_far.seconds
         for _, index in zip(range(self.budget.num_steps - svi.num_steps), batches, strict=False):
             self._set_beta()
-            step_loss: Any = svi.advance(index, *self._data)
-            so_far.total += step_loss  # read from the device once per epoch
-            so_far.seen += len(index)
+            step_loss = self._step(so_far, index)
             so_far.steps += 1
             so_far.seconds = time.perf_counter() - start
             after_step(len(index), step_loss)
         total = float(so_far.total)
         if not math.isfinite(total):
             svi.refuse(total, index, *self._data)
-        row = {"epoch": len(self.history) + 1, "loss": total / so_far.seen, "seconds": so_far.seconds}
+        loss = total / so_far.seen if so_far.seen else math.nan
+        row = {"epoch": len(self.history) + 1, "loss": loss, "seconds": so_far.seconds}
+        if self.nonfinite == "skip":
+            row["skipped"] = so_far.skipped
         if isinstance(svi.optimizer, torch.optim.Optimizer):
             row["lr"] = float(svi.optimizer.param_groups[0]["lr"])
         if hasattr(svi.loss, "beta"):
@@ -201,8 +208,26 @@ class Run:
         self.set_training(False)
         row |= self._look(row, index)
         self.history.epochs.append(row)
-        self.so_far = None
+        self.so_far, self._in_a_row = None, so_far.in_a_row
         return row
+
+    def _step(self, so_far: EpochSoFar, index: Tensor) -> Any:
+        """Takes a step, or leaves it out where something in it is not finite and that is asked for; its loss."""
+        try:
+            loss: Any = self.svi.advance(index, *self._data)
+            if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
+                raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
+        except FloatingPointError:
+            so_far.skipped += 1
+            so_far.in_a_row += 1
+            if self.nonfinite == "raise" or so_far.in_a_row > _MOST_SKIPPED:
+                raise
+            self.svi.num_steps += 1
+            return math.nan
+        so_far.in_a_row = 0
+        so_far.total += loss  # read from the device once per epoch
+        so_far.seen += len(index)
+        return loss
 
     def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:
         """An epoch and the indices of its batches; of one that is under way, of those that are left."""
@@ -213,7 +238,7 @@ class Run:
             self.budget.batch_size, shuffle=True, generator=self.generator, drop_last=self.budget.drop_last
         )
         if so_far is None:
-            return EpochSoFar(present), batches
+            return EpochSoFar(present, in_a_row=self._in_a_row), batches
         self.generator.set_state(present)
         return so_far, itertools.islice(batches, so_far.steps, None)
 

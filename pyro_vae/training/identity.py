@@ -1,0 +1,168 @@
+"""What makes a run the one that it is: program, data, loss, optimizer and settings, as JSON that can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.checkpoint.programs import settings_of, tensors_of
+from pyro_vae.data import Dataset
+from pyro_vae.training.run import Run
+from pyro_vae.version import __version__
+
+_MAY_DIFFER = {"epochs", "steps", "threads"}
+"""What a run that goes on may have otherwise: its length, and what only bears on the last bits of its numbers."""
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What makes a run the one that it is, so that another one does not go on in its place."""
+    optimizer, scheduler = run.svi.optimizer, run.scheduler
+    program = run.program
+    settings = run.history.settings
+    return {
+        "versions": versions(run),
+        "settings": {
+            "train": fingerprint(run.train),
+            "validation": fingerprint(run.validation),
+            "program": {
+                "class": type(program).__qualname__,
+                "modules": {
+                    name: {
+                        "settings": settings_of(module),
+                        "tensors": {n: list(t.shape) for n, t in tensors_of(module)},
+                    }
+                    for name, module in run.modules().items()
+                },
+                "functions": [described(f) for f in (program.model, program.guide) if not isinstance(f, nn.Module)],
+            },
+            "loss": described(run.svi.loss),
+            "optimizer": [type(optimizer).__qualname__, described(getattr(optimizer, "defaults", None))],
+            "scheduler": scheduler and [type(scheduler).__qualname__, described(vars(scheduler), 2)],
+            "beta": described(run.beta),
+            **{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")},
+            "drop_last": run.budget.drop_last,
+            "patience": run.stopping and run.stopping.patience,
+            "max_grad_norm": run.svi.max_grad_norm,
+            "ema_decay": run.svi.ema_decay,
+            "precision": run.svi.precision,
+            "compile": run.svi.compiler.mode,
+        },
+    }
+
+
+def fingerprint(dataset: Dataset | None) -> Any:
+    """What tells a data set from others: its shape, how it is read, and a checksum of its values."""
+    if dataset is None:
+        return None
+    digest = hashlib.sha256()
+    for tensor in (dataset.images, *dataset.context):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return {
+        "shape": list(dataset.images.shape),
+        "levels": dataset.levels,
+        "binarization": dataset.binarization,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def described(value: Any, depth: int = 4) -> Any:
+    """A setting as it is compared: functions by their code, objects by their class and the settings that they hold."""
+    if depth == 0:
+        return type(value).__qualname__
+
+    def inner(each: Any) -> Any:
+        return described(each, depth - 1)
+
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [inner(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): inner(each) for key, each in value.items()}
+    if hasattr(value, "func") and hasattr(value, "keywords"):
+        return {"function": inner(value.func), "args": inner(value.args), **inner(value.keywords)}
+    if inspect.isclass(value):
+        return value.__qualname__
+    if inspect.isroutine(value):
+        code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
+        if code is None:
+            return value.__qualname__
+        constants = repr([each for each in code.co_consts if not inspect.iscode(each)])
+        return {
+            "function": value.__qualname__,
+            "code": hashlib.sha256(code.co_code + constants.encode()).hexdigest()[:12],
+            "closes over": [inner(cell.cell_contents) for cell in cells],
+            "defaults": inner(getattr(value, "__defaults__", None)),
+        }
+    if isinstance(value, nn.Module):
+        return {"module": type(value).__qualname__, "tensors": {n: list(t.shape) for n, t in tensors_of(value)}}
+    held = {n: v for n, v in getattr(value, "__dict__", {}).items() if n != "_name" and not isinstance(v, Tensor)}
+    simple = {n: inner(v) for n, v in held.items() if not n.startswith("_") or isinstance(v, bool | int | float | str)}
+    return {"class": type(value).__qualname__, **simple}
+
+
+def versions(run: Run) -> dict[str, Any]:
+    """What else the last bits of a run's numbers hang on."""
+    return {
+        "pyro_vae": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "device": run.train.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return value
+
+
+def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raises for a run that is another one than the folder's.
+
+    Args:
+        former: the identity of the folder's run.
+        present: that of this one.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    present = _as_json(present)
+    differing = [
+        f"{name.partition('.')[2]} {before!r:.60}, now {now!r:.60}"
+        for name, before, now in _differences("", former, present)
+        if name.split(".")[1] not in _MAY_DIFFER
+    ]
+    if differing:
+        raise ValueError(
+            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing[:5])}. Ask for what "
+            "it was begun with, give another folder, or take only its weights with resume='weights'."
+        )
+    if former["versions"]["threads"] != present["versions"]["threads"]:
+        warnings.warn(
+            f"fit: the run was begun with {former['versions']['threads']} threads, and goes on with "
+            f"{present['versions']['threads']}: sums are rounded otherwise, so that its numbers are not those of an "
+            "undisturbed run to the last bit. Use torch.set_num_threads to have the same.",
+            stacklevel=6,
+        )
+
+
+def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = dict.fromkeys([*before, *now])
+        found = (_differences(f"{path}.{n}" if path else n, before.get(n), now.get(n)) for n in names)
+        return [each for some in found for each in some]
+    same = before == now or (before != before and now != now)  # NaN
+    return [] if same else [(path, before, now)]
