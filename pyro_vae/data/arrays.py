@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -20,6 +22,7 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 _NUMBERS = "biuf"  # of numpy's kinds
+_READ_AGAIN = 8  # data of a set, to see whether it draws them: a flip at random escapes once in 256 times
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,23 @@ def numbers(subject: str, x: Any) -> Numbers:
     Masked and missing values become NaN, categories their codes.
 
     Raises:
-        TypeError: something else, or values that are not real numbers.
-        ValueError: numbers that float32 cannot hold.
+        TypeError: something else, values that are not real numbers, or rows on several scales.
+        ValueError: numbers that float32 cannot hold or cannot tell apart.
     """
-    package = type(x).__module__.split(".")[0]
     if isinstance(x, DataLoader | TorchDataset):
         return _of_torch_set(subject, x)
-    if package == "anndata":
-        inner = numbers(subject, x.X)
-        return Numbers(inner.values, None, tuple(map(str, x.var_names)), inner.note)
-    if package == "pandas":
-        return _of_pandas(subject, x)
-    if package == "scipy" and hasattr(x, "toarray"):
-        return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
     if isinstance(x, tuple) and hasattr(x, "train"):
         raise TypeError(f"{subject}: expected one set; got the {type(x).__name__} of data.load. Pass its .train.")
     if isinstance(x, list | tuple | Tensor | np.ndarray):
         return Numbers(_of_part(subject, x))
+    # Bases too, so that a table of a user's own class and a view that AnnData makes of a matrix are what they are.
+    packages = {kind.__module__.split(".")[0] for kind in type(x).__mro__}
+    if "scipy" in packages and hasattr(x, "toarray"):
+        return _of_scipy(subject, x)
+    if "pandas" in packages and (hasattr(x, "to_frame") or hasattr(x, "to_records")):
+        return _of_pandas(subject, x)
+    if "anndata" in packages and hasattr(x, "var_names"):
+        return _of_anndata(subject, x)
     if isinstance(x, str):
         raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(
@@ -71,16 +74,37 @@ def numbers(subject: str, x: Any) -> Numbers:
 
 
 def beside(subject: str, x: Any) -> Tensor:
-    """A context: whole numbers, such as classes, stay; all others become float32."""
-    values = numbers(subject, x).values
+    """A context: whole numbers, such as classes, become int64; all others float32.
+
+    Raises:
+        TypeError, ValueError: as those of :func:`numbers`; a set with labels, which is two contexts.
+    """
+    found = numbers(subject, x)
+    if found.labels is not None:
+        raise ValueError(
+            f"{subject}: expected one array; got a {type(x).__name__} of data with labels. Pass either by itself."
+        )
+    values = _no_pixels(found.values)
     return values if values.dtype == torch.int64 else values.to(torch.float32)
 
 
+def listed(what: str, names: Collection[str]) -> str:
+    """A note of the first few names, or none of no names."""
+    shown = ", ".join(list(names)[:5])
+    return f"{what}: {shown}{', ...' if len(names) > 5 else ''}" if names else ""
+
+
+def joined(*notes: str) -> str:
+    """Notes as one."""
+    return "; ".join(filter(None, notes))
+
+
 def _of_array(subject: str, x: Any) -> Tensor:
+    if x.dtype.kind not in _NUMBERS:
+        kind = "a masked array" if isinstance(x, np.ma.MaskedArray) else "array"
+        raise _no_numbers(subject, f"{kind} of {x.dtype}")
     if isinstance(x, np.ma.MaskedArray):
         if x.mask is not np.ma.nomask and bool(np.any(x.mask)):
-            if x.dtype.kind not in _NUMBERS:
-                raise _no_numbers(subject, f"a masked array of {x.dtype}")
             if x.dtype == np.uint8:  # NaN makes reals of pixels, which are not scaled as pixels are
                 raise TypeError(
                     f"{subject}: expected missing values among floats; got a mask over uint8, whose scale of 0 to 255 "
@@ -90,8 +114,6 @@ def _of_array(subject: str, x: Any) -> Tensor:
             x = np.ma.filled(x.astype(np.float64), np.nan)
         else:
             x = x.data
-    if x.dtype.kind not in _NUMBERS:
-        raise _no_numbers(subject, f"array of {x.dtype}")
     _check_whole(subject, x)
     if x.dtype.kind == "u" and x.dtype.itemsize > 1:
         x = x.astype(np.int64)
@@ -111,87 +133,148 @@ def _check_whole(subject: str, x: Any) -> None:
 
 def _of_tensor(subject: str, x: Tensor) -> Tensor:
     if type(x).__name__ == "MaskedTensor":
-        mask, kept = x.get_mask(), x.get_data()  # type: ignore[attr-defined]
+        mask, kept = x.get_mask().to_dense(), x.get_data().to_dense()  # type: ignore[attr-defined]
         return torch.where(mask, _of_tensor(subject, kept.masked_fill(~mask, 0)).float(), torch.nan)
     if x.is_nested:
-        raise _no_numbers(subject, "a nested tensor")
+        raise _no_numbers(subject, "a nested tensor", "Pad it with torch.nested.to_padded_tensor(x, float('nan')).")
+    if x.is_quantized:
+        raise _no_numbers(subject, f"a tensor of {x.dtype}", "Give x.dequantize().")
+    if x.is_complex():
+        raise _no_numbers(subject, f"a tensor of {x.dtype}", "Give torch.view_as_real(x), x.abs() or the like.")
+    if x.device.type == "meta":
+        raise _no_numbers(subject, "a tensor without values", "Give one on a device that stores them.")
     if x.layout != torch.strided:
         x = x.to_dense()
-    if x.is_complex() or x.is_quantized or x.device.type == "meta":
-        kind = "without values" if x.device.type == "meta" else f"of {x.dtype}"
-        raise _no_numbers(subject, f"a tensor {kind}")
+    x = x.as_subclass(Tensor)  # of a class with operations of its own, such as images of torchvision, the values
     if x.dtype in (torch.bool, torch.uint8, torch.float32):
         return x
-    if not x.is_floating_point():
-        _check_whole(subject, x.cpu().numpy())
-        return x.to(torch.int64)
-    single = x.to(torch.float32)
-    if x.element_size() == 1:  # the largest is within float32, and torch has no isinf of it
-        return single
-    if bool((single.isinf() & ~x.isinf()).any()):
-        raise ValueError(
-            f"{subject}: expected numbers that float32 holds, up to 3.4e38; got "
-            f"{float(x.nan_to_num(0).abs().max()):.4g}. Scale them, or take their logarithm."
-        )
+    try:
+        if not x.is_floating_point():
+            _check_whole(subject, x.cpu().numpy())
+            return x.to(torch.int64)
+        single = x.to(torch.float32)
+    except (NotImplementedError, TypeError) as error:  # packed numbers of less than a byte
+        raise _no_numbers(subject, f"a tensor of {x.dtype}", "Unpack it to float32.") from error
+    if x.dtype == torch.float64:
+        _check_rounded(subject, x, single)
     return single
 
 
+def _check_rounded(subject: str, x: Tensor, single: Tensor) -> None:
+    """Raises for numbers, float64 (N, ...), of which float32 does not hold the size or the differences."""
+    if bool((single.isinf() & ~x.isinf()).any()) or (bool((single == 0).all()) and bool((x != 0).any())):
+        raise ValueError(
+            f"{subject}: expected numbers that float32 holds, up to 3.4e38 and down to 1.4e-45; got "
+            f"{float(x.nan_to_num(0).abs().max()):.4g}. Scale them, or take their logarithm."
+        )
+    # Seconds since 1970 would be rounded to two minutes, Julian days to six hours. Only where numbers are large: what
+    # is constant but for a trace, like the white ground of drawn images, may well be rounded to its constant.
+    if x.ndim == 0 or not bool((x.abs() > 1e4).any()):
+        return
+    lowest = x.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
+    highest = x.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0)
+    largest, spread = torch.maximum(-lowest, highest), highest - lowest
+    lost = (x - single).nan_to_num(0).abs().amax(0) > 0.01 * spread
+    lost &= (spread > 1e-10 * largest) & (largest > 1e4) & spread.isfinite()
+    if bool(lost.any()):
+        raise ValueError(
+            f"{subject}: expected numbers whose differences float32 holds; got such as {float(lowest[lost][0])!r} to "
+            f"{float(highest[lost][0])!r}, of which it would lose a hundredth or more. Subtract an offset first."
+        )
+
+
+def _no_pixels(x: Tensor) -> Tensor:
+    """Of a table or a context, whose uint8 values are whole numbers and not pixels to be scaled."""
+    return x.to(torch.int64) if x.dtype == torch.uint8 else x
+
+
+def _of_scipy(subject: str, x: Any) -> Numbers:
+    if x.dtype.kind in "iu":  # what is stored twice adds up, to more than a byte may hold
+        x = x.astype(f"{x.dtype.kind}8")
+    return Numbers(_of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
+
+
+def _of_anndata(subject: str, x: Any) -> Numbers:
+    inner = numbers(f"{subject}, X of AnnData", x.X)
+    parts = {part: list(getattr(x, part, None) or ()) for part in ("layers", "obsm")}
+    parts["obs"] = list(getattr(getattr(x, "obs", None), "columns", ()))
+    left = [listed(f"its {part} are left out", list(map(str, names))) for part, names in parts.items()]
+    note = joined("X of AnnData", inner.note, *left)
+    return Numbers(_no_pixels(inner.values), None, tuple(map(str, x.var_names)), note)
+
+
 def _of_pandas(subject: str, x: Any) -> Numbers:
-    """A DataFrame or Series: every column as numbers, those of categories as codes."""
-    frame = x.to_frame() if x.ndim == 1 else x
-    columns = []
+    """A DataFrame, Series or Index: every column as numbers, those of categories as codes."""
+    frame = x.to_frame() if hasattr(x, "to_frame") else x
+    columns, coded, whole = [], [], True
     for name, column in frame.items():
+        kind = getattr(column.dtype, "kind", "O")
         if str(column.dtype) == "category":
             codes = column.cat.codes.to_numpy().astype(np.float64)
             columns.append(np.where(codes < 0, np.nan, codes))
-        elif getattr(column.dtype, "kind", "O") in _NUMBERS:
-            if column.dtype.kind in "iu":
+            coded.append(str(name))
+        elif kind in _NUMBERS:
+            if kind in "iu":
                 dtype = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))
                 _check_whole(f"{subject}, column {name!r}", column.dropna().to_numpy(dtype=dtype))
             columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+            whole = whole and kind in "iu"
         else:
             raise TypeError(
                 f"{subject}: expected columns of numbers or categories; got {name!r} of {column.dtype}. Drop it, or "
-                f"make it one: frame[{name!r}].astype('category')."
+                f"make numbers of it, as pandas.to_numeric does, or of words frame[{name!r}].astype('category')."
             )
-    values = _of_array(subject, np.stack(columns, -1)) if columns else torch.empty(len(frame), 0)
-    return Numbers(values[:, 0] if x.ndim == 1 else values, None, tuple(map(str, frame.columns)))
+    array = np.stack(columns, -1) if columns else np.empty((len(frame), 0))
+    if whole and not np.isnan(array).any():
+        array = array.astype(np.int64)
+    values = _of_array(subject, array[:, 0] if x.ndim == 1 and array.shape[1] == 1 else array)
+    return Numbers(values, None, tuple(map(str, frame.columns)), listed("codes in place of categories", coded))
 
 
 def _of_torch_set(subject: str, x: Any) -> Numbers:
-    notes = []
     of = x.dataset if isinstance(x, DataLoader) else x
-    if isinstance(of, IterableDataset) or not hasattr(of, "__len__"):
-        raise TypeError(
-            f"{subject}: expected a set with a length; got the stream {type(of).__name__}. Read it into an array first."
-        )
-    if isinstance(x, DataLoader):
-        _check_order(subject, x)
-        notes.append("of a DataLoader, whose batches and order are left out")
-        if x.collate_fn not in (default_collate, default_convert):
-            notes.append("its collate_fn is not applied")
-    items = [_item(subject, of, i) for i in range(len(of))]
-    if not items:
+    notes = _loader_notes(subject, x) if isinstance(x, DataLoader) else []
+    size = _size(subject, of)
+    if not size:
         raise ValueError(f"{subject}: expected at least one datum; got none. Give data.")
-    parts = [item if isinstance(item, tuple | list) else (item,) for item in items]
-    if len({len(part) for part in parts}) > 1:
+    items = [_item(subject, of, i) for i in range(size)]
+    widths = sorted({len(item) for item in items})
+    if len(widths) > 1:
         raise ValueError(
-            f"{subject}: expected items of as many parts each; got {sorted({len(part) for part in parts})}. Give all "
-            "of them a label, or none."
+            f"{subject}: expected items of as many parts each; got {widths}. Give all of them a label, or none."
         )
-    try:
-        values = torch.stack([_of_part(subject, part[0]) for part in parts])
-    except (TypeError, RuntimeError, IndexError) as error:
-        raise TypeError(
-            f"{subject}: expected data of one shape, with a label at most; got {type(items[0]).__name__} that cannot "
-            f"be stacked ({error}). Transform them to tensors."
-        ) from error
-    labels = _labels(subject, [part[1] for part in parts]) if len(parts[0]) > 1 else None
-    if len(parts[0]) > 1 and labels is None:
+    again = [_item(subject, of, i)[0] for i in range(min(size, _READ_AGAIN))]
+    if not all(_equal(item[0], other) for item, other in zip(items, again, strict=False)):
+        notes.append("its data differ from one reading to the next, and are those of the first")
+    values = _stacked(subject, [item[0] for item in items])
+    labels = _labels(subject, [item[1] for item in items]) if widths[0] > 1 else None
+    if widths[0] > 1 and labels is None:
         notes.append("second parts of the data, which are no classes, are left out")
-    if len(parts[0]) > 2:
-        notes.append(f"{len(parts[0]) - 2} further parts of the data are left out")
-    return Numbers(values, labels, (), "; ".join(notes))
+    if widths[0] > 2:
+        notes.append(f"{widths[0] - 2} further parts of the data are left out")
+    return Numbers(values, labels, (), joined(*notes))
+
+
+def _size(subject: str, x: Any) -> int:
+    try:
+        if not isinstance(x, IterableDataset):
+            return len(x)
+    except (TypeError, NotImplementedError):
+        pass
+    raise TypeError(
+        f"{subject}: expected a set with a length; got the stream {type(x).__name__}. Read it into an array first."
+    )
+
+
+def _loader_notes(subject: str, loader: Any) -> list[str]:
+    _size(subject, loader.dataset)
+    _check_order(subject, loader)
+    notes = ["of a DataLoader, whose batches and order are left out"]
+    if loader.collate_fn not in (default_collate, default_convert):
+        notes.append("its collate_fn is not applied")
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        notes.append(f"what {type(loader).__name__} does to batches is not applied")
+    return notes
 
 
 def _check_order(subject: str, loader: Any) -> None:
@@ -206,20 +289,39 @@ def _check_order(subject: str, loader: Any) -> None:
         )
 
 
-def _item(subject: str, x: Any, i: int) -> Any:
+def _item(subject: str, x: Any, i: int) -> tuple[Any, ...]:
+    """The values of a datum and its further parts, copied: a set may hand out one buffer for all its data."""
     try:
-        return x[i]
+        item = x[i]
+        parts = tuple(item) if isinstance(item, list | tuple) else (item,)
+        if isinstance(parts[0] if parts else None, Image.Image):
+            parts[0].load()
     except Exception as error:
         raise ValueError(
             f"{subject}: expected a set of {len(x)} readable data; got {type(error).__name__} ({error}) at {i}. Mend "
             "its __getitem__."
         ) from error
+    if not parts:
+        raise TypeError(
+            f"{subject}: expected data, with a label at most; got an empty {type(item).__name__} at {i}. Give "
+            "the values first."
+        )
+    try:
+        values = _of_part(subject, parts[0]).clone()
+    except TypeError as error:
+        raise TypeError(f"{error} It was the datum {i}, a {type(item).__name__}.") from error
+    return values, *(int(part) if _is_whole(part) else part for part in parts[1:])
 
 
 def _of_part(subject: str, part: Any) -> Tensor:
-    """A tensor, an array, or nested rows of them."""
+    """A tensor, an array, an image of PIL, or nested rows of them."""
     if isinstance(part, list | tuple):
         part = _of_rows(subject, part)
+    if isinstance(part, Image.Image) and part.mode in ("P", "PA"):
+        raise TypeError(
+            f"{subject}: expected grays or colors; got an image with a palette, whose numbers only point at colors. "
+            "Give image.convert('RGB')."
+        )
     return _of_tensor(subject, part.detach()) if isinstance(part, Tensor) else _of_array(subject, np.asanyarray(part))
 
 
@@ -227,20 +329,38 @@ def _of_rows(subject: str, x: Any) -> Any:
     """Nested rows as one tensor or array, with the masks of their parts."""
     if _with_parts(x):
         x = [_of_rows(subject, row) if isinstance(row, list | tuple) else row for row in x]
-    tensors = [_of_part(subject, row) for row in x] if any(isinstance(row, Tensor) for row in x) else []
-    masked = any(isinstance(row, np.ma.MaskedArray) for row in x)
+    arrays = {row.dtype for row in x if isinstance(row, np.ndarray)}
+    if len(arrays) > 1 or any(isinstance(row, Tensor | np.ma.MaskedArray | Image.Image) for row in x):
+        return _stacked(subject, [_of_part(subject, row) for row in x])
     try:
-        return torch.stack(tensors) if tensors else np.ma.stack(x) if masked else np.asarray(x)
-    except RuntimeError as error:
-        raise TypeError(f"{subject}: expected rows of one shape; got others ({error}). Pad them.") from error
+        return np.asarray(x)
     except ValueError as error:
         raise TypeError(f"{subject}: expected rows of one length; got ragged ones. Pad them.") from error
 
 
+def _stacked(subject: str, rows: list[Tensor]) -> Tensor:
+    dtypes = {row.dtype for row in rows}
+    if torch.uint8 in dtypes and len(dtypes) > 1:
+        others = ", ".join(sorted(str(dtype) for dtype in dtypes - {torch.uint8}))
+        raise TypeError(
+            f"{subject}: expected rows on one scale; got uint8, whose scale is 0 to 255, and {others}. Convert them to "
+            "one dtype."
+        )
+    shapes = list(dict.fromkeys(tuple(row.shape) for row in rows))
+    if len(shapes) > 1:
+        raise TypeError(f"{subject}: expected rows of one shape; got {shapes[0]} and {shapes[1]}. Pad or resize them.")
+    return torch.stack([row.to(rows[0].device) for row in rows])
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
+
+
 def _with_parts(x: Any) -> bool:
-    """Whether there are tensors or masked arrays in nested rows, of which numpy by itself would lose something."""
+    """Whether there are tensors, arrays or images in nested rows, of which numpy by itself may lose something."""
     return any(
-        isinstance(row, Tensor | np.ma.MaskedArray) or (isinstance(row, list | tuple) and _with_parts(row)) for row in x
+        isinstance(row, Tensor | np.ndarray | Image.Image) or (isinstance(row, list | tuple) and _with_parts(row))
+        for row in x
     )
 
 
@@ -268,8 +388,7 @@ def _is_whole(label: Any) -> bool:
     )
 
 
-def _no_numbers(subject: str, got: str) -> TypeError:
-    return TypeError(
-        f"{subject}: expected real numbers; got {got}. Convert it first, for instance with "
-        "numpy.asarray(x, dtype=numpy.float32)."
-    )
+def _no_numbers(
+    subject: str, got: str, remedy: str = "Convert it first, for instance with numpy.asarray(x, dtype=numpy.float32)."
+) -> TypeError:
+    return TypeError(f"{subject}: expected real numbers; got {got}. {remedy}")

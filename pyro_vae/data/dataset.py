@@ -182,8 +182,14 @@ class Dataset:
         """The same data, of which each batch also carries these (N, ...), after those it carries already.
 
         Args:
-            context: tensors, arrays or tables. Whole numbers, such as classes, stay; all others become float32.
+            context: tensors, arrays or tables. Whole numbers, such as classes, become int64; all others float32.
         """
+        for each in context:
+            if isinstance(each, Dataset):
+                raise TypeError(
+                    f"Dataset {self.name!r}: expected context tensors, arrays or tables; got a Dataset. Pass its "
+                    "tensor() or its labels."
+                )
         tensors = (beside(f"Dataset {self.name!r}, context", each).to(self.device) for each in context)
         return replace(self, context=(*self.context, *tensors))
 
@@ -288,13 +294,14 @@ class Dataset:
 def as_dataset(x: Any, name: str = "array") -> Dataset:
     """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
 
-    uint8 values are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are bits. All other numbers
-    become float32 as they are, so that counts and reals keep their values, and so does their shape (N, ...). What is
-    masked or missing becomes NaN, categories their codes. Float32 and uint8 values are not copied.
+    uint8 values of tensors and arrays are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are
+    bits. All other numbers, and those of tables and sparse matrices, become float32 as they are, so that counts and
+    reals keep their values, and so does their shape (N, ...). What is masked or missing becomes NaN, categories their
+    codes. Float32 and uint8 values are not copied.
 
     Args:
         x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
-            Dataset or DataLoader of torch, whose second parts are labels where they are whole numbers.
+            Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
         name: What errors, histories and plots call the set.
 
     Raises:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from pyro_vae.data.arrays import joined, listed
 from pyro_vae.data.dataset import Dataset, as_dataset
 
 _GRAY_MODES = frozenset({"1", "L", "LA"})
@@ -59,7 +60,7 @@ def read(path: Path) -> Dataset:
         )
     images, labels, note = _read_arrays(path)
     dataset = as_dataset(images, name=path.stem)
-    dataset = replace(dataset, note=_joined(dataset.note, note))
+    dataset = replace(dataset, note=joined(dataset.note, note))
     if labels is None:
         return dataset
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -92,7 +93,7 @@ def _read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None,
             f"File {path}: expected an array named images, x or data; got {', '.join(arrays) or 'none'}. "
             "Rename the array, or pass it itself."
         )
-    note = _named("left out arrays", [key for key in arrays if key not in (images, labels)])
+    note = listed("left out arrays", [key for key in arrays if key not in (images, labels)])
     return arrays[images], None if labels is None else arrays[labels], note
 
 
@@ -105,13 +106,13 @@ def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
     found, others = _parts(path) if path.is_dir() else ({}, [])
     if not found or (len(found) == 1 and any((path / name).is_dir() for name in others)):
         dataset = read(path)  # folders of classes, of which one may be called train
-        note = _named("a class, not a part", [folder.name for folder in found.values()])
-        return replace(dataset, note=_joined(dataset.note, note)), None, None
+        note = listed("a class, not a part", [folder.name for folder in found.values()])
+        return replace(dataset, note=joined(dataset.note, note)), None, None
     if "train" not in found:
         raise ValueError(f"Folder {path}: expected a part train; got {', '.join(found)} alone. Add train.")
     classes = sorted({name for folder in found.values() for name in _classes(folder)})
     parts = {part: _read_folder(folder, classes) for part, folder in found.items()}
-    note = _joined(parts["train"].note, _named("left out beside the parts", others))
+    note = joined(parts["train"].note, listed("left out beside the parts", others))
     parts["train"] = replace(parts["train"], note=note)
     depths = {part: dataset.levels for part, dataset in parts.items()}
     if len(set(depths.values())) > 1:
@@ -148,15 +149,6 @@ def _classes(folder: Path) -> set[str]:
     return {parents[0] for parents in _listed(folder)[1] if parents}
 
 
-def _named(what: str, names: list[str]) -> str:
-    """A note of the first few names, or none of no names."""
-    return f"{what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
-
-
 def _listed(folder: Path) -> tuple[list[Path], list[tuple[str, ...]], str]:
     """The images of a folder that are not hidden, their parents within it, and a note of what is no image."""
     readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -168,11 +160,11 @@ def _listed(folder: Path) -> tuple[list[Path], list[tuple[str, ...]], str]:
     paths = [path for path in files if path.suffix.lower() in readable and path.is_file()]
     left = [path.name for path in files if path not in set(paths)]
     parents = [path.relative_to(folder).parts[:-1] for path in paths]
-    note = _named(f"left out {len(left)} other files", left)
+    note = listed(f"left out {len(left)} other files", left)
     if paths and all(parents):
         full = {parts[0] for parts in parents}
         empty = [path.name for path in everything if path.is_dir() and path.parent == folder and path.name not in full]
-        note = _joined(note, _named("no class, for want of images", empty))
+        note = joined(note, listed("no class, for want of images", empty))
     return paths, parents, note
 
 
@@ -203,7 +195,7 @@ def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
             )
         images[i] = image
     if transparent:
-        note = _joined(note, f"transparency of {transparent} images is left out")
+        note = joined(note, f"transparency of {transparent} images is left out")
     labels = None
     if all(parents):
         index = {name: i for i, name in enumerate(classes or sorted({parts[0] for parts in parents}))}
