@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -767,3 +768,153 @@ Image.effect_noise((64, 64), 9).save(CUT, "PNG")
 def test_what_is_no_data_is_refused_in_our_words(make: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         data.as_dataset(make())
+
+
+def _tiff(bits: tuple[int, ...], body: bytes, *tags: tuple[int, int, int, int], photometric: int = 1) -> bytes:
+    """A TIFF of one row of two grays, or of one pixel of several channels, as no writer at hand makes it."""
+    samples = len(bits)
+    own = [(256, 4, 1, 3 - min(samples, 2)), (257, 4, 1, 1), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    own += [(277, 3, 1, samples), (278, 4, 1, 1), (279, 4, 1, len(body)), (284, 3, 1, 1), *tags]
+    start = 8 + 2 + 12 * (len(own) + 2) + 4
+    own += [(258, 3, samples, bits[0] if samples == 1 else start)]
+    depths = struct.pack(f"<{samples}H", *bits) if samples > 1 else b""
+    own += [(273, 4, 1, start + len(depths))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(own))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(own)) + entries + bytes(4) + depths + body
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_tiff((12,), b"\xff\xf0\x00"), "expected grays of 16 bits with black as 0; got 12 bits. Convert it"),
+        (_tiff((16,), bytes(4), photometric=0), "expected grays of 16 bits with black as 0; got white as 0"),
+        (_tiff((8,), bytes(2), (339, 3, 1, 2)), "expected grays from 0; got signed ones"),
+        (_tiff((8,) * 4, bytes(4), (338, 3, 1, 0), photometric=2), "expected 3 channels of RGB; got 4. Pass an array"),
+        (_tiff((8,) * 5, bytes(5), (338, 3, 2, 0), photometric=2), "expected 3 channels of RGB; got 5"),
+    ],
+)
+def test_what_would_be_cut_or_misread_of_a_tiff_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        data.files.read(tmp_path)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grays_of_eight_bits_are_read_whichever_end_is_black(tmp_path: Path, photometric: int) -> None:
+    (tmp_path / "a.tif").write_bytes(_tiff((8,), b"\x00\xff", photometric=photometric))
+    assert data.files.read(tmp_path).tensor().flatten().tolist() == [1 - photometric, photometric]
+
+
+TURNS: list[Image.Transpose | None] = [
+    None,
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+def test_every_orientation_is_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.fromarray(np.arange(15, dtype=np.uint8).reshape(3, 5) * 17)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    turned: dict[str, Any] = {"tiffinfo": exif} if suffix == "tif" else {"exif": exif, "lossless": True}
+    try:
+        image.save(tmp_path / f"a.{suffix}", **turned)
+    except (OSError, KeyError):
+        pytest.skip(f"PIL cannot write {suffix}")
+    turn = TURNS[orientation - 1]
+    upright = np.asarray(image if turn is None else image.transpose(turn))
+    assert data.files.read(tmp_path).images[0, 0].tolist() == upright.tolist()
+
+
+@pytest.mark.parametrize(
+    ("head", "grays"),
+    [(b"P5\n2 1\n65535\n", [256, 65535]), (b"P5\n2 1\n1000\n", [1000, 1]), (b"P5\n2 1\n300\n", [0, 300])],
+)
+def test_deep_grays_of_netpbm_are_read_at_their_scale(tmp_path: Path, head: bytes, grays: list[int]) -> None:
+    (tmp_path / "a.pgm").write_bytes(head + struct.pack(">2H", *grays))
+    expected = torch.tensor(grays) / int(head.split()[-1])
+    torch.testing.assert_close(data.files.read(tmp_path).tensor().flatten(), expected, rtol=0, atol=1e-5)
+
+
+def test_transparency_of_deep_grays_is_noted(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.array([[1, 65535]], np.uint16), transparency=1)
+    picture(tmp_path / "b.png", np.array([[2, 65535]], np.uint16), transparency=1)
+    assert data.files.read(tmp_path).note == "transparency of 1 images is left out"
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / "whole" / str(i) / "a.png", i)
+        picture(tmp_path / "split" / "train" / str(i) / "a.png", i)
+    picture(tmp_path / "split" / "test" / "11" / "a.png", 11)
+    for part in (data.files.read(tmp_path / "whole"), *data.files.read_splits(tmp_path / "split")):
+        if part is not None:
+            assert part.labels is not None
+            assert part.labels.tolist() == part.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "names", [("set/train/a/1.png", "set/test/a/1.png"), ("a/train/1.png", "b/train/1.png", "a/val/1.png")]
+)
+def test_parts_that_are_not_at_the_top_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    _images(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"expected the parts of a set at its top; got .* and .*, which would be one"):
+        data.load(tmp_path)
+
+
+def test_folders_within_classes_and_files_that_pil_only_names_are_noted(tmp_path: Path) -> None:
+    _images(tmp_path, "a/x/1.png", "a/train/1.png", "b/1.png")
+    (tmp_path / "a" / "table.h5").touch()
+    assert data.files.read(tmp_path).note == "left out 1 other files: table.h5; no classes of their own: a/train, a/x"
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _images(tmp_path, "a/1.png", "b/1.png")
+    scan = os.scandir
+
+    def forbid(path: Any) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        data.files.read(tmp_path)
+
+
+def _write_two(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones((3, 2)))
+        np.save(file, np.zeros((3, 2)))
+
+
+def _write_sparse(path: Path, kind: str) -> None:
+    scipy.sparse.save_npz(path, scipy.sparse.csr_matrix(np.eye(4)).asformat(kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npy", _write_two, "expected one array; got something after it. Save each array as a file"),
+        ("a.npz", lambda path: _write_sparse(path, "bsr"), "got a sparse matrix of scipy. Pass scipy.sparse.load_npz"),
+        ("a.npz", lambda path: _write_sparse(path, "dia"), "got a sparse matrix of scipy. Pass scipy.sparse.load_npz"),
+    ],
+)
+def test_arrays_of_which_a_part_would_be_read_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        data.files.read(tmp_path / name)
+
+
+def test_suffixes_of_arrays_may_be_in_capitals(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    assert len(data.files.read((tmp_path / "a.npy").rename(tmp_path / "A.NPY"))) == 3
