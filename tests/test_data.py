@@ -423,9 +423,9 @@ def test_threshold_is_half_the_scale() -> None:
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold"])
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
-def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float) -> None:
-    with pytest.raises(ValueError, match=r"'array': expected values in \[0, 1\] to binarize; got .* Scale them"):
+@pytest.mark.parametrize(("value", "remedy"), [(-0.01, "Scale"), (1.01, "Scale"), (float("nan"), "Fill")])
+def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"'array': expected values in \[0, 1\] to binarize; got .* {remedy} them"):
         data.load(torch.full((9, 2), value), binarize=mode)
 
 

@@ -475,7 +475,10 @@ def test_loaders_that_select_beneath_their_batches_are_refused() -> None:
     assert "collate_fn is not applied" in repr(data.as_dataset(DataLoader(whole, collate_fn=list)))
 
 
-@pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5]])
+MASKED = np.ma.array([1, 2], mask=[False, True])
+
+
+@pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5], MASKED])
 def test_what_is_no_index_is_refused(index: Any) -> None:
     with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
         data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index)

@@ -33,12 +33,14 @@ class Numbers:
         values: bool, uint8, int64 or float32, (N, ...); NaN where a value is missing.
         labels: int64 (N,), of a set that has some.
         columns: names, of a table.
+        categories: of each column those that its codes stand for, none of numbers; of a table that has some.
         note: what was done that the values do not show.
     """
 
     values: Tensor
     labels: Tensor | None = None
     columns: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
     note: str = ""
 
 
@@ -200,19 +202,19 @@ def _of_anndata(subject: str, x: Any) -> Numbers:
     parts["obs"] = list(getattr(getattr(x, "obs", None), "columns", ()))
     left = [listed(f"its {part} are left out", list(map(str, names))) for part, names in parts.items()]
     note = joined("X of AnnData", inner.note, *left)
-    return Numbers(_no_pixels(inner.values), None, tuple(map(str, x.var_names)), note)
+    return Numbers(_no_pixels(inner.values), columns=tuple(map(str, x.var_names)), note=note)
 
 
 def _of_pandas(subject: str, x: Any) -> Numbers:
     """A DataFrame, Series or Index: every column as numbers, those of categories as codes."""
     frame = x.to_frame() if hasattr(x, "to_frame") else x
-    columns, coded, whole = [], [], True
+    columns, categories, whole = [], [], True
     for name, column in frame.items():
         kind = getattr(column.dtype, "kind", "O")
+        categories.append(tuple(map(str, getattr(column.dtype, "categories", ()))))
         if str(column.dtype) == "category":
             codes = column.cat.codes.to_numpy().astype(np.float64)
             columns.append(np.where(codes < 0, np.nan, codes))
-            coded.append(str(name))
         elif kind in _NUMBERS:
             if kind in "iu":
                 dtype = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))
@@ -228,7 +230,10 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
     if whole and not np.isnan(array).any():
         array = array.astype(np.int64)
     values = _of_array(subject, array[:, 0] if x.ndim == 1 and array.shape[1] == 1 else array)
-    return Numbers(values, None, tuple(map(str, frame.columns)), listed("codes in place of categories", coded))
+    names = tuple(map(str, frame.columns))
+    coded = [name for name, known in zip(names, categories, strict=True) if known]
+    note = listed("codes in place of categories", coded)
+    return Numbers(values, None, names, tuple(categories) if coded else (), note)
 
 
 def _of_torch_set(subject: str, x: Any) -> Numbers:
@@ -252,7 +257,7 @@ def _of_torch_set(subject: str, x: Any) -> Numbers:
         notes.append("second parts of the data, which are no classes, are left out")
     if widths[0] > 2:
         notes.append(f"{widths[0] - 2} further parts of the data are left out")
-    return Numbers(values, labels, (), joined(*notes))
+    return Numbers(values, labels, note=joined(*notes))
 
 
 def _size(subject: str, x: Any) -> int:

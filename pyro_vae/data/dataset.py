@@ -33,6 +33,8 @@ class Dataset:
             (``"dynamic"``), or ``"none"``.
         context: Tensors (N, ...) that every batch carries beside x.
         columns: Names of the columns of a table.
+        categories: Of each column those that its codes 0, 1, ... stand for, none of a column of numbers; or () where
+            there are none at all.
         note: What was left out or changed on the way from its source.
 
     Raises:
@@ -55,6 +57,7 @@ class Dataset:
     binarization: Binarize = "none"
     context: tuple[Tensor, ...] = ()
     columns: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -85,6 +88,7 @@ class Dataset:
             raise ValueError(
                 f"{subject}: expected finite values, or NaN for missing ones; got infinity. Replace it by NaN."
             )
+        _check_names(subject, self)
         if self.labels is not None:
             _check_labels(subject, self.labels)
         for kind, rows in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
@@ -157,6 +161,8 @@ class Dataset:
             IndexError: an index outside of the set.
         """
         try:
+            if np.ma.is_masked(index):
+                raise TypeError("a mask, which a tensor would lose")
             index = torch.as_tensor(index if isinstance(index, Tensor) else np.array(index), device=self.device)
         except (TypeError, ValueError) as error:
             raise TypeError(
@@ -330,7 +336,9 @@ def as_dataset(x: Any, name: str = "array") -> Dataset:
     if values.dtype in (torch.bool, torch.uint8):
         levels = 1 if values.dtype == torch.bool or values.numel() == 0 or int(values.max()) <= 1 else 255
     stored = values.to(torch.float32 if levels is None else torch.uint8)
-    return Dataset(name, stored, found.labels, levels, columns=found.columns, note=found.note)
+    return Dataset(
+        name, stored, found.labels, levels, columns=found.columns, categories=found.categories, note=found.note
+    )
 
 
 def unknown(subject: str, name: str, choices: Sequence[str]) -> str:
@@ -368,6 +376,14 @@ def _bits(grays: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(grays.shape, generator=generator, device=generator.device).to(grays.device) < grays
 
 
+def _check_names(subject: str, dataset: Dataset) -> None:
+    for kind, names in (("columns", dataset.columns), ("categories", dataset.categories)):
+        if names and len(names) != dataset.images.shape[-1]:
+            raise ValueError(
+                f"{subject}: expected {kind} of each of {dataset.images.shape[-1]}; got {len(names)}. Give all or none."
+            )
+
+
 def _check_labels(subject: str, labels: Tensor) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(
@@ -388,6 +404,11 @@ def _check_labels(subject: str, labels: Tensor) -> None:
 
 def _check_unit(dataset: Dataset) -> None:
     images = dataset.images
+    if bool(images.isnan().any()):
+        raise ValueError(
+            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got NaN, for missing ones. Fill them "
+            'in, or use binarize="none".'
+        )
     if dataset.levels is None and not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError(
             f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got {images.min().item():.4g} to "

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data.alike import check_alike
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
@@ -99,7 +100,7 @@ def fit(
     """
     _check_program(program)
     train = _for_likelihood(as_dataset(train), program)
-    validation = None if validation is None else _for_likelihood(as_dataset(validation), program)
+    validation = None if validation is None else _for_likelihood(as_dataset(validation), program, like=train)
     loss = ELBO() if loss is None else loss
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
@@ -216,8 +217,14 @@ def _check_settings(
             raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
 
 
-def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
-    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+def _for_likelihood(dataset: Dataset, program: Program, like: Dataset | None = None) -> Dataset:
+    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for.
+
+    Raises:
+        ValueError: validation data that are not like the training data.
+    """
+    if like is not None:
+        check_alike("fit", like, dataset)
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         return replace(dataset, images=dataset.images.unsqueeze(1))
