@@ -631,6 +631,7 @@ class Doubled(DataLoader[Any]):
         (Augmented(1, 1), ""),  # NaN at every reading
         (Doubled(TensorDataset(torch.eye(2))), "what Doubled does to batches is not applied"),
         (pd.DataFrame({"a": pd.Categorical([30, 10]), "b": [1.0, 2.0]}), "codes in place of categories: a"),
+        (pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}).set_index("a"), "the index is left out: a"),
     ],
 )
 def test_what_was_changed_on_the_way_is_noted(x: Any, note: str) -> None:
@@ -649,6 +650,9 @@ DAYS = np.array([[2459000.5], [2459000.6]])
         (np.array([[1e-60, 2e-60]]), r"that float32 holds, up to 3.4e38 and down to 1.4e-45; got 2e-60"),
         (-DAYS, "whose differences float32 holds; got such as -2459000.6"),
         (np.vstack([DAYS, [[np.nan]]]), "whose differences float32 holds; got such as 2459000.5"),
+        (TensorDataset(torch.from_numpy(DAYS)), "whose differences float32 holds; got such as 2459000.5"),
+        ([*DAYS], "whose differences float32 holds; got such as 2459000.5"),
+        ([*torch.from_numpy(DAYS)], "whose differences float32 holds; got such as 2459000.5"),
     ],
 )
 def test_numbers_that_float32_cannot_tell_apart_are_refused(x: Any, message: str) -> None:
@@ -717,6 +721,19 @@ def test_whole_numbers_beside_the_data_stay_whole(context: Any, expected: list[A
     assert found.dtype == (torch.float32 if isinstance(expected[0], float) else torch.int64)
 
 
+def test_what_was_changed_of_a_context_is_noted() -> None:
+    dataset = data.as_dataset(torch.zeros(2, 2)).conditioned_on(pd.Series(pd.Categorical(["b", "a"]), name="kind"))
+    assert dataset.note == "context: codes in place of categories: kind"
+
+
+def test_colored_images_of_a_set_have_their_channels_first() -> None:
+    image = Image.new("RGB", (5, 4), (255, 0, 51))
+    for source in ([image, image], Items((image, 0), (image, 1))):
+        dataset = data.as_dataset(source)
+        assert dataset.event_shape == (3, 4, 5)
+        assert dataset.images[0, :, 0, 0].tolist() == [255, 0, 51]
+
+
 @pytest.mark.parametrize(
     ("context", "error", "message"),
     [
@@ -759,8 +776,9 @@ Image.effect_noise((64, 64), 9).save(CUT, "PNG")
         (lambda: pd.DataFrame({"a": ["10", "9"]}), TypeError, r"pandas.to_numeric does, or of words .*astype"),
         (lambda: torch.ones(2, 2, dtype=torch.uint8).view(SMALL), TypeError, r"of torch.uint4. Unpack it"),
         (lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8), TypeError, r"Give x.dequantize"),
-        (lambda: [Image.new("P", (4, 4))] * 2, TypeError, r"image with a palette.*Give image.convert\('RGB'\)"),
-        (lambda: Items((Image.new("P", (4, 4)), 0)), TypeError, r"with a palette.*It was the datum 0, a tuple"),
+        (lambda: [Image.new("P", (4, 4))] * 2, TypeError, r"got one of mode 'P'. Give image.convert\('RGB'\)"),
+        (lambda: Items(*[Image.new("CMYK", (4, 4))] * 2), TypeError, r"got one of mode 'CMYK'"),
+        (lambda: Items((Image.new("P", (4, 4)), 0)), TypeError, r"of mode 'P'.*It was the datum 0, a tuple"),
         (lambda: Items(Image.open(io.BytesIO(CUT.getvalue()[:900]))), ValueError, "got OSError .* at 0. Mend its"),
         (lambda: Items(()), TypeError, "with a label at most; got an empty tuple at 0. Give the values first"),
         (lambda: Items(np.ones(2), np.ones(3)), TypeError, r"rows of one shape; got \(2,\) and \(3,\)"),

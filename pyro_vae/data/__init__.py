@@ -63,8 +63,8 @@ def load(
             or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
             or a folder of images of one size, whose subfolders, if any, are the classes, numbered from 0 in the order
-            of their names, by size where all are numbers. Subfolders ``train`` (``training``), ``valid`` (``val``,
-            ``validation``) and ``test`` (``testing``) are the parts.
+            of their names, by size where all are numbers. Hidden ones are passed over. Subfolders ``train``
+            (``training``), ``valid`` (``val``, ``validation``) and ``test`` (``testing``) are the parts.
         root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
             else the user's cache folder. A named set that is not there is downloaded into it.
         binarize: ``"dynamic"`` makes every training batch binary afresh, and the validation and test data once;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,13 @@ def numbers(subject: str, x: Any) -> Numbers:
         TypeError: something else, values that are not real numbers, or rows on several scales.
         ValueError: numbers that float32 cannot hold or cannot tell apart.
     """
+    found = _found(subject, x)
+    # Once for all the data: what float32 cannot tell apart is not seen in one datum by itself.
+    return replace(found, values=_single(subject, found.values)) if found.values.dtype == torch.float64 else found
+
+
+def _found(subject: str, x: Any) -> Numbers:
+    """The numbers, of which float64 is yet to be made float32."""
     if isinstance(x, DataLoader | TorchDataset):
         return _of_torch_set(subject, x)
     if isinstance(x, tuple) and hasattr(x, "train"):
@@ -75,8 +82,8 @@ def numbers(subject: str, x: Any) -> Numbers:
     )
 
 
-def beside(subject: str, x: Any) -> Tensor:
-    """A context: whole numbers, such as classes, become int64; all others float32.
+def beside(subject: str, x: Any) -> tuple[Tensor, str]:
+    """A context and a note: whole numbers, such as classes, become int64; all others float32.
 
     Raises:
         TypeError, ValueError: as those of :func:`numbers`; a set with labels, which is two contexts.
@@ -87,7 +94,7 @@ def beside(subject: str, x: Any) -> Tensor:
             f"{subject}: expected one array; got a {type(x).__name__} of data with labels. Pass either by itself."
         )
     values = _no_pixels(found.values)
-    return values if values.dtype == torch.int64 else values.to(torch.float32)
+    return values if values.dtype == torch.int64 else values.to(torch.float32), found.note
 
 
 def listed(what: str, names: Collection[str]) -> str:
@@ -136,7 +143,7 @@ def _check_whole(subject: str, x: Any) -> None:
 def _of_tensor(subject: str, x: Tensor) -> Tensor:
     if type(x).__name__ == "MaskedTensor":
         mask, kept = x.get_mask().to_dense(), x.get_data().to_dense()  # type: ignore[attr-defined]
-        return torch.where(mask, _of_tensor(subject, kept.masked_fill(~mask, 0)).float(), torch.nan)
+        return torch.where(mask, _of_tensor(subject, kept.masked_fill(~mask, 0)).double(), torch.nan)
     if x.is_nested:
         raise _no_numbers(subject, "a nested tensor", "Pad it with torch.nested.to_padded_tensor(x, float('nan')).")
     if x.is_quantized:
@@ -148,22 +155,20 @@ def _of_tensor(subject: str, x: Tensor) -> Tensor:
     if x.layout != torch.strided:
         x = x.to_dense()
     x = x.as_subclass(Tensor)  # of a class with operations of its own, such as images of torchvision, the values
-    if x.dtype in (torch.bool, torch.uint8, torch.float32):
+    if x.dtype in (torch.bool, torch.uint8, torch.float32, torch.float64):
         return x
     try:
         if not x.is_floating_point():
             _check_whole(subject, x.cpu().numpy())
             return x.to(torch.int64)
-        single = x.to(torch.float32)
+        return x.to(torch.float32)
     except (NotImplementedError, TypeError) as error:  # packed numbers of less than a byte
         raise _no_numbers(subject, f"a tensor of {x.dtype}", "Unpack it to float32.") from error
-    if x.dtype == torch.float64:
-        _check_rounded(subject, x, single)
-    return single
 
 
-def _check_rounded(subject: str, x: Tensor, single: Tensor) -> None:
-    """Raises for numbers, float64 (N, ...), of which float32 does not hold the size or the differences."""
+def _single(subject: str, x: Tensor) -> Tensor:
+    """Numbers, float64 (N, ...), as float32, unless that does not hold their size or their differences."""
+    single = x.to(torch.float32)
     if bool((single.isinf() & ~x.isinf()).any()) or (bool((single == 0).all()) and bool((x != 0).any())):
         raise ValueError(
             f"{subject}: expected numbers that float32 holds, up to 3.4e38 and down to 1.4e-45; got "
@@ -172,7 +177,7 @@ def _check_rounded(subject: str, x: Tensor, single: Tensor) -> None:
     # Seconds since 1970 would be rounded to two minutes, Julian days to six hours. Only where numbers are large: what
     # is constant but for a trace, like the white ground of drawn images, may well be rounded to its constant.
     if x.ndim == 0 or not bool((x.abs() > 1e4).any()):
-        return
+        return single
     lowest = x.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
     highest = x.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0)
     largest, spread = torch.maximum(-lowest, highest), highest - lowest
@@ -183,6 +188,7 @@ def _check_rounded(subject: str, x: Tensor, single: Tensor) -> None:
             f"{subject}: expected numbers whose differences float32 holds; got such as {float(lowest[lost][0])!r} to "
             f"{float(highest[lost][0])!r}, of which it would lose a hundredth or more. Subtract an offset first."
         )
+    return single
 
 
 def _no_pixels(x: Tensor) -> Tensor:
@@ -232,7 +238,8 @@ def _of_pandas(subject: str, x: Any) -> Numbers:
     values = _of_array(subject, array[:, 0] if x.ndim == 1 and array.shape[1] == 1 else array)
     names = tuple(map(str, frame.columns))
     coded = [name for name, known in zip(names, categories, strict=True) if known]
-    note = listed("codes in place of categories", coded)
+    index = [str(name) for name in frame.index.names if name is not None]
+    note = joined(listed("codes in place of categories", coded), listed("the index is left out", index))
     return Numbers(values, None, names, tuple(categories) if coded else (), note)
 
 
@@ -322,11 +329,14 @@ def _of_part(subject: str, part: Any) -> Tensor:
     """A tensor, an array, an image of PIL, or nested rows of them."""
     if isinstance(part, list | tuple):
         part = _of_rows(subject, part)
-    if isinstance(part, Image.Image) and part.mode in ("P", "PA"):
-        raise TypeError(
-            f"{subject}: expected grays or colors; got an image with a palette, whose numbers only point at colors. "
-            "Give image.convert('RGB')."
-        )
+    if isinstance(part, Image.Image):
+        if part.mode == "RGB":
+            return _of_array(subject, np.asarray(part).transpose(2, 0, 1))
+        if len(part.getbands()) > 1 or part.mode == "P":  # a palette's numbers only point at colors
+            raise TypeError(
+                f"{subject}: expected images of grays or of red, green and blue; got one of mode {part.mode!r}. Give "
+                "image.convert('RGB')."
+            )
     return _of_tensor(subject, part.detach()) if isinstance(part, Tensor) else _of_array(subject, np.asanyarray(part))
 
 

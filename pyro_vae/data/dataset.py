@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checks
-from pyro_vae.data.arrays import beside, numbers
+from pyro_vae.data.arrays import beside, joined, numbers
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
@@ -196,8 +196,10 @@ class Dataset:
                     f"Dataset {self.name!r}: expected context tensors, arrays or tables; got a Dataset. Pass its "
                     "tensor() or its labels."
                 )
-        tensors = (beside(f"Dataset {self.name!r}, context", each).to(self.device) for each in context)
-        return replace(self, context=(*self.context, *tensors))
+        found = [beside(f"Dataset {self.name!r}, context", each) for each in context]
+        notes = [f"context: {note}" for _, note in found if note]
+        tensors = (tensor.to(self.device) for tensor, _ in found)
+        return replace(self, context=(*self.context, *tensors), note=joined(self.note, *notes))
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """The data of an index: ``(x, *context)``.
