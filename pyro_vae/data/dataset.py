@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checks
-from pyro_vae.data.arrays import beside, joined, numbers
+from pyro_vae.data.arrays import joined
+from pyro_vae.data.containers import beside, numbers
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
