@@ -566,6 +566,8 @@ COUNTS = np.array([[0, 300], [2, 70_000], [1, 5]])
         (COUNTS.astype(">i4"), None, COUNTS),
         (COUNTS.astype(">f8"), None, COUNTS),
         (COUNTS[::-1], None, COUNTS[::-1]),
+        (COUNTS[:1][::-1], None, COUNTS[:1]),
+        (np.frombuffer(b"-" + COUNTS.tobytes(), np.uint8)[1:].view(COUNTS.dtype)[:, None], None, COUNTS.reshape(-1, 1)),
         (np.frombuffer(COUNTS.tobytes(), COUNTS.dtype)[:, None], None, COUNTS.reshape(-1, 1)),
         (COUNTS.astype(np.uint16), None, COUNTS.astype(np.uint16)),
         (np.array([[0.5], [-3.0]], dtype=np.float16), None, [[0.5], [-3.0]]),

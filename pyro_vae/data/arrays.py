@@ -65,7 +65,10 @@ def of_array(subject: str, x: Any) -> Tensor:
         x = x.astype(np.int64)
     if x.dtype.kind == "f" and x.dtype.itemsize > 8:
         x = x.astype(np.float64)
-    return _of_tensor(subject, torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"])))
+    x = np.require(x, x.dtype.newbyteorder("="), ["A", "C", "W"])
+    if min(x.strides, default=0) < 0:  # of one turned datum, which numpy takes for contiguous and torch does not take
+        x = x.copy()
+    return _of_tensor(subject, torch.from_numpy(x))
 
 
 def check_whole(subject: str, x: Any) -> None:
