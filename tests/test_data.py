@@ -423,9 +423,9 @@ def test_threshold_is_half_the_scale() -> None:
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold"])
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
-def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float) -> None:
-    with pytest.raises(ValueError, match=r"'array': expected values in \[0, 1\] to binarize; got .* Scale them"):
+@pytest.mark.parametrize(("value", "remedy"), [(-0.01, "Scale"), (1.01, "Scale"), (float("nan"), "Fill")])
+def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float, remedy: str) -> None:
+    with pytest.raises(ValueError, match=rf"'array': expected values in \[0, 1\] to binarize; got .* {remedy} them"):
         data.load(torch.full((9, 2), value), binarize=mode)
 
 
@@ -566,6 +566,8 @@ COUNTS = np.array([[0, 300], [2, 70_000], [1, 5]])
         (COUNTS.astype(">i4"), None, COUNTS),
         (COUNTS.astype(">f8"), None, COUNTS),
         (COUNTS[::-1], None, COUNTS[::-1]),
+        (COUNTS[:1][::-1], None, COUNTS[:1]),
+        (np.frombuffer(b"-" + COUNTS.tobytes(), np.uint8)[1:].view(COUNTS.dtype)[:, None], None, COUNTS.reshape(-1, 1)),
         (np.frombuffer(COUNTS.tobytes(), COUNTS.dtype)[:, None], None, COUNTS.reshape(-1, 1)),
         (COUNTS.astype(np.uint16), None, COUNTS.astype(np.uint16)),
         (np.array([[0.5], [-3.0]], dtype=np.float16), None, [[0.5], [-3.0]]),

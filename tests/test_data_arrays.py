@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -99,7 +100,7 @@ def test_sets_and_loaders_of_torch() -> None:
     ("x", "error", "message"),
     [
         (np.array([[2**24 + 1]]), ValueError, "whole numbers up to 2\\^24, which float32 holds; got 16777217"),
-        (np.array([[1e300]]), ValueError, "numbers that float32 holds, up to 3.4e38; got 1e\\+300"),
+        (np.array([[1e300]]), ValueError, "numbers that float32 holds, up to 3.4e38 .*; got 1e\\+300"),
         (np.array([["a"]]), TypeError, "expected real numbers; got array of <U1"),
         (np.array([[1j]]), TypeError, "expected real numbers; got array of complex128"),
         (np.ma.masked_equal(np.array([["a", "b"]]), "a"), TypeError, "expected real numbers; got a masked array"),
@@ -474,7 +475,10 @@ def test_loaders_that_select_beneath_their_batches_are_refused() -> None:
     assert "collate_fn is not applied" in repr(data.as_dataset(DataLoader(whole, collate_fn=list)))
 
 
-@pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5]])
+MASKED = np.ma.array([1, 2], mask=[False, True])
+
+
+@pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5], MASKED])
 def test_what_is_no_index_is_refused(index: Any) -> None:
     with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
         data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index)
@@ -578,3 +582,360 @@ def test_a_mask_does_not_change_the_scale_of_pixels() -> None:
             data.as_dataset(x)
     assert values(pixels / 255)[0] == [1, -1]
     assert values(np.ma.array(np.array([[255, 0]], dtype=np.uint8))) == [[1, 0]]
+
+
+# What a review found: silent faults first
+
+
+@pytest.mark.parametrize("buffer", [torch.zeros(2), np.zeros(2, np.float32)])
+@pytest.mark.parametrize("labeled", [False, True])
+def test_a_set_that_hands_out_one_buffer_gives_every_datum(buffer: Any, labeled: bool) -> None:
+    label = torch.tensor(0)
+
+    class Reusing(Items):
+        def __getitem__(self, i: int) -> Any:
+            buffer[:] = i
+            label.fill_(i)
+            return (buffer, label) if labeled else buffer
+
+    dataset = data.as_dataset(Reusing(0, 1, 2))
+    assert dataset.images.tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert dataset.labels is None or dataset.labels.tolist() == [0, 1, 2]
+
+
+PIXELS = np.array([255, 0], np.uint8)
+
+
+@pytest.mark.parametrize("other", [np.array([True, False]), np.array([0.5, 1.0]), np.array([3, 4])])
+@pytest.mark.parametrize("make", [lambda *x: [*x], lambda *x: [*map(torch.from_numpy, x)], lambda *x: Items(*x)])
+def test_pixels_beside_numbers_on_another_scale_are_refused(other: Any, make: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"expected rows on one scale; got uint8.* and torch\.\w+. Convert them to one"):
+        data.as_dataset(make(PIXELS, other))
+    assert data.as_dataset(make(PIXELS, PIXELS)).levels == 255
+
+
+class Augmented(Items):
+    def __getitem__(self, i: int) -> Any:
+        return torch.rand(2) + np.nan if self.items[i] else torch.rand(2)
+
+
+class Doubled(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return (2 * x for (x,) in super().__iter__())
+
+
+@pytest.mark.parametrize(
+    ("x", "note"),
+    [
+        (Augmented(0, 0), "its data differ from one reading to the next, and are those of the first"),
+        (Augmented(1, 1), ""),  # NaN at every reading
+        (Doubled(TensorDataset(torch.eye(2))), "what Doubled does to batches is not applied"),
+        (pd.DataFrame({"a": pd.Categorical([30, 10]), "b": [1.0, 2.0]}), "codes in place of categories: a"),
+        (pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}).set_index("a"), "the index is left out: a"),
+    ],
+)
+def test_what_was_changed_on_the_way_is_noted(x: Any, note: str) -> None:
+    assert data.as_dataset(x).note.endswith(note)
+    assert bool(note) == bool(data.as_dataset(x).note)
+
+
+DAYS = np.array([[2459000.5], [2459000.6]])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (DAYS, r"whose differences float32 holds; got such as 2459000.5 to 2459000.6.*Subtract an offset first"),
+        (pd.DataFrame({"a": [0.5, 1.5], "t": [1.7e9, 1.7e9 + 60]}), r"got such as 1700000000.0 to 1700000060.0"),
+        (np.array([[1e-60, 2e-60]]), r"that float32 holds, up to 3.4e38 and down to 1.4e-45; got 2e-60"),
+        (-DAYS, "whose differences float32 holds; got such as -2459000.6"),
+        (np.vstack([DAYS, [[np.nan]]]), "whose differences float32 holds; got such as 2459000.5"),
+        (TensorDataset(torch.from_numpy(DAYS)), "whose differences float32 holds; got such as 2459000.5"),
+        ([*DAYS], "whose differences float32 holds; got such as 2459000.5"),
+        ([*torch.from_numpy(DAYS)], "whose differences float32 holds; got such as 2459000.5"),
+    ],
+)
+def test_numbers_that_float32_cannot_tell_apart_are_refused(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.as_dataset(x)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        DAYS - 2459000.0,
+        np.array([[2459000.5], [2459000.5]]),  # constant
+        np.array([[1e6 / 3], [1e6 / 3 * (1 + 1e-15)]]),  # constant but for rounding
+        np.array([[1.0, 0.0], [1 - 1e-8, 1e-60]]),  # the ground of a drawn image
+        np.array([[1e5, np.nan], [3e7, np.nan]]),
+    ],
+)
+def test_numbers_that_lose_nothing_to_speak_of_are_taken(x: Any) -> None:
+    torch.testing.assert_close(data.as_dataset(x).images, torch.from_numpy(x).float(), equal_nan=True)
+
+
+def _annotated(x: Any, **parts: Any) -> Any:
+    return type("AnnData", (SimpleNamespace,), {"__module__": "anndata._core"})(X=x, var_names=["g", "h"], **parts)
+
+
+COUNTS = np.array([[0, 3], [255, 1]], np.uint8)
+TWICE = (np.array([200, 100], np.uint8), ([0, 0], [1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (pd.DataFrame(COUNTS), COUNTS),
+        (scipy.sparse.csr_matrix(COUNTS), COUNTS),
+        (_annotated(COUNTS), COUNTS),
+        (scipy.sparse.coo_matrix(TWICE, shape=(1, 2)), [[0, 300]]),
+        (type("Mine", (pd.DataFrame,), {"__module__": "mine"})(COUNTS), COUNTS),
+        (type("View", (np.ndarray,), {"__module__": "anndata._core"})((2, 2), np.int16, COUNTS.astype("i2")), COUNTS),
+        (type("View", (scipy.sparse.csr_matrix,), {"__module__": "anndata._core"})(COUNTS), COUNTS),
+    ],
+)
+def test_tables_and_matrices_hold_numbers_and_not_pixels(x: Any, expected: Any) -> None:
+    assert values(x) == np.asarray(expected).tolist()
+
+
+def test_what_annotated_data_hold_besides_is_noted() -> None:
+    x = _annotated(np.eye(2), layers={"counts": 0}, obs=pd.DataFrame({"batch": [0]}), obsm={})
+    note = "X of AnnData; its layers are left out: counts; its obs are left out: batch"
+    assert data.as_dataset(x).note == note
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        (np.array([0, 2, 1], np.uint8), [0, 2, 1]),
+        (pd.Series([0, 2, 1]), [0, 2, 1]),
+        (pd.Series(pd.Categorical(["a", "c", "b"])), [0, 2, 1]),
+        (pd.MultiIndex.from_tuples([(0, 1), (2, 3), (4, 5)]), [[0, 1], [2, 3], [4, 5]]),
+        (pd.Series([0.0, 2.0, 1.0]), [0.0, 2.0, 1.0]),
+        (pd.Series([True, False, True]), [1.0, 0.0, 1.0]),
+    ],
+)
+def test_whole_numbers_beside_the_data_stay_whole(context: Any, expected: list[Any]) -> None:
+    (found,) = data.as_dataset(torch.zeros(3, 2)).conditioned_on(context).context
+    assert found.tolist() == expected
+    assert found.dtype == (torch.float32 if isinstance(expected[0], float) else torch.int64)
+
+
+def test_what_was_changed_of_a_context_is_noted() -> None:
+    dataset = data.as_dataset(torch.zeros(2, 2)).conditioned_on(pd.Series(pd.Categorical(["b", "a"]), name="kind"))
+    assert dataset.note == "context: codes in place of categories: kind"
+
+
+def test_colored_images_of_a_set_have_their_channels_first() -> None:
+    image = Image.new("RGB", (5, 4), (255, 0, 51))
+    for source in ([image, image], Items((image, 0), (image, 1))):
+        dataset = data.as_dataset(source)
+        assert dataset.event_shape == (3, 4, 5)
+        assert dataset.images[0, :, 0, 0].tolist() == [255, 0, 51]
+
+
+@pytest.mark.parametrize(
+    ("context", "error", "message"),
+    [
+        (TensorDataset(torch.zeros(3, 2), torch.arange(3)), ValueError, "expected one array; got a TensorDataset of"),
+        (data.as_dataset(torch.zeros(3, 2)), TypeError, r"expected context tensors.*; got a Dataset. Pass its tensor"),
+    ],
+)
+def test_a_context_that_is_more_than_one_is_refused(context: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        data.as_dataset(torch.zeros(3, 2)).conditioned_on(context)
+
+
+def test_classes_of_tensors_are_left_behind() -> None:
+    class Mine(torch.Tensor): ...
+
+    assert type(data.as_dataset(torch.ones(2, 2).as_subclass(Mine)).images) is torch.Tensor
+
+
+class Unsized(Items):
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+
+FIELDS = [("a", int), ("b", float)]
+SMALL: torch.dtype = getattr(torch, "uint4")  # noqa: B009 (unknown to mypy)
+CUT = io.BytesIO()
+Image.effect_noise((64, 64), 9).save(CUT, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: np.ma.array([(1, 2.0)], dtype=FIELDS, mask=True),
+            TypeError,
+            "real numbers; got a masked array of",
+        ),
+        (lambda: pd.array([1, None], dtype="Int64"), TypeError, "a table or a set of torch; got IntegerArray"),
+        (lambda: pd.DataFrame({"a": [1]}).groupby("a"), TypeError, "a set of torch; got DataFrameGroupBy"),
+        (lambda: pd.DataFrame({"a": ["10", "9"]}), TypeError, r"pandas.to_numeric does, or of words .*astype"),
+        (lambda: torch.ones(2, 2, dtype=torch.uint8).view(SMALL), TypeError, r"of torch.uint4. Unpack it"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8), TypeError, r"Give x.dequantize"),
+        (lambda: [Image.new("P", (4, 4))] * 2, TypeError, r"got one of mode 'P'. Give image.convert\('RGB'\)"),
+        (lambda: Items(*[Image.new("CMYK", (4, 4))] * 2), TypeError, r"got one of mode 'CMYK'"),
+        (lambda: Items((Image.new("P", (4, 4)), 0)), TypeError, r"of mode 'P'.*It was the datum 0, a tuple"),
+        (lambda: Items(Image.open(io.BytesIO(CUT.getvalue()[:900]))), ValueError, "got OSError .* at 0. Mend its"),
+        (lambda: Items(()), TypeError, "with a label at most; got an empty tuple at 0. Give the values first"),
+        (lambda: Items(np.ones(2), np.ones(3)), TypeError, r"rows of one shape; got \(2,\) and \(3,\)"),
+        (lambda: Unsized(1), TypeError, "expected a set with a length; got the stream Unsized"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_is_no_data_is_refused_in_our_words(make: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        data.as_dataset(make())
+
+
+def _tiff(bits: tuple[int, ...], body: bytes, *tags: tuple[int, int, int, int], photometric: int = 1) -> bytes:
+    """A TIFF of one row of two grays, or of one pixel of several channels, as no writer at hand makes it."""
+    samples = len(bits)
+    own = [(256, 4, 1, 3 - min(samples, 2)), (257, 4, 1, 1), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    own += [(277, 3, 1, samples), (278, 4, 1, 1), (279, 4, 1, len(body)), (284, 3, 1, 1), *tags]
+    start = 8 + 2 + 12 * (len(own) + 2) + 4
+    own += [(258, 3, samples, bits[0] if samples == 1 else start)]
+    depths = struct.pack(f"<{samples}H", *bits) if samples > 1 else b""
+    own += [(273, 4, 1, start + len(depths))]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(own))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(own)) + entries + bytes(4) + depths + body
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_tiff((12,), b"\xff\xf0\x00"), "expected grays of 16 bits with black as 0; got 12 bits. Convert it"),
+        (_tiff((16,), bytes(4), photometric=0), "expected grays of 16 bits with black as 0; got white as 0"),
+        (_tiff((8,), bytes(2), (339, 3, 1, 2)), "expected grays from 0; got signed ones"),
+        (_tiff((8,) * 4, bytes(4), (338, 3, 1, 0), photometric=2), "expected 3 channels of RGB; got 4. Pass an array"),
+        (_tiff((8,) * 5, bytes(5), (338, 3, 2, 0), photometric=2), "expected 3 channels of RGB; got 5"),
+    ],
+)
+def test_what_would_be_cut_or_misread_of_a_tiff_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        data.files.read(tmp_path)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_grays_of_eight_bits_are_read_whichever_end_is_black(tmp_path: Path, photometric: int) -> None:
+    (tmp_path / "a.tif").write_bytes(_tiff((8,), b"\x00\xff", photometric=photometric))
+    assert data.files.read(tmp_path).tensor().flatten().tolist() == [1 - photometric, photometric]
+
+
+TURNS: list[Image.Transpose | None] = [
+    None,
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp"])
+def test_every_orientation_is_turned_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.fromarray(np.arange(15, dtype=np.uint8).reshape(3, 5) * 17)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    turned: dict[str, Any] = {"tiffinfo": exif} if suffix == "tif" else {"exif": exif, "lossless": True}
+    try:
+        image.save(tmp_path / f"a.{suffix}", **turned)
+    except (OSError, KeyError):
+        pytest.skip(f"PIL cannot write {suffix}")
+    turn = TURNS[orientation - 1]
+    upright = np.asarray(image if turn is None else image.transpose(turn))
+    assert data.files.read(tmp_path).images[0, 0].tolist() == upright.tolist()
+
+
+@pytest.mark.parametrize(
+    ("head", "grays"),
+    [(b"P5\n2 1\n65535\n", [256, 65535]), (b"P5\n2 1\n1000\n", [1000, 1]), (b"P5\n2 1\n300\n", [0, 300])],
+)
+def test_deep_grays_of_netpbm_are_read_at_their_scale(tmp_path: Path, head: bytes, grays: list[int]) -> None:
+    (tmp_path / "a.pgm").write_bytes(head + struct.pack(">2H", *grays))
+    expected = torch.tensor(grays) / int(head.split()[-1])
+    torch.testing.assert_close(data.files.read(tmp_path).tensor().flatten(), expected, rtol=0, atol=1e-5)
+
+
+def test_transparency_of_deep_grays_is_noted(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.array([[1, 65535]], np.uint16), transparency=1)
+    picture(tmp_path / "b.png", np.array([[2, 65535]], np.uint16), transparency=1)
+    assert data.files.read(tmp_path).note == "transparency of 1 images is left out"
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for i in range(12):
+        picture(tmp_path / "whole" / str(i) / "a.png", i)
+        picture(tmp_path / "split" / "train" / str(i) / "a.png", i)
+    picture(tmp_path / "split" / "test" / "11" / "a.png", 11)
+    for part in (data.files.read(tmp_path / "whole"), *data.files.read_splits(tmp_path / "split")):
+        if part is not None:
+            assert part.labels is not None
+            assert part.labels.tolist() == part.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "names", [("set/train/a/1.png", "set/test/a/1.png"), ("a/train/1.png", "b/train/1.png", "a/val/1.png")]
+)
+def test_parts_that_are_not_at_the_top_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    _images(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"expected the parts of a set at its top; got .* and .*, which would be one"):
+        data.load(tmp_path)
+
+
+def test_folders_within_classes_and_files_that_pil_only_names_are_noted(tmp_path: Path) -> None:
+    _images(tmp_path, "a/x/1.png", "a/train/1.png", "b/1.png")
+    (tmp_path / "a" / "table.h5").touch()
+    assert data.files.read(tmp_path).note == "left out 1 other files: table.h5; no classes of their own: a/train, a/x"
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _images(tmp_path, "a/1.png", "b/1.png")
+    scan = os.scandir
+
+    def forbid(path: Any) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        data.files.read(tmp_path)
+
+
+def _write_two(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones((3, 2)))
+        np.save(file, np.zeros((3, 2)))
+
+
+def _write_sparse(path: Path, kind: str) -> None:
+    scipy.sparse.save_npz(path, scipy.sparse.csr_matrix(np.eye(4)).asformat(kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npy", _write_two, "expected one array; got something after it. Save each array as a file"),
+        ("a.npz", lambda path: _write_sparse(path, "bsr"), "got a sparse matrix of scipy. Pass scipy.sparse.load_npz"),
+        ("a.npz", lambda path: _write_sparse(path, "dia"), "got a sparse matrix of scipy. Pass scipy.sparse.load_npz"),
+    ],
+)
+def test_arrays_of_which_a_part_would_be_read_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path], None], message: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        data.files.read(tmp_path / name)
+
+
+def test_suffixes_of_arrays_may_be_in_capitals(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    assert len(data.files.read((tmp_path / "a.npy").rename(tmp_path / "A.NPY"))) == 3

@@ -62,7 +62,8 @@ def load(
             28x28 file is another rendering), ``svhn``, ``cifar10``, or ``digits`` (8x8, comes with scikit-learn);
             or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
-            or a folder of images of one size, whose subfolders, if any, are the classes. Subfolders ``train``
+            or a folder of images of one size, whose subfolders, if any, are the classes, numbered from 0 in the order
+            of their names, by size where all are numbers. Hidden ones are passed over. Subfolders ``train``
             (``training``), ``valid`` (``val``, ``validation``) and ``test`` (``testing``) are the parts.
         root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
             else the user's cache folder. A named set that is not there is downloaded into it.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checks
-from pyro_vae.data.arrays import beside, numbers
+from pyro_vae.data.arrays import joined
+from pyro_vae.data.containers import beside, numbers
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
@@ -33,6 +34,8 @@ class Dataset:
             (``"dynamic"``), or ``"none"``.
         context: Tensors (N, ...) that every batch carries beside x.
         columns: Names of the columns of a table.
+        categories: Of each column those that its codes 0, 1, ... stand for, none of a column of numbers; or () where
+            there are none at all.
         note: What was left out or changed on the way from its source.
 
     Raises:
@@ -55,6 +58,7 @@ class Dataset:
     binarization: Binarize = "none"
     context: tuple[Tensor, ...] = ()
     columns: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class Dataset:
             raise ValueError(
                 f"{subject}: expected finite values, or NaN for missing ones; got infinity. Replace it by NaN."
             )
+        _check_names(subject, self)
         if self.labels is not None:
             _check_labels(subject, self.labels)
         for kind, rows in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
@@ -157,6 +162,8 @@ class Dataset:
             IndexError: an index outside of the set.
         """
         try:
+            if np.ma.is_masked(index):
+                raise TypeError("a mask, which a tensor would lose")
             index = torch.as_tensor(index if isinstance(index, Tensor) else np.array(index), device=self.device)
         except (TypeError, ValueError) as error:
             raise TypeError(
@@ -182,10 +189,18 @@ class Dataset:
         """The same data, of which each batch also carries these (N, ...), after those it carries already.
 
         Args:
-            context: tensors, arrays or tables. Whole numbers, such as classes, stay; all others become float32.
+            context: tensors, arrays or tables. Whole numbers, such as classes, become int64; all others float32.
         """
-        tensors = (beside(f"Dataset {self.name!r}, context", each).to(self.device) for each in context)
-        return replace(self, context=(*self.context, *tensors))
+        for each in context:
+            if isinstance(each, Dataset):
+                raise TypeError(
+                    f"Dataset {self.name!r}: expected context tensors, arrays or tables; got a Dataset. Pass its "
+                    "tensor() or its labels."
+                )
+        found = [beside(f"Dataset {self.name!r}, context", each) for each in context]
+        notes = [f"context: {note}" for _, note in found if note]
+        tensors = (tensor.to(self.device) for tensor, _ in found)
+        return replace(self, context=(*self.context, *tensors), note=joined(self.note, *notes))
 
     def batch(self, index: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """The data of an index: ``(x, *context)``.
@@ -288,13 +303,14 @@ class Dataset:
 def as_dataset(x: Any, name: str = "array") -> Dataset:
     """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
 
-    uint8 values are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are bits. All other numbers
-    become float32 as they are, so that counts and reals keep their values, and so does their shape (N, ...). What is
-    masked or missing becomes NaN, categories their codes. Float32 and uint8 values are not copied.
+    uint8 values of tensors and arrays are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are
+    bits. All other numbers, and those of tables and sparse matrices, become float32 as they are, so that counts and
+    reals keep their values, and so does their shape (N, ...). What is masked or missing becomes NaN, categories their
+    codes. Float32 and uint8 values are not copied.
 
     Args:
         x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
-            Dataset or DataLoader of torch, whose second parts are labels where they are whole numbers.
+            Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
         name: What errors, histories and plots call the set.
 
     Raises:
@@ -323,7 +339,9 @@ def as_dataset(x: Any, name: str = "array") -> Dataset:
     if values.dtype in (torch.bool, torch.uint8):
         levels = 1 if values.dtype == torch.bool or values.numel() == 0 or int(values.max()) <= 1 else 255
     stored = values.to(torch.float32 if levels is None else torch.uint8)
-    return Dataset(name, stored, found.labels, levels, columns=found.columns, note=found.note)
+    return Dataset(
+        name, stored, found.labels, levels, columns=found.columns, categories=found.categories, note=found.note
+    )
 
 
 def unknown(subject: str, name: str, choices: Sequence[str]) -> str:
@@ -361,6 +379,14 @@ def _bits(grays: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(grays.shape, generator=generator, device=generator.device).to(grays.device) < grays
 
 
+def _check_names(subject: str, dataset: Dataset) -> None:
+    for kind, names in (("columns", dataset.columns), ("categories", dataset.categories)):
+        if names and len(names) != dataset.images.shape[-1]:
+            raise ValueError(
+                f"{subject}: expected {kind} of each of {dataset.images.shape[-1]}; got {len(names)}. Give all or none."
+            )
+
+
 def _check_labels(subject: str, labels: Tensor) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(
@@ -381,6 +407,11 @@ def _check_labels(subject: str, labels: Tensor) -> None:
 
 def _check_unit(dataset: Dataset) -> None:
     images = dataset.images
+    if bool(images.isnan().any()):
+        raise ValueError(
+            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got NaN, for missing ones. Fill them "
+            'in, or use binarize="none".'
+        )
     if dataset.levels is None and not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError(
             f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got {images.min().item():.4g} to "

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data.alike import check_alike
 from pyro_vae.evaluation import Estimate, elbo_terms, log_marginal_likelihood
 from pyro_vae.evaluation.results import Result, rounded, table
 from pyro_vae.lab.references import Estimators, named_estimators
@@ -126,6 +127,7 @@ def race(
             f"{num_points}. Give a longer race or fewer points."
         )
     train, validation = as_dataset(train), as_dataset(validation)
+    check_alike("race", train, validation)
     device = train.device
     held_out = next(validation.batches(len(validation), generator=torch.Generator(device).manual_seed(seed)))
     named = named_estimators("race", estimators)

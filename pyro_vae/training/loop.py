@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data.alike import check_alike
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
@@ -125,7 +126,7 @@ def fit(
     """
     _check_program(program)
     train = _data_for(program, "training", train)
-    validation = None if validation is None else _data_for(program, "validation", validation)
+    validation = None if validation is None else _data_for(program, "validation", validation, like=train)
     loss = ELBO() if loss is None else loss
     saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
@@ -255,9 +256,15 @@ def _check_settings(
             raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
 
 
-def _data_for(program: Program, name: str, given: Any) -> Dataset:
-    """Data that a program can be trained on; gray images (N, H, W) get the axis of one channel that it asks for."""
+def _data_for(program: Program, name: str, given: Any, like: Dataset | None = None) -> Dataset:
+    """Data that a program can be trained on; gray images (N, H, W) get the axis of one channel that it asks for.
+
+    Raises:
+        TypeError, ValueError: other data, or validation data that are not like the training data.
+    """
     dataset = as_dataset(given)
+    if like is not None:
+        check_alike("fit", like, dataset)
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         dataset = replace(dataset, images=dataset.images.unsqueeze(1))
