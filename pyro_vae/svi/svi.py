@@ -291,7 +291,7 @@ class SVI:
         """Copies of running means and the like, which a step whose loss is not finite would spoil."""
         gradient = self.loss.gradient.buffers() if isinstance(self.loss, Estimator) else []
         held = (*self.parameters.buffers(), *gradient)
-        return [(buffer, buffer.clone()) for buffer in held if buffer.is_floating_point()]
+        return [(buffer, buffer.clone()) for buffer in held]
 
     @staticmethod
     @torch.no_grad()

@@ -35,6 +35,7 @@ def identity(run: Run) -> dict[str, Any]:
                 "class": type(program).__qualname__,
                 "modules": {
                     name: {
+                        "classes": {n: type(each).__qualname__ for n, each in module.named_modules()},
                         "settings": settings_of(module),
                         "tensors": {n: list(t.shape) for n, t in tensors_of(module)},
                     }
