@@ -58,6 +58,25 @@ def test_a_graph_is_recorded_and_compiled() -> None:
     assert internals.compile_graph(graph, [x])(x)[0].tolist() == [0, 2, 4]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_is_out_of_memory_knows_torchs_words(error: Exception) -> None:
+    assert internals.is_out_of_memory(error)
+    assert not internals.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_is_out_of_memory_knows_what_torch_raises() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert internals.is_out_of_memory(caught.value)
+
+
 def test_products_by_onednn() -> None:
     x, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     torch.testing.assert_close(internals.linear_by_onednn(x, weight, bias), x @ weight.T + bias)

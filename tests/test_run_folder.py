@@ -566,7 +566,7 @@ import pyro_vae
 from pyro_vae import evaluation
 
 for folder in sorted(Path(sys.argv[1]).iterdir()):
-    saved = safetensors.torch.load_file(folder / "expected.tensors")
+    saved = {n: t.clone() for n, t in safetensors.torch.load_file(folder / "expected.tensors").items()}  # aligned
     program = pyro_vae.load(folder)
     torch.manual_seed(1)
     terms = evaluation.elbo_terms(program, *(saved[f"argument {i}"] for i in range(len(saved) - 2)))

@@ -52,6 +52,8 @@ def identity(run: Run) -> dict[str, Any]:
             "patience": run.stopping and run.stopping.patience,
             "max_grad_norm": run.svi.max_grad_norm,
             "ema_decay": run.svi.ema_decay,
+            "accumulate": run.accumulate,
+            "nonfinite": run.nonfinite,
             "precision": run.svi.precision,
             "compile": run.svi.compiler.mode,
         },
