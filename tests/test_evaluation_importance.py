@@ -167,6 +167,9 @@ def test_the_warning_names_the_data() -> None:
     with pytest.warns(UserWarning, match=r"got more for 1 of 3 data: 1\. Their values"):
         result = log_marginal_likelihood(program, x, num_particles=2000, batch_size=3, progress=False)
     assert result.unreliable == [1]
+    twelve = NormalNormal(torch.full((12,), 5.0), torch.full((12,), 0.3))
+    with pytest.warns(UserWarning, match=r"for 12 of 12 data: 0, [\d, ]* 9 and 2 more\. Their values"):
+        log_marginal_likelihood(twelve, torch.zeros(12).double(), num_particles=2000, batch_size=12, progress=False)
 
 
 @pytest.mark.parametrize("num_particles", [30, 100, 1000])

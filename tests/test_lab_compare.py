@@ -23,6 +23,7 @@ from pyro_vae import elbo
 from pyro_vae.elbo import ELBO, IWELBO, OVIS, VIMCO, Score
 from pyro_vae.lab import Comparison, Row, compare
 from pyro_vae.lab.moments import Moments
+from pyro_vae.lab.references import named_estimators
 
 ONE = torch.ones(1, dtype=torch.float64)
 
@@ -511,6 +512,22 @@ def test_table_and_files() -> None:
     assert [line["snr"] for line in decoded["rows"]] == [row.snr for row in found.rows]
     assert decoded["references"] == found.references
     assert decoded["num_data"] == 1
+
+
+def test_family_tells_mappings_from_sites_apart() -> None:
+    mappings: list[dict[str, Any]] = [
+        {"k": "enumerate", "z": "pathwise"},
+        {"k": "score", "z": "pathwise"},
+        {"k": Score("running_mean"), "z": "pathwise"},
+        {"k": "score", "z": "score"},
+    ]
+    named = named_estimators("compare", [ELBO(gradient=mapping) for mapping in mappings])
+    assert list(named) == [
+        "ELBO k:enumerate z:pathwise, K=1",
+        "ELBO k:score z:pathwise, K=1",
+        "ELBO k:score(baseline=running_mean) z:pathwise, K=1",
+        "ELBO k,z:score, K=1",
+    ]
 
 
 def test_figures() -> None:

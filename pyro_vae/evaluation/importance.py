@@ -268,7 +268,7 @@ def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tenso
 def _warn(result: LogMarginalLikelihood) -> None:
     bad = result.unreliable
     if bad:
-        listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        listed = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         warnings.warn(
             f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
             f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "

@@ -66,6 +66,11 @@ class ProgramModule(nn.Module):
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checks.named(cls.__name__, cls.__init__)  # type: ignore[method-assign]
+
     def __setattr__(self, name: str, value: Any) -> None:
         part = getattr(type(self), name, None)
         if isinstance(part, property) and part.fset is None:
