@@ -217,7 +217,10 @@ def _check_settings(
 
 
 def _for_likelihood(dataset: Dataset, program: Program) -> Dataset:
-    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for."""
+    """Gray images (N, H, W) with the axis of one channel that a likelihood of images (1, H, W) asks for.
+
+    Shapes: N data, H rows, W columns.
+    """
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         return replace(dataset, images=dataset.images.unsqueeze(1))
