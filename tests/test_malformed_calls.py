@@ -82,7 +82,7 @@ def run(function: Callable[..., Any], given_arguments: dict[str, Any]) -> Any:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", NAMES)
-def test_the_call_that_malformed_ones_start_from_is_right(name: str) -> None:
+def test_calls_that_malformed_ones_start_from_are_right(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run(*calls.CALLS[name]())
@@ -102,7 +102,7 @@ def changes_of(name: str, names: list[str], most: int) -> Iterator[dict[str, str
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", NAMES)
-def test_malformed_calls_are_refused_in_our_words(name: str) -> None:
+def test_calls_that_are_malformed_are_refused_in_our_words(name: str) -> None:
     for changes in changes_of(name, sorted(calls.CALLS[name]()[1]), 30 if HEAVY.match(name) else 100):
         function, arguments = calls.CALLS[name]()
         for argument, kind in changes.items():
