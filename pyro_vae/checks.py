@@ -144,11 +144,11 @@ def instance(subject: str, name: str, value: Any, kind: type | tuple[type, ...],
     Example:
         >>> instance("VAE.sample", "name", 3, str, "Give a word.")
         Traceback (most recent call last):
-        TypeError: VAE.sample: expected name a str; got 3. Give a word.
+        TypeError: VAE.sample: expected name to be a str; got 3. Give a word.
     """
     if not isinstance(value, kind):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise TypeError(f"{subject}: expected {name} a {kinds}; got {_shown(value)}. {remedy}")
+        raise TypeError(f"{subject}: expected {name} to be a {kinds}; got {_shown(value)}. {remedy}")
     return value
 
 

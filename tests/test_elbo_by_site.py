@@ -635,7 +635,9 @@ def test_BySite_baseline_serves_one_site_and_a_site_has_a_name() -> None:
     shared = Score("running_mean")
     with pytest.raises(ValueError, match=r"^gradient: expected a baseline of its own at site 'k'; got one that serves"):
         BySite({"c": shared, "k": shared})
-    with pytest.raises(TypeError, match=r"^gradient: expected every site a str; got 1\. Give a mapping from names"):
+    with pytest.raises(
+        TypeError, match=r"^gradient: expected every site to be a str; got 1\. Give a mapping from names"
+    ):
         BySite({1: "score"})  # type: ignore[dict-item]
 
 

@@ -283,7 +283,7 @@ def test_Estimator_asks_for_programs_that_can_be_called() -> None:
             estimator.differentiable_loss(program.model, None, X)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^log_weights: expected guide a Pyro program; got str\."):
         log_weights(program.model, "guide", X, num_particles=2)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^BySite: expected gradients a Mapping; got 'score'\."):
+    with pytest.raises(TypeError, match=r"^BySite: expected gradients to be a Mapping; got 'score'\."):
         elbo.BySite("score")  # type: ignore[arg-type]
 
 

@@ -57,7 +57,7 @@ def test_MissingAtRandom_declares_missing_values_which_are_refused_otherwise() -
     likelihoods.MissingAtRandom(likelihood).check_data(x)
     with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
         likelihoods.MissingAtRandom(likelihood).check_data(torch.tensor([[torch.inf, torch.nan]]))
-    with pytest.raises(TypeError, match=r"MissingAtRandom: expected likelihood a Likelihood; got type"):
+    with pytest.raises(TypeError, match=r"MissingAtRandom: expected likelihood to be a Likelihood; got type"):
         likelihoods.MissingAtRandom(likelihoods.Normal)  # type: ignore[arg-type]
 
 

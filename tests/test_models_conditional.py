@@ -232,17 +232,17 @@ def parts() -> dict[str, Any]:
         (
             {"prior": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected prior a Prior; got MLP. Build it from pyro_vae.priors.",
+            "ConditionalVAE: expected prior to be a Prior; got MLP. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected likelihood a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
+            "ConditionalVAE: expected likelihood to be a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
         ),
         (
             {"posterior": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected posterior a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "ConditionalVAE: expected posterior to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             {"likelihood": Bernoulli(MLP(2, []), IMAGE)},

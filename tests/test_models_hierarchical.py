@@ -419,22 +419,22 @@ class Other(Conditional):
         (
             {"prior": DiagonalNormal(MLP(4, []), 4)},
             TypeError,
-            "HierarchicalVAE: expected prior a Prior; got DiagonalNormal. Build it from pyro_vae.priors.",
+            "HierarchicalVAE: expected prior to be a Prior; got DiagonalNormal. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": MLP(4, [])},
             TypeError,
-            "HierarchicalVAE: expected likelihood a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
+            "HierarchicalVAE: expected likelihood to be a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
         ),
         (
             {"conditionals": [MLP(4, [])]},
             TypeError,
-            "HierarchicalVAE: expected p(z1|z2) a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "HierarchicalVAE: expected p(z1|z2) to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             {"posteriors": [DiagonalNormal(MLP(IMAGE, []), 3), MLP(3, [])]},
             TypeError,
-            "HierarchicalVAE: expected the posterior of z2 a Conditional; got MLP. Build it from pyro_vae.cond",
+            "HierarchicalVAE: expected the posterior of z2 to be a Conditional; got MLP. Build it from pyro_vae.cond",
         ),
         (
             {"likelihood": Bernoulli(MLP(5, []), IMAGE)},
@@ -503,7 +503,7 @@ def test_TopDownGuide_refuses_other_densities_than_normals() -> None:
         ({"conditionals": [other]}, "p(z1|z2)"),
         ({"posteriors": [other, other]}, "the posterior of z1"),
     ):
-        with pytest.raises(TypeError, match=re.escape(f"expected {name} a DiagonalNormal; got Other.")):
+        with pytest.raises(TypeError, match=re.escape(f"expected {name} to be a DiagonalNormal; got Other.")):
             HierarchicalVAE(**parts() | changes, inference="top-down")
 
 

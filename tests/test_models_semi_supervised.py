@@ -345,12 +345,12 @@ def parts() -> dict[str, Any]:
         (
             {"classifier": MLP(4, [])},
             TypeError,
-            "SemiSupervisedVAE: expected classifier a OneHotCategorical; got MLP. Build it from pyro_vae.conditionals.",
+            "SemiSupervisedVAE: expected classifier to be a OneHotCategorical; got MLP. Build it from pyro_vae.cond",
         ),
         (
             {"prior": MLP(4, [])},
             TypeError,
-            "SemiSupervisedVAE: expected prior a Prior; got MLP. Build it from pyro_vae.priors.",
+            "SemiSupervisedVAE: expected prior to be a Prior; got MLP. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": Bernoulli(MLP(2, []), 4)},

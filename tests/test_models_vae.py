@@ -337,7 +337,7 @@ class NoBody(nn.Module):
                 likelihoods.Bernoulli(nets.MLP(2, []), IMAGE),  # type: ignore[arg-type]
             ),
             TypeError,
-            "VAE: expected likelihood a Likelihood; got DiagonalNormal. Build it from pyro_vae.likelihoods.",
+            "VAE: expected likelihood to be a Likelihood; got DiagonalNormal. Build it from pyro_vae.likelihoods.",
         ),
         (
             lambda: VAE(
@@ -346,7 +346,7 @@ class NoBody(nn.Module):
                 conditionals.DiagonalNormal(nets.MLP(IMAGE, []), 2),
             ),
             TypeError,
-            "VAE: expected prior a Prior; got Normal. Build it from pyro_vae.priors.",
+            "VAE: expected prior to be a Prior; got Normal. Build it from pyro_vae.priors.",
         ),
         (
             lambda: VAE(
@@ -355,12 +355,12 @@ class NoBody(nn.Module):
                 nets.MLP(IMAGE, []),  # type: ignore[arg-type]
             ),
             TypeError,
-            "VAE: expected posterior a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "VAE: expected posterior to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             lambda: likelihoods.Bernoulli(nn.Linear(2, 6), IMAGE),  # type: ignore[arg-type]
             TypeError,
-            "Bernoulli: expected body a Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
+            "Bernoulli: expected body to be a Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
         ),
         (
             lambda: small_vae().guide(),

@@ -240,7 +240,7 @@ def test_Standardize_gives_a_constant_column_deviation_1_at_every_precision() ->
     assert nets.Standardize.of(x).deviation[1].item() == 1
     whole = nets.Standardize.of(torch.tensor([[1, 10], [2, 11], [2, 11]]))
     torch.testing.assert_close(whole.mean, torch.tensor([5 / 3, 32 / 3]))
-    with pytest.raises(TypeError, match=r"Standardize.of: expected x a Tensor; got"):
+    with pytest.raises(TypeError, match=r"Standardize.of: expected x to be a Tensor; got"):
         nets.Standardize.of([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Standardize.of: expected finite data.*got \(1, 1\) with infinite values"):
         nets.Standardize.of(torch.tensor([[math.inf]]))

@@ -195,7 +195,8 @@ def check_part(subject: str, role: str, part: object, kind: type, module: str) -
     """Raises for a part that is not what its place asks for."""
     if not isinstance(part, kind):
         raise TypeError(
-            f"{subject}: expected {role} a {kind.__name__}; got {type(part).__name__}. Build it from pyro_vae.{module}."
+            f"{subject}: expected {role} to be a {kind.__name__}; got {type(part).__name__}. "
+            f"Build it from pyro_vae.{module}."
         )
 
 
