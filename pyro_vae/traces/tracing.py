@@ -1,4 +1,7 @@
-"""One run of guide and model: the traces that every estimator reads its log-densities from."""
+"""One run of guide and model: the traces that every estimator reads its log-densities from.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 
