@@ -426,7 +426,7 @@ def test_binarize_threshold_is_half_the_scale() -> None:
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold"])
 @pytest.mark.parametrize(("value", "remedy"), [(-0.01, "Scale"), (1.01, "Scale"), (float("nan"), "Fill")])
-def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float, remedy: str) -> None:
+def test_binarize_refuses_values_outside_the_unit_interval(mode: data.Binarize, value: float, remedy: str) -> None:
     with pytest.raises(ValueError, match=rf"'array': expected values in \[0, 1\] to binarize; got .* {remedy} them"):
         data.load(torch.full((9, 2), value), binarize=mode)
 

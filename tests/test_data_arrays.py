@@ -479,7 +479,7 @@ MASKED = np.ma.array([1, 2], mask=[False, True])
 
 
 @pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5], MASKED])
-def test_what_is_no_index_is_refused(index: Any) -> None:
+def test_Dataset_subset_refuses_what_is_no_index(index: Any) -> None:
     with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
         data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index)
 

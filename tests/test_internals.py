@@ -77,7 +77,7 @@ def test_is_out_of_memory_knows_what_torch_raises() -> None:
     assert internals.is_out_of_memory(caught.value)
 
 
-def test_products_by_onednn() -> None:
+def test_linear_by_onednn_is_a_product() -> None:
     x, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     torch.testing.assert_close(internals.linear_by_onednn(x, weight, bias), x @ weight.T + bias)
 

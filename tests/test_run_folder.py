@@ -177,12 +177,12 @@ def test_load_reads_the_last_checkpoint_of_a_run_under_way(tmp_path: Path) -> No
 # Going on
 
 
-def test_a_run_goes_on_beyond_its_end(tmp_path: Path) -> None:
+def test_resume_goes_on_beyond_the_end(tmp_path: Path) -> None:
     train(tmp_path, epochs=2)
     assert equal(weights(train(tmp_path, epochs=5, resume=True)), weights(train(None, epochs=5)))
 
 
-def test_a_finished_run_that_is_resumed_gives_its_weights_and_history(tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_gives_its_weights_and_history(tmp_path: Path) -> None:
     first = train(tmp_path, ema_decay=0.9)
     program = vae()
     history = fit(
@@ -192,13 +192,13 @@ def test_a_finished_run_that_is_resumed_gives_its_weights_and_history(tmp_path: 
     assert equal(weights(program), weights(first))
 
 
-def test_a_run_that_ended_amid_an_epoch_is_not_prolonged(tmp_path: Path) -> None:
+def test_resume_does_not_prolong_a_run_that_ended_amid_an_epoch(tmp_path: Path) -> None:
     train(tmp_path, epochs=None, steps=7)
     with pytest.raises(ValueError, match=r"expected a run that ended with a whole epoch.* 2 steps into an epoch of 5"):
         train(tmp_path, epochs=None, steps=20, resume=True)
 
 
-def test_fewer_steps_than_were_taken_are_refused(tmp_path: Path) -> None:
+def test_resume_refuses_fewer_steps_than_were_taken(tmp_path: Path) -> None:
     train(tmp_path, epochs=3)
     with pytest.raises(ValueError, match="at least the 15 steps that were taken; got 10"):
         train(tmp_path, epochs=2, resume=True)
@@ -278,13 +278,13 @@ def test_resume_weights_takes_what_fits_in_words(tmp_path: Path) -> None:
     assert first is not None
 
 
-def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_fit_does_not_overwrite_a_folder_with_a_run(tmp_path: Path) -> None:
     train(tmp_path)
     with pytest.raises(ValueError, match=r"expected a folder without a run.*resume=True"):
         train(tmp_path)
 
 
-def test_a_folder_without_a_run_begins_one(tmp_path: Path) -> None:
+def test_resume_in_a_folder_without_a_run_begins_one(tmp_path: Path) -> None:
     assert equal(weights(train(tmp_path / "new", resume=True)), weights(train(None)))
 
 
@@ -294,7 +294,7 @@ def test_resume_without_a_folder_is_refused(options: dict[str, Any]) -> None:
         train(None, **options)
 
 
-def test_two_runs_cannot_have_one_folder(tmp_path: Path) -> None:
+def test_fit_locks_its_folder(tmp_path: Path) -> None:
     def second(step: int, _: float) -> None:
         if step == 4:
             with (
@@ -306,7 +306,7 @@ def test_two_runs_cannot_have_one_folder(tmp_path: Path) -> None:
     assert equal(weights(train(tmp_path, on_step=second)), weights(train(None)))
 
 
-def test_settings_that_callbacks_change_go_on(tmp_path: Path) -> None:
+def test_resume_keeps_settings_that_callbacks_change(tmp_path: Path) -> None:
     """Numbers of a module and of the loss, buffers, and what is frozen."""
 
     def make() -> VAE:
@@ -362,7 +362,7 @@ print(t.fit(t.vae(), t.bits(), epochs=200_000, batch_size=20, seed=1, progress=F
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status", "words"), [(signal.SIGINT, 0, "interrupted"), (signal.SIGTERM, -15, "")])
-def test_a_signal_ends_the_run_with_a_checkpoint(number: int, status: int, words: str, tmp_path: Path) -> None:
+def test_fit_ends_with_a_checkpoint_on_a_signal(number: int, status: int, words: str, tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent), wait=False, folder=str(tmp_path / "x"))
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -377,7 +377,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(number: int, status: int, words
     assert (tmp_path / "x" / "weights.safetensors").is_file()
 
 
-def test_ctrl_c_ends_at_the_next_step_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_interruption_ends_at_the_next_step_and_the_run_goes_on(tmp_path: Path) -> None:
     def on_step(step: int, _: float) -> None:
         if step == 8:
             signal.raise_signal(signal.SIGINT)
@@ -389,7 +389,7 @@ def test_ctrl_c_ends_at_the_next_step_and_the_run_goes_on(tmp_path: Path) -> Non
     assert equal(weights(train(tmp_path, resume=True)), weights(train(None)))
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
+def test_interruption_is_at_once_when_it_comes_twice(tmp_path: Path) -> None:
     def on_step(step: int, _: float) -> None:
         if step == 8:
             signal.raise_signal(signal.SIGINT)
@@ -400,7 +400,7 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     assert [int(path.stem.split("-")[1]) for path in (tmp_path / "checkpoints").iterdir()] == [6]
 
 
-def test_a_handler_of_the_user_stays(tmp_path: Path) -> None:
+def test_interruption_leaves_handlers_of_the_user(tmp_path: Path) -> None:
     received: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
@@ -439,8 +439,10 @@ def calls_of_a_run() -> int:
     return disk.calls
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
-def test_a_fault_at_any_write_leaves_the_earlier_checkpoint_whole(error: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [pytest.param(errno.ENOSPC, marks=pytest.mark.slow), errno.EROFS, errno.EIO, errno.EACCES]
+)
+def test_checkpoint_before_a_fault_of_any_write_is_whole(error: int, tmp_path: Path) -> None:
     undisturbed = weights(train(None, epochs=1))
     total = calls_of_a_run()
     assert total > 20
@@ -459,7 +461,7 @@ def test_a_fault_at_any_write_leaves_the_earlier_checkpoint_whole(error: int, tm
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path: Path) -> None:
+def test_resume_after_a_full_disk(tmp_path: Path) -> None:
     """RLIMIT_FSIZE in place of a disk that is full: no file can grow beyond it."""
     train(tmp_path, epochs=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -474,7 +476,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(tmp_path: Path) -> None:
     assert equal(weights(train(tmp_path, resume=True)), weights(train(None)))
 
 
-def test_files_deleted_underneath_are_written_again(tmp_path: Path) -> None:
+def test_checkpoints_deleted_underneath_are_written_again(tmp_path: Path) -> None:
     def on_step(step: int, _: float) -> None:
         if step == 4:
             for path in (tmp_path / "checkpoints").iterdir():
@@ -487,7 +489,7 @@ def test_files_deleted_underneath_are_written_again(tmp_path: Path) -> None:
     assert equal(weights(pyro_vae.load(tmp_path)), weights(program))
 
 
-def test_a_damaged_checkpoint_is_passed_over_in_words(tmp_path: Path) -> None:
+def test_resume_passes_over_a_damaged_checkpoint_in_words(tmp_path: Path) -> None:
     broken_off(tmp_path, 13, keep_last=3)
     newest = max((tmp_path / "checkpoints").iterdir())
     content = bytearray(newest.read_bytes())
@@ -715,7 +717,7 @@ class OwnProgram(checkpoint.Recorded, nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
 
 
-def test_a_program_of_the_user_is_kept_and_goes_on(tmp_path: Path) -> None:
+def test_recorded_program_of_the_user_is_kept_and_goes_on(tmp_path: Path) -> None:
     def make() -> OwnProgram:
         torch.manual_seed(0)
         return OwnProgram(6)

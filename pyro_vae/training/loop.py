@@ -260,7 +260,7 @@ def _check_settings(
 
 
 def _data_for(program: Program, name: str, given: Any, like: Dataset | None = None) -> Dataset:
-    """Data that a program can be trained on; gray images (N, H, W) get the axis of one channel that it asks for.
+    """Data that a program can be trained on; gray images get the axis of one channel that it asks for.
 
     Raises:
         TypeError, ValueError: other data, or validation data that are not like the training data.
