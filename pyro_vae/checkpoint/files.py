@@ -25,7 +25,7 @@ from pyro_vae import checks
 
 _METADATA, _CHECKSUM = "pyro_vae", "sha256"
 _FORMAT = 1  # of JSON
-_LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
+LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a saver that was killed
 
 
@@ -208,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
     try:
-        if path.stat().st_size > _LARGEST_TEXT:
+        if path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path.stat().st_size} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
