@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
+from pyro_vae.checkpoint.hub import from_pretrained, push_to_hub
 from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from pyro_vae.svi import SVI
@@ -23,11 +24,13 @@ __all__ = [
     "elbo",
     "evaluation",
     "fit",
+    "from_pretrained",
     "lab",
     "likelihoods",
     "load",
     "nets",
     "priors",
+    "push_to_hub",
     "save",
     "schedules",
 ]

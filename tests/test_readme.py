@@ -12,7 +12,7 @@ import torch
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, REPLACEMENTS, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, REPLACEMENTS, KEEP, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def test_README_parts_are_replaced_by_one_line_each(names: dict[str, Any]) -> No
         else:
             assert part in parts
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
+
+
+def test_README_code_of_keep_and_share_runs(
+    names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vae = names["vae"]
+    exec(KEEP.replace("epochs=20", "epochs=1"), names)
+    assert names["vae"] is not vae
+    assert {path.name for path in (tmp_path / "mnist").iterdir()} == {
+        "program.json",
+        "weights.safetensors",
+        "README.md",
+    }
 
 
 def test_README_code_of_speed_runs(names: dict[str, Any]) -> None:

@@ -8,6 +8,22 @@ from typing import Any
 from torch import nn
 
 _UNITS = {"lr": "", "beta": "", "skipped": "steps", "seconds": "s"}
+# What the Hugging Face hub reads of a card: programs are found by these, also those that are put there by hand.
+_FRONT_MATTER = ["---", "library_name: pyro_vae", "tags:", "- pyro", "- variational-autoencoder", "---", ""]
+_HERE = """Load it, from the folder that this file is in:
+
+```python
+import pyro_vae
+
+program = pyro_vae.load("path/to/this/folder")
+```"""
+_ON_THE_HUB = """Load it:
+
+```python
+import pyro_vae  # pip install 'pyro-vae[hub]'
+
+program = pyro_vae.from_pretrained({repository})
+```"""
 
 
 def card(program: object, figures: Mapping[str, float], about: Mapping[str, Any]) -> str:
@@ -19,7 +35,7 @@ def card(program: object, figures: Mapping[str, float], about: Mapping[str, Any]
         about: further lines, by name: the data it was trained on, versions.
     """
     name = type(program).__name__
-    lines = [f"# {name}", ""]
+    lines = [*_FRONT_MATTER, f"# {name}", ""]
     if isinstance(program, nn.Module):
         count = sum(parameter.numel() for parameter in program.parameters())
         lines += [f"A probabilistic program of pyro_vae with {count:,} parameters.", ""]
@@ -29,12 +45,29 @@ def card(program: object, figures: Mapping[str, float], about: Mapping[str, Any]
         lines += ["| figure | value | unit |", "| --- | ---: | --- |"]
         lines += [f"| {key} | {value:.6g} | {_UNITS.get(key, 'nats per datum')} |" for key, value in figures.items()]
         lines += [""]
-    lines += ["Load it, from the folder that this file is in:", ""]
-    lines += ["```python", "import pyro_vae", "", 'program = pyro_vae.load("path/to/this/folder")', "```", ""]
+    lines += [_HERE, ""]
     lines += [
         "Classes of your own that it is built of are given with `classes=[...]`. Nothing here is code, or runs any."
     ]
     return "\n".join(lines) + "\n"
+
+
+def on_the_hub(text: str, repository: str) -> str:
+    """The card as it is in a repository of the hub: what it says of loading names that repository.
+
+    Args:
+        text: what :func:`card` returned, or a person made of it.
+        repository: the arguments of ``from_pretrained`` that stand for it.
+
+    Example:
+        >>> print(on_the_hub(card(nn.Linear(1, 1), {}, {}), "'ada/digits'").split("```")[1])
+        python
+        import pyro_vae  # pip install 'pyro-vae[hub]'
+        <BLANKLINE>
+        program = pyro_vae.from_pretrained('ada/digits')
+        <BLANKLINE>
+    """
+    return text.replace(_HERE, _ON_THE_HUB.format(repository=repository))
 
 
 def _line(value: Any) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import checks
+from pyro_vae.internals import storage_key
 
 _METADATA, _CHECKSUM = "pyro_vae", "sha256"
 _FORMAT = 1  # of JSON
-_LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
+LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a saver that was killed
 
 
@@ -65,10 +67,10 @@ def write(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
         OSError: the file cannot be written.
         TypeError: metadata that JSON cannot hold.
     """
-    # Cloned, because modules may share tensors, as an encoder and a decoder with one body do, and files may not.
-    copies = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    shared = Counter(storage_key(tensor) for tensor in copies.values())
+    # Modules may share tensors, as an encoder and a decoder with one body do, and files may not.
+    copies = {name: tensor.clone() if shared[storage_key(tensor)] > 1 else tensor for name, tensor in copies.items()}
     texts = {_METADATA: json.dumps(metadata)}
     texts[_CHECKSUM] = _checksum(copies, texts[_METADATA])
     replace(target, safetensors.torch.save(copies, texts))
@@ -208,7 +210,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
     try:
-        if path.stat().st_size > _LARGEST_TEXT:
+        if path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path.stat().st_size} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:

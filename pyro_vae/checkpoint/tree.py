@@ -27,6 +27,7 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "", other: Other | 
         TypeError: something else, where ``other`` is left out.
 
     Example:
+        >>> import torch
         >>> found = {}
         >>> pack({"lr": 0.1, "betas": (0.9, 0.99), "step": torch.tensor(3.0)}, found)
         {'lr': 0.1, 'betas': {'$tuple': [0.9, 0.99]}, 'step': {'$tensor': 'step'}}
