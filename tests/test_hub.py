@@ -435,7 +435,7 @@ def test_a_folder_that_could_not_be_loaded_is_not_sent(hub: Hub, tmp_path: Path)
 def test_malformed_calls_are_refused(hub: Hub) -> None:
     calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
         (pyro_vae.push_to_hub, (3, "ada/digits"), {}, "expected folder_or_program to be a Module"),
-        (pyro_vae.push_to_hub, (a_vae(), 3), {}, "expected repo_id a str"),
+        (pyro_vae.push_to_hub, (a_vae(), 3), {}, "expected repo_id to be a str"),
         (pyro_vae.push_to_hub, (a_vae(), "ada/digits"), {"private": 1}, "expected private True or False"),
         (pyro_vae.push_to_hub, (a_vae(), "ada/digits"), {"token": 1}, "expected token a str"),
         (pyro_vae.from_pretrained, (3,), {}, "expected repo_id_or_folder a str"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -216,3 +218,15 @@ def test_fit_resumes_to_the_last_bit(name: str, compile: bool, every: str, tmp_p
     if name not in ("functions", "functions, Pyro's graph", "batch normalization and dropout"):
         loaded = pyro_vae.load(tmp_path / "run").state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in undisturbed[0].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--compile"]], ids=["eager", "compiled"])
+def test_fit_resumes_after_sigkill_at_random_moments(options: list[str]) -> None:
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "kill.py"
+    runs = "5" if options else "20"
+    done = subprocess.run(
+        [sys.executable, str(benchmark), "--runs", runs, "--seed", "1", *options],
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert f"{runs} bit-equal, 0 different" in done.stdout, done.stdout + done.stderr
