@@ -437,10 +437,10 @@ def test_malformed_calls_are_refused(hub: Hub) -> None:
         (pyro_vae.push_to_hub, (3, "ada/digits"), {}, "expected folder_or_program to be a Module"),
         (pyro_vae.push_to_hub, (a_vae(), 3), {}, "expected repo_id to be a str"),
         (pyro_vae.push_to_hub, (a_vae(), "ada/digits"), {"private": 1}, "expected private True or False"),
-        (pyro_vae.push_to_hub, (a_vae(), "ada/digits"), {"token": 1}, "expected token a str"),
-        (pyro_vae.from_pretrained, (3,), {}, "expected repo_id_or_folder a str"),
-        (pyro_vae.from_pretrained, ("ada/digits",), {"revision": 3}, "expected revision a str"),
-        (pyro_vae.from_pretrained, ("ada/digits",), {"branch": "v1"}, "expected the arguments"),
+        (pyro_vae.push_to_hub, (a_vae(), "ada/digits"), {"token": 1}, "expected token to be a str"),
+        (pyro_vae.from_pretrained, (3,), {}, "expected repo_id_or_folder to be a str"),
+        (pyro_vae.from_pretrained, ("ada/digits",), {"revision": 3}, "expected revision to be a str"),
+        (pyro_vae.from_pretrained, ("ada/digits",), {"branch": "v1"}, "expected arguments of the names"),
     ]
     for function, args, options, message in calls:
         with pytest.raises(TypeError, match=message):
