@@ -85,6 +85,12 @@ def _saved() -> Path:
     return path
 
 
+def _saved_program() -> Path:
+    path = _folder() / "vae"
+    pyro_vae.save(path, _vae())
+    return path
+
+
 LIKELIHOODS: dict[str, dict[str, Any]] = {
     "Bernoulli": {"data_mean": torch.full(_SHAPE, 0.5)},
     "ContinuousBernoulli": {"data_mean": torch.full(_SHAPE, 0.5), "max_logit": 10.0},
@@ -326,8 +332,20 @@ CALLS: dict[str, Callable[[], Call]] = {
             "seed": 0,
             "progress": False,
             "compile": False,
+            "folder": _folder() / "run",
+            "resume": False,
+            "checkpoint_every": "1 epoch",
+            "keep_last": 1,
+            "keep_best": True,
+            "nonfinite": "skip",
+            "accumulate": 1,
         },
     ),
+    "save": lambda: (
+        pyro_vae.save,
+        {"folder": _folder() / "vae", "program": _vae(), "figures": {"test_elbo": -1.0}},
+    ),
+    "load": lambda: (pyro_vae.load, {"folder": _saved_program(), "classes": (), "weights": "last"}),
     "data.as_dataset": lambda: (data.as_dataset, {"x": np.zeros((5, 3), np.float32), "name": "zeros"}),
     "data.available": lambda: (data.available, {"name": "digits", "root": _folder()}),
     "data.load": lambda: (

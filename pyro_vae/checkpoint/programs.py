@@ -66,6 +66,8 @@ def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[st
     """
     path = a_path("save", folder)
     checks.instance("save", "program", program, nn.Module, "Pass a VAE, or another program that is a module.")
+    if figures is not None:
+        checks.instance("save", "figures", figures, Mapping, 'Give numbers by name, {"test_elbo": -23.0}, or none.')
     for name, value in (figures or {}).items():
         checks.number("save", f"figures[{name!r}]", value)
     description = described(program)
@@ -92,6 +94,7 @@ def load(
     """
     path = a_path("load", folder)
     checks.choice("load", "weights", weights, ["last", "best"])
+    checks.instance("load", "classes", classes, (list, tuple, set, frozenset), "Give a list: classes=[MyBody].")
     description, arguments = read_description(path)
     chosen = path / (BEST if weights == "best" else WEIGHTS)
     unfinished = weights == "last" and not chosen.is_file()
