@@ -161,7 +161,7 @@ class Run:
         self.budget, self.history = budget, history
         self.stopping = stopping
         self.nonfinite = checks.choice("fit", "nonfinite", nonfinite, ["raise", "skip"])
-        if accumulate != "auto":
+        if not (isinstance(accumulate, str) and accumulate == "auto"):
             checks.whole("fit", "accumulate", accumulate)
         self.accumulate: int | Literal["auto"] = accumulate
         self.parts = 1 if accumulate == "auto" else accumulate

@@ -87,7 +87,7 @@ class Saving:
         keep_best: bool,
     ) -> Saving | None:
         """Of the arguments of ``fit``; None without a folder."""
-        if not (isinstance(resume, bool) or resume == "weights"):
+        if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "weights")):
             raise ValueError(f"fit: expected resume True, False or 'weights'; got {resume!r:.60}. Use one of these.")
         every = Every.of(checkpoint_every)
         checks.whole("fit", "keep_last", keep_last)
