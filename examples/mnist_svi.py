@@ -4,7 +4,7 @@
     python examples/mnist_svi.py --likelihood continuous-bernoulli # gray pixels, another likelihood
     python examples/mnist_svi.py --prior mixture --elbo mean-field --device cuda
 
-It leaves metrics.json, a checkpoint and pictures in the folder of --out. Every figure is in nats per image.
+It leaves metrics.json, the trained program and pictures in the folder of --out. Every figure is in nats per image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_vae import VAE, checkpoint, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors
+import pyro_vae
+from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     metrics["seconds"] = time.perf_counter() - start
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     (out / "metrics.json").write_text(json.dumps({**metrics, "settings": settings, "history": asdict(history)}))
-    checkpoint.save(out / "vae.safetensors", vae, settings)
+    pyro_vae.save(out / "vae", vae, figures=metrics)  # which pyro_vae.load gives back
     (x,) = next(test.batches(32))
     grays = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
     kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
