@@ -76,15 +76,16 @@ def run(arguments: argparse.Namespace) -> None:
     names = ("elbo", "expected_log_likelihood", "kl")
     metrics = {f"test_{name}": torch.cat([getattr(t, name) for t in terms]).mean().item() for name in names}
     metrics["seconds"] = time.perf_counter() - start
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    (out / "metrics.json").write_text(json.dumps({**metrics, "settings": settings, "history": asdict(history)}))
+    results = {**metrics, "settings": vars(arguments), "history": asdict(history)}
+    (out / "metrics.json").write_text(json.dumps(results, default=str))
     pyro_vae.save(out / "vae", vae, figures=metrics)  # which pyro_vae.load gives back
     (x,) = next(test.batches(32))
     grays = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
     kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
     caption = f"Test images, each above {kind}, at a draw of z given its bits"
-    pairs = plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption)
-    pairs.savefig(out / "reconstructions.png", dpi=150)
+    plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption).savefig(
+        out / "reconstructions.png", dpi=150
+    )
     plots.images(vae.sample(64, mean=True), caption=f"At z ~ p(z): {kind}").savefig(out / "samples.png", dpi=150)
     plots.curves(history).savefig(out / "curves.png", dpi=150)
     print(
