@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-import pyro_vae
-from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors
+from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors, save
 
 
 def main() -> None:
@@ -78,14 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
     metrics["seconds"] = time.perf_counter() - start
     results = {**metrics, "settings": vars(arguments), "history": asdict(history)}
     (out / "metrics.json").write_text(json.dumps(results, default=str))
-    pyro_vae.save(out / "vae", vae, figures=metrics)  # which pyro_vae.load gives back
+    save(out / "vae", vae, figures=metrics)  # which pyro_vae.load gives back
     (x,) = next(test.batches(32))
     grays = data.load(train.name, seed=arguments.seed).test.tensor()[:32]  # what the bits were drawn from
     kind = f"E[x|z], {type(vae.likelihood).__name__} likelihood"
     caption = f"Test images, each above {kind}, at a draw of z given its bits"
-    plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption).savefig(
-        out / "reconstructions.png", dpi=150
-    )
+    pairs = plots.reconstructions(grays, vae.reconstruct(x).cpu(), caption=caption)
+    pairs.savefig(out / "reconstructions.png", dpi=150)
     plots.images(vae.sample(64, mean=True), caption=f"At z ~ p(z): {kind}").savefig(out / "samples.png", dpi=150)
     plots.curves(history).savefig(out / "curves.png", dpi=150)
     print(

@@ -143,3 +143,8 @@ def test_save_on_a_full_disk_leaves_the_earlier_file(
     monkeypatch.undo()
     assert checkpoint.load(path, small_vae()) == {"epochs": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_save_does_not_take_a_folder_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="expected the path of a file; got the folder"):
+        checkpoint.save(tmp_path, small_vae())

@@ -57,6 +57,11 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
     checks.instance("Checkpoint", "module", module, nn.Module, "Pass a VAE, or any module.")
     if metadata is not None:
         checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
+    if Path(path).is_dir():
+        raise IsADirectoryError(
+            f"Checkpoint: expected the path of a file; got the folder {os.fspath(path)!r}. Name a file in it, or use "
+            "pyro_vae.save for a folder that gives the program back."
+        )
     write(Path(path), module.state_dict(), metadata or {})
 
 
