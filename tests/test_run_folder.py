@@ -218,7 +218,8 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "loss": ({"loss": elbo.IWELBO(3)}, "loss.class 'ELBO', now 'IWELBO'"),
     "setting of the loss": ({"loss": elbo.ELBO(2)}, "loss._num_particles 1, now 2"),
     "gradient": ({"loss": elbo.ELBO(gradient="stl")}, "loss.gradient.class 'Pathwise', now 'STL'"),
-    "learning rate": ({"optimizer": partial(torch.optim.Adam, lr=0.1)}, "optimizer"),
+    "learning rate": ({"optimizer": partial(torch.optim.Adam, lr=0.5)}, "optimizer.lr 0.001, now 0.5"),
+    "weight decay": ({"optimizer": partial(torch.optim.Adam, weight_decay=0.1)}, "optimizer.weight_decay 0, now 0.1"),
     "optimizer": ({"optimizer": partial(torch.optim.SGD, lr=0.1)}, "optimizer"),
     "batch size": ({"batch_size": 25}, "batch_size 20, now 25"),
     "beta": ({"beta": 0.5}, "beta None, now 0.5"),
@@ -622,9 +623,7 @@ def own_program() -> VAE:
 def test_load_takes_classes_of_the_user(tmp_path: Path) -> None:
     program = own_program()
     pyro_vae.save(tmp_path, program)
-    with pytest.raises(
-        ValueError, match=r"expected classes of pyro_vae, or of classes=\.\.\.; got 'Squared', 'halved'"
-    ):
+    with pytest.raises(ValueError, match=r"got 'Squared', 'halved'.*classes=\[Squared, halved\]"):
         pyro_vae.load(tmp_path)
     loaded = pyro_vae.load(tmp_path, classes=[Squared, halved])
     x = bits(5)
@@ -747,7 +746,7 @@ def test_load_without_a_program_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a file at"):
         pyro_vae.load(tmp_path)
     pyro_vae.save(tmp_path, vae())
-    with pytest.raises(FileNotFoundError, match=r"best\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"expected the best weights in .*keep_best=True"):
         pyro_vae.load(tmp_path, weights="best")
     (tmp_path / "program.json").write_text((tmp_path / "program.json").read_text().replace("[8]", "[9]"))
     content = (tmp_path / "program.json").read_text()

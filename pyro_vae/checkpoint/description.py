@@ -106,7 +106,7 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
     if unknown := sorted(_named(description) - known.keys()):
         raise ValueError(
             f"Checkpoint: expected classes of pyro_vae, or of classes=...; got {', '.join(map(repr, unknown)):.200}. "
-            "Give what the program was built of: classes=[MyBody]."
+            f"Give what the program was built of: classes=[{', '.join(unknown):.200}]."
         )
     made: dict[str, Any] = {}
 

@@ -97,6 +97,11 @@ def load(
     checks.instance("load", "classes", classes, (list, tuple, set, frozenset), "Give a list: classes=[MyBody].")
     description, arguments = read_description(path)
     chosen = path / (BEST if weights == "best" else WEIGHTS)
+    if weights == "best" and not chosen.is_file():
+        raise FileNotFoundError(
+            f"load: expected the best weights in {os.fspath(path)!r}; got none. Load the last ones, or train with "
+            "fit(..., keep_best=True), which keeps them."
+        )
     unfinished = weights == "last" and not chosen.is_file()
     if unfinished:
         chosen = next(iter(checkpoints(path)), chosen)

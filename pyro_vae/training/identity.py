@@ -151,7 +151,8 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"fit: expected the run that the folder holds; got another one: {'; '.join(differing[:5])}. Ask for what "
-            "it was begun with, give another folder, or take only its weights with resume='weights'."
+            "it was begun with, give another folder, or take only its weights with resume='weights', which begins a "
+            "run in place of this one."
         )
     if former["versions"]["threads"] != present["versions"]["threads"]:
         warnings.warn(
@@ -166,6 +167,9 @@ def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         names = dict.fromkeys([*before, *now])
         found = (_differences(f"{path}.{n}" if path else n, before.get(n), now.get(n)) for n in names)
+        return [each for some in found for each in some]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        found = (_differences(path, b, n) for b, n in zip(before, now, strict=True))  # ["Adam", {"lr": ...}], say
         return [each for some in found for each in some]
     same = before == now or (before != before and now != now)  # NaN
     return [] if same else [(path, before, now)]
