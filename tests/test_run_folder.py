@@ -291,7 +291,7 @@ def test_resume_in_a_folder_without_a_run_begins_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"resume": "weights"}, {"keep_best": True}])
 def test_resume_without_a_folder_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected a folder for resume"):
+    with pytest.raises(ValueError, match="expected a folder for (resume|keep_best)="):
         train(None, **options)
 
 
@@ -814,3 +814,16 @@ def test_fit_names_the_data_that_are_not_finite() -> None:
     program = vae(likelihood=likelihoods.Normal(nets.MLP(2, [8]), 6, scale=1.0))
     with pytest.raises(FloatingPointError, match="'x' of the model at data 37"):
         train(None, program, x=x)
+
+
+def test_save_leaves_the_folder_of_a_run_alone(tmp_path: Path) -> None:
+    program = train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="expected a folder without a run"):
+        pyro_vae.save(tmp_path, program)
+
+
+def test_fit_writes_a_card_before_it_ends(tmp_path: Path) -> None:
+    broken_off(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "- steps: 0 of 15, under way, or broken off" in card
+    assert "of StandardNormal, Bernoulli, DiagonalNormal, with" in card

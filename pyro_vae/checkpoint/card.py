@@ -38,7 +38,13 @@ def card(program: object, figures: Mapping[str, float], about: Mapping[str, Any]
     lines = [*_FRONT_MATTER, f"# {name}", ""]
     if isinstance(program, nn.Module):
         count = sum(parameter.numel() for parameter in program.parameters())
-        lines += [f"A probabilistic program of pyro_vae with {count:,} parameters.", ""]
+        parts = [
+            type(part).__name__
+            for role in ("prior", "likelihood", "posterior")
+            if (part := getattr(program, role, None))
+        ]
+        of = f" of {', '.join(parts)}" if parts else ""
+        lines += [f"A probabilistic program of pyro_vae{of}, with {count:,} parameters.", ""]
     if about:
         lines += [*(f"- {key}: {_line(value)}" for key, value in about.items()), ""]
     if figures:

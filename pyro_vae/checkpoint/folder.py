@@ -25,13 +25,14 @@ from pyro_vae.checkpoint.programs import (
     CARD,
     CHECKPOINTS,
     PROGRAM,
+    RUN,
     WEIGHTS,
     described,
     write_description,
     write_weights,
 )
 
-_RUN, _HISTORY, _LOCK = "run.json", "history.jsonl", ".lock"
+_HISTORY, _LOCK = "history.jsonl", ".lock"
 
 
 class RunFolder:
@@ -88,7 +89,7 @@ class RunFolder:
     @property
     def has_run(self) -> bool:
         """Whether there is a run, with a checkpoint, to go on with."""
-        return (self.path / _RUN).is_file() and bool(self._checkpoints(self._record()["run"]))
+        return (self.path / RUN).is_file() and bool(self._checkpoints(self._record()["run"]))
 
     def begin(self, program: object, settings: Mapping[str, Any]) -> None:
         """Begins a run: its identity, and what it trains."""
@@ -96,7 +97,7 @@ class RunFolder:
         with self.writing("the settings"):
             (self.path / CHECKPOINTS).mkdir(exist_ok=True)
             self._describe(program)
-            files.write_json(self.path / _RUN, {"run": self.run, **settings})
+            files.write_json(self.path / RUN, {"run": self.run, **settings})
             self.write_history([])
 
     def settings(self) -> dict[str, Any]:
@@ -159,6 +160,11 @@ class RunFolder:
         with self.writing("the weights"):
             if isinstance(program, nn.Module):
                 write_weights(self.path / WEIGHTS, program)
+        self.write_card(program, figures, about)
+
+    def write_card(self, program: object, figures: Mapping[str, float], about: Mapping[str, Any]) -> None:
+        """Writes what a person reads first."""
+        with self.writing("the card"):
             files.replace(self.path / CARD, card(program, figures, about).encode())
 
     def _describe(self, program: object) -> None:
@@ -177,7 +183,7 @@ class RunFolder:
             files.write_json(self.path / PROGRAM, {"problem": str(error)})
 
     def _record(self) -> dict[str, Any]:
-        return files.read_json(self.path / _RUN)
+        return files.read_json(self.path / RUN)
 
     def _checkpoints(self, run: str) -> list[Path]:
         """Those of a run, the newest first."""

@@ -31,7 +31,7 @@ PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "best.safetensors",
     "README.md",
 )
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, RUN = "checkpoints", "run.json"
 _SLACK = 64 * 2**20  # bytes that building a program may take beside its weights
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
@@ -48,7 +48,8 @@ def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[st
     Raises:
         OSError: the folder cannot be written.
         TypeError: something in the program that cannot be built again; the message says what.
-        ValueError: the program was changed after it was built, so that another one would be loaded.
+        ValueError: the program was changed after it was built, so that another one would be loaded; the folder is that
+            of a run.
 
     Example:
         >>> import tempfile
@@ -70,6 +71,11 @@ def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[st
         checks.instance("save", "figures", figures, Mapping, 'Give numbers by name, {"test_elbo": -23.0}, or none.')
     for name, value in (figures or {}).items():
         checks.number("save", f"figures[{name!r}]", value)
+    if (path / RUN).is_file():
+        raise ValueError(
+            f"save: expected a folder without a run; got {os.fspath(path)!r}, whose weights and card are the run's. "
+            "Give another folder."
+        )
     description = described(program)
     path.mkdir(parents=True, exist_ok=True)
     write_description(path, *description)

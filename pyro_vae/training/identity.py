@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +85,8 @@ def described(value: Any, depth: int = 4) -> Any:
     def inner(each: Any) -> Any:
         return described(each, depth - 1)
 
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # which strict JSON lacks
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

@@ -105,7 +105,8 @@ def fit(
         checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example. One is written at the start, at the end and
             on SIGINT or SIGTERM too.
         keep_last: checkpoints to keep.
-        keep_best: keep the weights of the epoch with the best validation ELBO in the folder, see
+        keep_best: keep the weights of the epoch with the best ELBO of the validation data, of the training data where
+            there are none, in the folder, see
             :func:`pyro_vae.load`; epochs before beta has come to its last value do not count.
         progress: show a bar with the figures of the last epoch.
         on_step: called after each step with the number of steps taken and its loss per datum.
@@ -182,6 +183,9 @@ def _train(
                 interruption.check()
         except Interrupted:
             run.history.stopped = "interrupted"
+            if progress:
+                kept = "" if saving is None else f", kept in {saving.folder.path}: go on with resume=True"
+                bar.write(f"interrupted after step {run.svi.num_steps}{kept}")
         except KeyboardInterrupt:  # amid a step, which no checkpoint is to hold
             run.history.stopped, saving = "interrupted", None
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,13 +31,15 @@ def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
                 with svi.scope():
                     loss.loss_and_grads(svi.model, svi.guide, *given)
         except Exception as error:
-            if is_out_of_memory(error):
-                return False
-            raise
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return True
         finally:
             for parameter in former.values():
                 parameter.grad = None
-        return True
+        gc.collect()  # past the handler, because the error holds the tensors of what has failed
+        return False
 
     n = _largest(len(index) // 2, lambda size: has_room(svi.loss, index[:size]))
     if n == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import time
@@ -176,7 +177,7 @@ class Run:
         self._plate = getattr(svi.loss, "plate", "data")
         # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
         long = budget.num_steps >= 2 * AUTO_STEPS
-        svi.compiler.auto_steps = min(budget.steps_per_epoch, AUTO_STEPS) if long else budget.num_steps
+        self._auto_steps = min(budget.steps_per_epoch, AUTO_STEPS) if long else budget.num_steps
 
     def start(
         self, generator: torch.Generator, scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
@@ -242,6 +243,7 @@ class Run:
     def _advance(self, index: Tensor) -> Any:
         """A step of the SVI, in so many parts as memory asks for."""
         while True:
+            self.svi.compiler.auto_steps = self._auto_steps * self.parts  # each part is one to the compiler
             try:
                 if self.parts == 1:
                     return self.svi.advance(index, *self._data)
@@ -250,11 +252,14 @@ class Run:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if self.accumulate != "auto" or self.parts >= len(index):
-                    raise MemoryError(
-                        f"fit: expected a step of {len(index)} data to fit into memory; got an error: {error}. "
-                        f"{what_fits(self.svi, index, self._data)}"
-                    ) from error
+                words = str(error).strip().split("\n")[0].rstrip(".")
+            # Past the handler, because the error holds all tensors of the step that has failed.
+            gc.collect()
+            if self.accumulate != "auto" or self.parts >= len(index):
+                raise MemoryError(
+                    f"fit: expected a step of {len(index)} data to fit into memory; got an error: {words}. "
+                    f"{what_fits(self.svi, index, self._data)}"
+                )
             self.parts = min(2 * self.parts, len(index))
 
     def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import random
 import re
@@ -94,9 +95,9 @@ class Saving:
         checks.flag("fit", "keep_best", keep_best)
         if folder is None:
             if resume or keep_best:
+                wanted = f"resume={resume!r}" if resume else "keep_best=True"
                 raise ValueError(
-                    f"fit: expected a folder for resume={resume!r} and keep_best={keep_best}; got none. Give "
-                    "folder='runs/mine', for example."
+                    f"fit: expected a folder for {wanted}; got none. Give folder='runs/mine', for example."
                 )
             return None
         return cls(RunFolder(a_path("fit", folder)), resume, every, keep_last, keep_best)
@@ -123,6 +124,7 @@ class Saving:
             run.history.settings["resumed"] = _take(run.program, weights)
         self.folder.begin(run.program, identity)
         self.write(run)
+        self.folder.write_card(run.program, {}, self._about(run, "under way, or broken off"))
 
     def due(self, run: Run, *, epoch_over: bool = False) -> bool:
         """Whether a checkpoint is to be written after this step."""
@@ -154,16 +156,24 @@ class Saving:
     def finish(self, run: Run) -> None:
         """Writes the weights that training leaves, and the card."""
         history = run.history
-        about = {
+        best = history.best_epoch
+        last = dict(history.epochs[best - 1] if best is not None else (history.epochs or [{}])[-1])
+        about = self._about(run, history.stopped)
+        about["figures of epoch"] = int(last.pop("epoch", 0))
+        self.folder.write_final(run.program, last, about)
+
+    @staticmethod
+    def _about(run: Run, state: str) -> dict[str, Any]:
+        """What the card is to say of a run."""
+        history = run.history
+        return {
             "data": f"{run.train.name}, {len(run.train)} x {tuple(run.train.event_shape)}",
-            "steps": f"{run.svi.num_steps} of {run.budget.num_steps}, {history.stopped}",
+            "steps": f"{run.svi.num_steps} of {run.budget.num_steps}, {state}",
+            "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "optimizer": type(run.svi.optimizer).__name__,
             **{name: history.settings[name] for name in ("loss", "batch_size", "binarization", "seed")},
             "versions": ", ".join(f"{name} {value}" for name, value in versions(run).items()),
         }
-        best = history.best_epoch
-        last = dict(history.epochs[best - 1] if best is not None else (history.epochs or [{}])[-1])
-        about["figures of epoch"] = int(last.pop("epoch", 0))
-        self.folder.write_final(run.program, last, about)
 
     def _go_on(self, run: Run, identity: Mapping[str, Any]) -> None:
         former = self.folder.settings()
@@ -174,6 +184,7 @@ class Saving:
             set_settings(run.program, metadata["settings"])
         _restore(run, unpack(metadata["state"], tensors))
         self.folder.write_history(run.history.epochs)
+        self.folder.write_card(run.program, {}, self._about(run, "under way again, or broken off"))
         self.at = _position(run)
 
     def _weights(self) -> dict[str, Tensor]:
