@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.compilation.computed import computed, held_by, parts_of
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import calls_of, children_of, global_calls
 from pyro_vae.traces.modules import bindings_of, is_bound
@@ -30,10 +31,10 @@ _SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinF
 
 
 class Step:
-    """Loss and gradients of one call of an estimator, and every tensor that they are computed from.
+    """Loss and gradients of one call of a loss, and every tensor that they are computed from.
 
     Args:
-        estimator: its ``beta``, if it has one, becomes a tensor here, so that a schedule may change it.
+        loss: any; the ``beta`` of an estimator of ours becomes a tensor here, so that a schedule may change it.
         programs: model and guide.
         modules: all modules of the programs.
         parameters: what to differentiate by, by name.
@@ -45,7 +46,7 @@ class Step:
 
     def __init__(
         self,
-        estimator: Estimator,
+        loss: Any,
         programs: tuple[PyroProgram, PyroProgram],
         modules: Sequence[nn.Module],
         parameters: dict[str, Tensor],
@@ -54,14 +55,15 @@ class Step:
         prepare: Prepare | None = None,
         precision: Precision = "float32",
     ) -> None:
-        self.estimator: Any = copy.copy(estimator)
+        self.is_ours = isinstance(loss, Estimator)
+        self.loss: Any = copy.copy(loss) if self.is_ours else loss
         self.programs, self.args, self.kwargs = programs, args, kwargs
         self.by_name, self.parameters = parameters, list(parameters.values())
         self.prepare, self.precision = prepare, precision
-        self._original: Any = estimator
+        self._original: Any = loss
         self._modules = modules
         self._children = self._read_children()
-        self._bindings = bindings_of(programs)
+        self._bindings = bindings_of([*programs, *held_by(loss)])
         self.inputs: list[Tensor] = []
         self._beta: list[Tensor] = []
         self._beta_value = 0.0
@@ -69,9 +71,9 @@ class Step:
         self._take(args, kwargs)
         self.settings: Settings = [
             (part, name, value)
-            for part in (estimator, *estimator.gradient.parts(), *modules)
+            for part in (*parts_of(loss), *modules)
             for name, value in vars(part).items()
-            if _is_setting(value) and not (part is estimator and name == "beta")
+            if _is_setting(value) and not (self.is_ours and part is loss and name == "beta")
         ]
         self._places = [vars(part) for part, _, _ in self.settings]  # lists that are compared fast at every step
         self._names = [name for _, name, _ in self.settings]
@@ -116,12 +118,12 @@ class Step:
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
-        if hasattr(self._original, "beta"):
+        if self.is_ours and hasattr(self._original, "beta"):
             beta = float(self._original.beta)
             if not self._beta or self._beta_value != beta:
                 self._beta_value = beta
                 self._beta = [self.parameters[0].new_tensor(beta)]
-                vars(self.estimator)["beta"] = self._beta[0]  # a tensor, past the check of a number
+                vars(self.loss)["beta"] = self._beta[0]  # a tensor, past the check of a number
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
 
@@ -129,19 +131,35 @@ class Step:
         buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
         # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
         frozen = [p for m in self._modules for p in m.parameters(recurse=False) if not p.requires_grad]
-        return [*self._original.gradient.buffers(), *buffers, *frozen]
+        return [*(self._original.gradient.buffers() if self.is_ours else ()), *buffers, *frozen]
 
     def __call__(self) -> Result:
-        """Runs the programs: the loss and a gradient, or None, for each parameter."""
+        """Runs the programs: the loss and a gradient, or None, for each parameter; as tensors, to be recorded."""
         with torch.enable_grad(), pyro.validation_enabled(False):
             with reduced(self.precision, self.parameters[0].device):
-                args = self.args if self.prepare is None else self.prepare(*self.args)
-                loss = self.estimator.differentiable_loss(*self.programs, *args, **self.kwargs)
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                loss, root = computed(self.loss, self.programs, self._prepared(), self.kwargs)
+            gradients = torch.autograd.grad(root, self.parameters, allow_unused=True)
         return loss.detach(), list(gradients)
 
+    def eager(self) -> Result:
+        """What the loss itself does, in a step without a graph."""
+        if self.is_ours:
+            return self()
+        with torch.enable_grad(), pyro.validation_enabled(False), reduced(self.precision, self.parameters[0].device):
+            result = self.loss.loss_and_grads(*self.programs, *self._prepared(), **self.kwargs)
+        loss = sum(map(float, result)) if isinstance(result, tuple) else float(result)
+        return self.parameters[0].new_tensor(loss), [parameter.grad for parameter in self.parameters]
+
+    def _prepared(self) -> tuple[Any, ...]:
+        return self.args if self.prepare is None else self.prepare(*self.args)
+
+    @property
+    def fixed(self) -> range:
+        """Which of the inputs are buffers: masks and indices among them are taken to select as many at every step."""
+        return range(len(self.parameters), len(self.parameters) + len(self.buffers))
+
     def dry_run(self, run: Callable[[], _T]) -> _T:
-        """Runs, and leaves random generators and buffers (for example running means) as they were."""
+        """Runs, and leaves random generators, gradients and buffers (for example running means) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
         try:
@@ -150,6 +168,8 @@ class Step:
         finally:
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
+            for parameter in self.parameters:
+                parameter.grad = None
 
     def changed_settings(self, former: Settings) -> str:
         """What Python values of modules and loss differ from those of a former step."""
