@@ -12,11 +12,12 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from pyro_vae.compilation.arguments import array_in, tensors_in
 from pyro_vae.compilation.computed import held_by, parts_of
 from pyro_vae.compilation.graph import Graph
 from pyro_vae.compilation.leaves import Leaves
 from pyro_vae.compilation.reasons import Watch, reason_of
-from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
+from pyro_vae.compilation.step import Constants, Precision, Prepare, Result, Signature, Step
 from pyro_vae.graphs.cuda_graph import can_capture
 from pyro_vae.traces.modules import modules_of
 from pyro_vae.traces.tracing import PyroProgram
@@ -82,7 +83,7 @@ class Compiler:
         self.auto_steps = AUTO_STEPS
         self.unsettled = False
         self._prepare, self._precision = prepare, precision
-        self._last: tuple[Settings, Graph] | None = None
+        self._last: tuple[Constants, Graph] | None = None
         self._recent: tuple[Step, Graph] | None = None
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
@@ -126,9 +127,13 @@ class Compiler:
         self.unsettled = False
         if self._off or not parameters:
             return None
-        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        values = (*args, *kwargs.values())
+        shapes = tuple(value.shape for value in tensors_in(values))
         self._steps[shapes] += 1
         if self.mode == "auto" and self._steps[shapes] <= self.auto_steps:
+            return None
+        if array := array_in(values):
+            self._give_up(f"a step is called with a {array}, whose values would stay as they are: give a tensor", None)
             return None
         modules = modules_of([*programs, *held_by(self.loss)])
         step = Step(self.loss, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
@@ -198,7 +203,7 @@ class Compiler:
             before, made = self._last
             self._unused = self._unused + 1 if made.runs <= 1 else 0
             if self._unused >= _MAX_UNUSED:
-                changed = step.changed_settings(before) or "shapes or parameters"
+                changed = step.changed(before) or "shapes or parameters"
                 self._give_up(f"every step needs a graph of its own, because these change: {changed}", None)
                 return None
         try:
@@ -206,7 +211,7 @@ class Compiler:
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
             self._give_up(reason_of(error), error)
             return None
-        self._last = step.settings, graph
+        self._last = step.constants, graph
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:

@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.compilation.arguments import kind_of, tensors_in
 from pyro_vae.compilation.computed import computed, held_by, parts_of
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import calls_of, children_of, global_calls
@@ -24,7 +25,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Prepare = Callable[..., tuple[Any, ...]]
 Result = tuple[Tensor, list[Tensor | None]]
 Signature = tuple[Hashable, ...]
-Settings = list[tuple[object, str, Hashable]]
+Constants = list[tuple[str, Hashable]]
 _T = TypeVar("_T")
 
 _SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
@@ -69,35 +70,38 @@ class Step:
         self._beta_value = 0.0
         self.buffers = self._read_buffers()
         self._take(args, kwargs)
-        self.settings: Settings = [
+        settings = [
             (part, name, value)
             for part in (*parts_of(loss), *modules)
             for name, value in vars(part).items()
             if _is_setting(value) and not (self.is_ours and part is loss and name == "beta")
         ]
-        self._places = [vars(part) for part, _, _ in self.settings]  # lists that are compared fast at every step
-        self._names = [name for _, name, _ in self.settings]
-        self._values = [value for _, _, value in self.settings]
+        self._places = [vars(part) for part, _, _ in settings]  # lists that are compared fast at every step
+        self._names = [name for _, name, _ in settings]
+        self._values = [value for _, _, value in settings]
+        self._kinds = [kind_of(value) for value in (*args, *kwargs.values())]
+        self.constants: Constants = [(f"{type(part).__name__}.{name}", value) for part, name, value in settings]
+        self.constants += zip((*map("argument {}".format, range(1, len(args) + 1)), *kwargs), self._kinds, strict=True)
         self.signature: Signature = (
-            tuple(map(_kind, self.inputs)),
+            tuple(map(kind_of, self.inputs)),
             tuple(map(id, self.parameters)),
             tuple(modules),
             tuple(self._read_calls()),
-            tuple(_kind(value) for value in (*args, *kwargs.values())),
+            tuple(self._kinds),
             tuple(kwargs),
             tuple(self._values),
         )
 
     def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
-        values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
+        values = (*args, *kwargs.values())
         buffers = self._read_buffers()
         same = (
             parameters is self.by_name
             and list(kwargs) == list(self.kwargs)
-            and len(values) == len(former)
+            and len(values) == len(self._kinds)
             and len(buffers) == len(self.buffers)
-            and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
+            and all(map(operator.eq, map(kind_of, values), self._kinds))
             and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
             and len(children := self._read_children()) == len(self._children)
             and all(map(operator.is_, children, self._children))
@@ -124,8 +128,7 @@ class Step:
                 self._beta_value = beta
                 self._beta = [self.parameters[0].new_tensor(beta)]
                 vars(self.loss)["beta"] = self._beta[0]  # a tensor, past the check of a number
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
+        self.inputs = [*self.parameters, *self.buffers, *tensors_in((*args, *kwargs.values())), *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
         buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
@@ -171,14 +174,12 @@ class Step:
             for parameter in self.parameters:
                 parameter.grad = None
 
-    def changed_settings(self, former: Settings) -> str:
-        """What Python values of modules and loss differ from those of a former step."""
-        names = [
-            f"{type(part).__name__}.{name}: {before!r}, then {value!r}"
-            for (part, name, value), (_, _, before) in zip(self.settings, former, strict=False)
-            if value != before
-        ]
-        return "; ".join(names)
+    def changed(self, former: Constants) -> str:
+        """What constants differ from those of a former step."""
+        pairs = zip(self.constants, former, strict=False)
+        return "; ".join(
+            f"{name}: {before!r}, then {value!r}" for (name, value), (_, before) in pairs if value != before
+        )
 
 
 @contextlib.contextmanager
@@ -210,10 +211,3 @@ def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
 def _is_setting(value: Any) -> bool:
     """Whether a value of Python's is one that a graph has as a constant, and that tells whether it has changed."""
     return type(value) in _SETTINGS or (type(value) is tuple and all(map(_is_setting, value)))
-
-
-def _kind(value: Any) -> Hashable:
-    """What a graph depends on of an argument."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
-    return repr(value)
