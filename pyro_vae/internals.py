@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from pyro.infer.util import Dice
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -37,6 +39,7 @@ __all__ = [
     "num_handlers",
     "one_fake_mode",
     "packed_dims",
+    "recorded_node",
     "standard_gamma",
     "storage_key",
     "sums_of_dice",
@@ -62,6 +65,13 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
     return torch._inductor.standalone_compile(
         graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
     )
+
+
+def recorded_node(tensor: Tensor) -> Node | None:
+    """While operations are recorded, the one that made a tensor; None for one that comes from elsewhere."""
+    mode = get_proxy_mode()
+    slot: Any = None if mode is None else get_proxy_slot(detach_provenance(tensor), mode.tracer, None)
+    return None if slot is None else slot.proxy.node
 
 
 def is_mutable(node: Node) -> bool:

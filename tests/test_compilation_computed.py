@@ -348,7 +348,7 @@ class Branching(pyro.infer.Trace_ELBO):
     [
         (Counting, "Counting changes its 'past' as it runs"),
         (Backward, "Backward calls backward on nothing"),
-        (Branching, r"'loss_and_grads' reads a number from a tensor.*at test_compilation_computed.py:\d+"),
+        (Branching, r"'loss_and_grads' reads numbers from a tensor.*at test_compilation_computed.py:\d+"),
         (
             lambda: pyro.infer.TraceTailAdaptive_ELBO(3, vectorize_particles=True),
             "the loss of TraceTailAdaptive_ELBO is the number inf, which it does not compute from tensors",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.infer
@@ -144,7 +145,37 @@ def packed(z: Tensor, x: Tensor, m: Tensor) -> None:
     pyro.factor("x", -(z - nn.GRU(1, 1).double().requires_grad_(False)(sequence)[1]).pow(2).sum())
 
 
-READS = r"reads a number from a tensor, or branches on one, at test_compilation_reasons\.py:\d+"
+def listed(z: Tensor, x: Tensor, m: Tensor) -> None:
+    pyro.sample("x", dist.Normal(z * sum(m.tolist()), 1.0), obs=x[0])
+
+
+def in_numpy(z: Tensor, x: Tensor, m: Tensor) -> None:
+    pyro.sample("x", dist.Normal(z * float(np.asarray(m).sum()), 1.0), obs=x[0])
+
+
+def split(z: Tensor, x: Tensor, m: Tensor) -> None:
+    pyro.factor("x", -(z - torch.tensor_split(x, m.sum().reshape(1))[0].sum()).pow(2))
+
+
+def equal(z: Tensor, x: Tensor, m: Tensor) -> None:
+    pyro.sample("x", dist.Normal(z, 1.0 if torch.equal(m, MASKS[0]) else 2.0), obs=x[0])
+
+
+READS = r"reads numbers from a tensor, or branches on one, at test_compilation_reasons\.py:\d+"
+
+
+def test_a_draw_whose_provenance_is_tracked_is_not_read() -> None:
+    def model(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5).double()))
+        pyro.sample("x", dist.Normal(2.0 if k.tolist() else 0.0, 1.0), obs=x[0])
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("k", dist.Bernoulli(logits=pyro.param("loc", lambda: torch.tensor(0.0).double())))
+
+    svi = SVI(model, guide, partial(torch.optim.SGD, lr=1e-3), pyro.infer.TraceGraph_ELBO(), compile=True)
+    svi.step(X)
+    with pytest.raises(RuntimeError, match=f"'model' {READS}"):
+        svi.step(X)
 
 
 @pytest.mark.parametrize("loss", [pyro.infer.Trace_ELBO, elbo.ELBO])
@@ -159,6 +190,10 @@ READS = r"reads a number from a tensor, or branches on one, at test_compilation_
         (counted, f"'counted' {READS}.*: for t in range"),
         (branching, f"'branching' {READS}.*: if m"),
         (packed, f"'packed' {READS}"),
+        (listed, f"'listed' {READS}"),
+        (in_numpy, f"'in_numpy' {READS}"),
+        (split, f"'split' {READS}"),
+        (equal, f"'equal' {READS}"),
     ],
 )
 def test_what_depends_on_values_is_named_and_eager(observe: Program, match: str, loss: Any) -> None:
@@ -175,6 +210,18 @@ def test_what_depends_on_values_is_named_and_eager(observe: Program, match: str,
     assert losses == pytest.approx(expected, rel=1e-12)
     with pytest.raises(RuntimeError, match=match):
         train(observe, partial(SVI, compile=True), loss)
+
+
+def constants(z: Tensor, x: Tensor, m: Tensor) -> None:
+    scale = sum(torch.arange(3).tolist()) + float(torch.ones(2).numpy().sum())
+    pyro.sample("x", dist.Normal(z, scale), obs=x[0])
+
+
+def test_constants_may_be_read() -> None:
+    _, expected = train(constants, pyro.infer.SVI, pyro.infer.Trace_ELBO)
+    svi, losses = train(constants, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
+    assert svi.compiler.num_graphs == 1
+    assert losses == pytest.approx(expected, rel=1e-10)
 
 
 def test_a_mask_that_is_a_buffer_may_select() -> None:

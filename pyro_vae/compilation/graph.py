@@ -14,6 +14,7 @@ from pyro_vae.compilation.reasons import sized_by_values
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
+from pyro_vae.graphs.reading import Reading
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
@@ -38,7 +39,7 @@ class Graph:
             self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        with internals.one_fake_mode():
+        with internals.one_fake_mode(), Reading():
             graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch.fx import Graph, Node
 
-from pyro_vae.graphs.recording import draws_random_numbers
+from pyro_vae.graphs.reading import ReadError, draws_random_numbers
 
 _PACKAGES = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, str(Path(__file__).parent))]
 
@@ -64,14 +64,14 @@ def _is_same(one: Any, other: Any) -> bool:
 def reason_of(error: Exception) -> str:
     """An error of recording or compiling, in a line that says where numbers are read from tensors."""
     text = str(error)
-    if "_local_scalar_dense" not in text:
+    if not isinstance(error, ReadError) and "get value out of a tracing tensor" not in text:
         return next(iter(text.strip().splitlines()), type(error).__name__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_PACKAGES, "<"))]
     frame = (own or frames)[-1]
     return (
-        f"{frame.name!r} reads a number from a tensor, or branches on one, at {Path(frame.filename).name}:"
-        f"{frame.lineno}, and does what the number says: {frame.line}"
+        f"{frame.name!r} reads numbers from a tensor, or branches on one, at {Path(frame.filename).name}:"
+        f"{frame.lineno}, and does what they say: {frame.line}"
     )
 
 
