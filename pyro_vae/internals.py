@@ -6,17 +6,24 @@ Everything may import this module, and it imports nothing of the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+from pyro.infer.util import Dice
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.util import warn_if_nan
 from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -30,11 +37,15 @@ __all__ = [
     "is_mutable",
     "is_out_of_memory",
     "linear_by_onednn",
+    "num_handlers",
     "one_fake_mode",
     "packed_dims",
+    "recorded_node",
     "standard_gamma",
     "storage_key",
+    "sums_of_dice",
     "tree_leaves",
+    "without_nan_warnings",
     "without_pyro_parameters",
 ]
 
@@ -55,6 +66,13 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
     return torch._inductor.standalone_compile(
         graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
     )
+
+
+def recorded_node(tensor: Tensor) -> Node | None:
+    """While operations are recorded, the one that made a tensor; None for one that comes from elsewhere."""
+    mode = get_proxy_mode()
+    slot: Any = None if mode is None else get_proxy_slot(detach_provenance(tensor), mode.tracer, None)
+    return None if slot is None else slot.proxy.node
 
 
 def is_mutable(node: Node) -> bool:
@@ -122,3 +140,50 @@ def without_pyro_parameters(module: Any) -> bool:
 def packed_dims(tensor: Any) -> str:
     """Symbols of the dims of a tensor that Pyro has packed for enumeration."""
     return tensor._pyro_dims
+
+
+def num_handlers() -> int:
+    """How many of Pyro's effect handlers are at work."""
+    return len(_PYRO_STACK)
+
+
+class _Masked(TorchFunctionMode):
+    """Context manager in which what a mask leaves out is 0 in place of absent: the same in a sum, of static size."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.all:  # asked of the mask, to spare the selection
+            return False
+        if func is Tensor.masked_select:
+            value, mask = args
+            return value.where(mask, 0.0)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def sums_of_dice() -> AbstractContextManager[None]:
+    """Context manager in which the expectations of ``pyro.infer.TraceEnum_ELBO`` select nothing by its value."""
+    compute = Dice.compute_expectation
+
+    def compute_expectation(self: Dice, costs: Any) -> Any:
+        with _Masked():
+            return compute(self, costs)
+
+    return _replaced(Dice, "compute_expectation", compute_expectation)
+
+
+@contextmanager
+def without_nan_warnings() -> Iterator[None]:
+    """Context manager in which Pyro's losses, and those that are made like them, do not look whether they are NaN."""
+    with ExitStack() as stack:
+        for module in [m for m in sys.modules.values() if getattr(m, "__dict__", {}).get("warn_if_nan") is warn_if_nan]:
+            stack.enter_context(_replaced(module, "warn_if_nan", lambda value, *_, **__: value))
+        yield

@@ -157,24 +157,6 @@ def test_compile_auto_goes_on_eagerly_with_one_warning() -> None:
     assert svi.compiler.num_graphs == 0
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("plate", ["observations", "data"])
-def test_compile_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does(plate: str) -> None:
-    def model(x: Tensor) -> None:
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))  # outside the plate
-        with pyro.plate(plate, len(x)):
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
-    svi = SVI(model, guide, ADAM, pyro.infer.RenyiELBO(num_particles=2), isolated=True)
-    svi.compiler.auto_steps = 0
-    for _ in range(4):
-        svi.step(torch.ones(3))
-    assert svi.compiler.num_graphs == 0
-
-
 def test_compile_auto_compiles_only_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
@@ -212,13 +194,6 @@ def test_compile_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monke
     assert svi.compiler.num_graphs == 0
     train(expected, elbo.ELBO(gradient="stl"), False, steps=4)
     torch.testing.assert_close(weights(vae), weights(expected), rtol=1e-10, atol=1e-12)
-
-
-def test_compile_what_has_no_graph_is_refused_when_asked_for() -> None:
-    vae = small_vae()
-    with pytest.raises(RuntimeError, match="TraceGraph_ELBO reads numbers from tensors, or has no equal"):
-        SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO(), compile=True)
-    assert SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO()).step(X)
 
 
 @pytest.mark.slow

@@ -291,7 +291,7 @@ def test_resume_in_a_folder_without_a_run_begins_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"resume": True}, {"resume": "weights"}, {"keep_best": True}])
 def test_resume_without_a_folder_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected a folder for (resume|keep_best)="):
+    with pytest.raises(ValueError, match=r"expected a folder for (resume|keep_best)="):
         train(None, **options)
 
 

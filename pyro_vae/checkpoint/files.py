@@ -181,8 +181,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if path.is_dir():
         raise IsADirectoryError(
-            f"Checkpoint: expected the path of a file; got the folder {os.fspath(path)!r}. Name its weights.safetensors, "
-            "or use pyro_vae.load, which gives the program back."
+            f"Checkpoint: expected the path of a file; got the folder {os.fspath(path)!r}. Name its "
+            "weights.safetensors, or use pyro_vae.load, which gives the program back."
         )
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")

@@ -6,11 +6,14 @@ gradients together, in one run, and the record, some hundreds of operations with
 compiled. Gradients are recorded rather than left to autograd, so that the hooks and detached terms of the gradient
 estimators are in the graph.
 
+The loss is any: of one of Pyro's, or of a user's own, ``loss_and_grads`` is run, and what it reads as a number or calls
+``backward`` on stays a tensor.
+
 The tensors that a step reads (parameters, buffers, arguments, beta) are inputs of the graph, found by identity, so it
 does not matter whether a program reaches a parameter through a module or through ``pyro.param``. A number that a module
-holds in Python is a constant of the graph, and another value of it needs another graph: what changes from step to step
-belongs in a buffer. A function that a module or a hook holds is such a constant too. What a module holds in a list, a
-dictionary, or a tensor that is no buffer is not looked at again.
+holds in Python, or that is an argument, is a constant of the graph, and another value of it needs another graph: what
+changes from step to step belongs in a buffer, or in a tensor. A function that a module or a hook holds is such a
+constant too. What a module holds in a list, a dictionary, or a tensor that is no buffer is not looked at again.
 """
 
 from pyro_vae.compilation.compiler import AUTO_STEPS, Compile, Compiler

@@ -8,18 +8,18 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import pyro
 import pyro.infer
 import torch
 from torch import Tensor
 
+from pyro_vae.compilation.arguments import array_in, tensors_in
+from pyro_vae.compilation.computed import held_by, parts_of
 from pyro_vae.compilation.graph import Graph
 from pyro_vae.compilation.leaves import Leaves
-from pyro_vae.compilation.step import Precision, Prepare, Result, Settings, Signature, Step
-from pyro_vae.elbo import ELBO, Estimator, RenyiELBO
+from pyro_vae.compilation.reasons import Watch, reason_of
+from pyro_vae.compilation.step import Constants, Precision, Prepare, Result, Signature, Step
 from pyro_vae.graphs.cuda_graph import can_capture
 from pyro_vae.traces.modules import modules_of
-from pyro_vae.traces.structure import PlateError
 from pyro_vae.traces.tracing import PyroProgram
 
 Compile = Literal["auto"] | bool
@@ -57,7 +57,8 @@ class Compiler:
     that the modules (for example training mode) and the loss hold. The values of tensors, and beta, are inputs.
 
     Args:
-        loss: an estimator of :mod:`pyro_vae.elbo`, or of Pyro where ours has its equal.
+        loss: an estimator of :mod:`pyro_vae.elbo`, or any other, of Pyro or of a user, with the methods ``loss`` and
+            ``loss_and_grads``.
         mode: True to compile at the first step of every signature, and raise where that fails; ``"auto"`` to compile
             after :attr:`auto_steps` steps on data of its shape, and to go on eagerly, with a warning, where that
             fails; False for never.
@@ -83,29 +84,26 @@ class Compiler:
         self.auto_steps = AUTO_STEPS
         self.unsettled = False
         self._prepare, self._precision = prepare, precision
-        self._last: tuple[Settings, Graph] | None = None
+        self._last: tuple[Constants, Graph] | None = None
         self._recent: tuple[Step, Graph] | None = None
         self._unused = 0
         self._graphs: OrderedDict[Signature, Graph | None] = OrderedDict()
         self.steps: Counter[tuple[torch.Size, ...]] = Counter()
         self.loss: Any = loss
-        self._settings = _settings(loss)
-        self._estimator = _equal_estimator(loss) if mode else None
-        if mode is True and self._estimator is None:
-            self._give_up(f"{type(loss).__name__} reads numbers from tensors, or has no equal in pyro_vae.elbo", None)
+        self._off = not mode
 
     @property
     def gave_up(self) -> bool:
         """Whether steps go on eagerly because they cannot be compiled."""
-        return bool(self.mode) and self._estimator is None
+        return bool(self.mode) and self._off
 
     def give_up(self) -> None:
         """Goes on eagerly, as a run did that this one continues."""
-        self._estimator = None
+        self._off = True
 
     def serves(self, loss: pyro.infer.ELBO) -> bool:
-        """Whether a loss is the one that this compiles, with the settings that it had."""
-        return loss is self.loss and _settings(loss) == self._settings
+        """Whether a loss is the one that this compiles."""
+        return loss is self.loss
 
     @property
     def num_graphs(self) -> int:
@@ -137,14 +135,18 @@ class Compiler:
             None where the step is to be run eagerly.
         """
         self.unsettled = False
-        if self._estimator is None or not parameters:
+        if self._off or not parameters:
             return None
-        shapes = tuple(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        values = (*args, *kwargs.values())
+        shapes = tuple(value.shape for value in tensors_in(values))
         self.steps[shapes] += 1
         if self.mode == "auto" and self.steps[shapes] <= self.auto_steps:
             return None
-        modules = modules_of([*programs, *self._estimator.gradient.modules()])
-        step = Step(self._estimator, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
+        if array := array_in(values):
+            self._give_up(f"a step is called with a {array}, whose values would stay as they are: give a tensor", None)
+            return None
+        modules = modules_of([*programs, *held_by(self.loss)])
+        step = Step(self.loss, programs, modules, parameters, args, kwargs, self._prepare, self._precision)
         if step.signature not in self._graphs:
             self.unsettled = self._needs_others(step)
             if self.unsettled:
@@ -158,12 +160,7 @@ class Compiler:
             return None
         if graph.checks:
             graph.checks -= 1
-            expected = step.dry_run(step)
-            # A loss of Pyro's does another thing than ours with some programs.
-            if self.loss is not self._estimator and _differing(step, expected, (self._loss_of(step), expected[1])):
-                self._graphs[step.signature] = None
-                self._give_up(f"the loss of ours differs from that of {type(self.loss).__name__}", None)
-                return None
+            expected = step.dry_run(step.eager)
             loss, gradients = graph(step)
             if differing := _differing(step, (loss, gradients), expected):
                 self._graphs[step.signature] = None
@@ -199,47 +196,39 @@ class Compiler:
     def _needs_others(self, step: Step) -> bool:
         """Runs a step whose result is not needed, to see whether it trains tensors that are no parameters yet.
 
-        It also teaches estimators a program's structure, which is not to be recorded.
+        It also teaches estimators a program's structure, which is not to be recorded, and shows what a step changes
+        beside tensors.
         """
-        known = len(pyro.get_param_store())
+        watch = Watch(() if step.is_ours else parts_of(self.loss))
         with contextlib.suppress(Exception), Leaves() as leaves:  # recording meets an error again, and tells of it
             step.dry_run(step)
-        return len(pyro.get_param_store()) > known or not leaves.found <= set(step.inputs)
-
-    def _loss_of(self, step: Step) -> Tensor:
-        """The loss of Pyro's own class, on the random numbers of the step that follows."""
-
-        def run() -> Tensor:
-            with torch.no_grad(), pyro.validation_enabled(False):
-                args = step.args if step.prepare is None else step.prepare(*step.args)
-                return step.parameters[0].new_tensor(self.loss.loss(*step.programs, *args, **step.kwargs))
-
-        return step.dry_run(run)
+        if changes := watch.changes():
+            watch.undo()
+            self._give_up(changes[0], None)
+            return True
+        return watch.makes_parameters() or not leaves.found <= set(step.inputs)
 
     def _graph(self, step: Step) -> Graph | None:
         if self._last is not None:
             before, made = self._last
             self._unused = self._unused + 1 if made.runs <= 1 else 0
             if self._unused >= _MAX_UNUSED:
-                changed = step.changed_settings(before) or "shapes or parameters"
+                changed = step.changed(before) or "shapes or parameters"
                 self._give_up(f"every step needs a graph of its own, because these change: {changed}", None)
                 return None
         try:
             graph = Graph(step)
         except Exception as error:  # noqa: BLE001 - a program or a compiler may fail in any way; it is told of
-            if self.mode == "auto" and self.loss is not self._estimator and isinstance(error, PlateError):
-                self._estimator = None  # Pyro's Rényi bound needs no plate around every site, and ours does
-                return None
-            self._give_up(next(iter(str(error).strip().splitlines()), type(error).__name__), error)
+            self._give_up(reason_of(error), error)
             return None
-        self._last = step.settings, graph
+        self._last = step.constants, graph
         return graph
 
     def _give_up(self, reason: str, error: Exception | None) -> None:
         message = f"SVI: expected a step that can be compiled; got one that cannot: {reason.removesuffix('.')}."
         if self.mode is True:
             raise RuntimeError(f"{message} Use compile=False or 'auto'.") from error
-        self._estimator = None  # one warning, not one for each signature
+        self._off = True  # one warning, not one for each signature
         warnings.warn(f"{message} Training goes on without compiling.", stacklevel=5)
 
 
@@ -254,24 +243,6 @@ def _advance(step: Step, graph: Graph, optimizer: object, update: Callable[[], N
 def _set_gradients(step: Step, gradients: Sequence[Tensor | None]) -> None:
     for parameter, gradient in zip(step.parameters, gradients, strict=True):
         parameter.grad = gradient
-
-
-def _settings(loss: pyro.infer.ELBO) -> list[Any]:
-    """The settings of a loss that are not part of a step's signature: those of Pyro's classes."""
-    return [] if isinstance(loss, Estimator) else [v for v in vars(loss).values() if isinstance(v, bool | int | float)]
-
-
-def _equal_estimator(loss: Any) -> Estimator | None:
-    """The estimator to record for a loss: itself, or the equal of one of Pyro's; None where there is none."""
-    if isinstance(loss, Estimator):
-        return loss
-    if type(loss) is pyro.infer.Trace_ELBO:
-        return ELBO(loss.num_particles, vectorize=loss.vectorize_particles)
-    if type(loss) is pyro.infer.TraceMeanField_ELBO:
-        return ELBO(loss.num_particles, analytic_kl=True, vectorize=loss.vectorize_particles)
-    if type(loss) is pyro.infer.RenyiELBO:
-        return RenyiELBO(loss.num_particles, alpha=loss.alpha, vectorize=loss.vectorize_particles)
-    return None
 
 
 def _differing(step: Step, result: Result, expected: Result) -> str:

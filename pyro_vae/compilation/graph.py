@@ -10,9 +10,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import internals
+from pyro_vae.compilation.reasons import sized_by_values
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
+from pyro_vae.graphs.reading import Reading
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
@@ -37,12 +39,17 @@ class Graph:
             self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        with internals.one_fake_mode():
+        with internals.one_fake_mode(), Reading():
             graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
                 "as a buffer of the model or the guide"
+            )
+        if operation := sized_by_values(graph.graph, step.fixed):
+            raise ValueError(
+                f"it makes a tensor whose size depends on values that differ from step to step, by {operation}: use a "
+                "mask"
             )
         compiled = compile_graph(graph, step.inputs)
         # The record of bfloat16 has its roundings in it; tf32 is a mode of the kernels that it calls.

@@ -14,6 +14,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.compilation.arguments import kind_of, tensors_in
+from pyro_vae.compilation.computed import computed, held_by, parts_of
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import calls_of, children_of, global_calls
 from pyro_vae.traces.modules import bindings_of, is_bound
@@ -23,17 +25,17 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Prepare = Callable[..., tuple[Any, ...]]
 Result = tuple[Tensor, list[Tensor | None]]
 Signature = tuple[Hashable, ...]
-Settings = list[tuple[object, str, Hashable]]
+Constants = list[tuple[str, Hashable]]
 _T = TypeVar("_T")
 
 _SETTINGS = {bool, int, float, str, NoneType, FunctionType, MethodType, BuiltinFunctionType, partial}
 
 
 class Step:
-    """Loss and gradients of one call of an estimator, and every tensor that they are computed from.
+    """Loss and gradients of one call of a loss, and every tensor that they are computed from.
 
     Args:
-        estimator: its ``beta``, if it has one, becomes a tensor here, so that a schedule may change it.
+        loss: any; the ``beta`` of an estimator of ours becomes a tensor here, so that a schedule may change it.
         programs: model and guide.
         modules: all modules of the programs.
         parameters: what to differentiate by, by name.
@@ -45,7 +47,7 @@ class Step:
 
     def __init__(
         self,
-        estimator: Estimator,
+        loss: Any,
         programs: tuple[PyroProgram, PyroProgram],
         modules: Sequence[nn.Module],
         parameters: dict[str, Tensor],
@@ -54,48 +56,52 @@ class Step:
         prepare: Prepare | None = None,
         precision: Precision = "float32",
     ) -> None:
-        self.estimator: Any = copy.copy(estimator)
+        self.is_ours = isinstance(loss, Estimator)
+        self.loss: Any = copy.copy(loss) if self.is_ours else loss
         self.programs, self.args, self.kwargs = programs, args, kwargs
         self.by_name, self.parameters = parameters, list(parameters.values())
         self.prepare, self.precision = prepare, precision
-        self._original: Any = estimator
+        self._original: Any = loss
         self._modules = modules
         self._children = self._read_children()
-        self._bindings = bindings_of(programs)
+        self._bindings = bindings_of([*programs, *held_by(loss)])
         self.inputs: list[Tensor] = []
         self._beta: list[Tensor] = []
         self._beta_value = 0.0
         self.buffers = self._read_buffers()
         self._take(args, kwargs)
-        self.settings: Settings = [
+        settings = [
             (part, name, value)
-            for part in (estimator, *estimator.gradient.parts(), *modules)
+            for part in (*parts_of(loss), *modules)
             for name, value in vars(part).items()
-            if _is_setting(value) and not (part is estimator and name == "beta")
+            if _is_setting(value) and not (self.is_ours and part is loss and name == "beta")
         ]
-        self._places = [vars(part) for part, _, _ in self.settings]  # lists that are compared fast at every step
-        self._names = [name for _, name, _ in self.settings]
-        self._values = [value for _, _, value in self.settings]
+        self._places = [vars(part) for part, _, _ in settings]  # lists that are compared fast at every step
+        self._names = [name for _, name, _ in settings]
+        self._values = [value for _, _, value in settings]
+        self._kinds = [kind_of(value) for value in (*args, *kwargs.values())]
+        self.constants: Constants = [(f"{type(part).__name__}.{name}", value) for part, name, value in settings]
+        self.constants += zip((*map("argument {}".format, range(1, len(args) + 1)), *kwargs), self._kinds, strict=True)
         self.signature: Signature = (
-            tuple(map(_kind, self.inputs)),
+            tuple(map(kind_of, self.inputs)),
             tuple(map(id, self.parameters)),
             tuple(modules),
             tuple(self._read_calls()),
-            tuple(_kind(value) for value in (*args, *kwargs.values())),
+            tuple(self._kinds),
             tuple(kwargs),
             tuple(self._values),
         )
 
     def again(self, parameters: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Takes other arguments, where neither they nor anything else that the step reads needs another graph."""
-        values, former = (*args, *kwargs.values()), (*self.args, *self.kwargs.values())
+        values = (*args, *kwargs.values())
         buffers = self._read_buffers()
         same = (
             parameters is self.by_name
             and list(kwargs) == list(self.kwargs)
-            and len(values) == len(former)
+            and len(values) == len(self._kinds)
             and len(buffers) == len(self.buffers)
-            and all(one is other or _kind(one) == _kind(other) for one, other in zip(values, former, strict=True))
+            and all(map(operator.eq, map(kind_of, values), self._kinds))
             and all(one is other for one, other in zip(buffers, self.buffers, strict=True))
             and len(children := self._read_children()) == len(self._children)
             and all(map(operator.is_, children, self._children))
@@ -116,32 +122,47 @@ class Step:
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = args, kwargs
-        if hasattr(self._original, "beta"):
+        if self.is_ours and hasattr(self._original, "beta"):
             beta = float(self._original.beta)
             if not self._beta or self._beta_value != beta:
                 self._beta_value = beta
                 self._beta = [self.parameters[0].new_tensor(beta)]
-                vars(self.estimator)["beta"] = self._beta[0]  # a tensor, past the check of a number
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        self.inputs = [*self.parameters, *self.buffers, *tensors, *self._beta]
+                vars(self.loss)["beta"] = self._beta[0]  # a tensor, past the check of a number
+        self.inputs = [*self.parameters, *self.buffers, *tensors_in((*args, *kwargs.values())), *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
         buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
         # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
         frozen = [p for m in self._modules for p in m.parameters(recurse=False) if not p.requires_grad]
-        return [*self._original.gradient.buffers(), *buffers, *frozen]
+        return [*(self._original.gradient.buffers() if self.is_ours else ()), *buffers, *frozen]
 
     def __call__(self) -> Result:
-        """Runs the programs: the loss and a gradient, or None, for each parameter."""
+        """Runs the programs: the loss and a gradient, or None, for each parameter; as tensors, to be recorded."""
         with torch.enable_grad(), pyro.validation_enabled(False):
             with reduced(self.precision, self.parameters[0].device):
-                args = self.args if self.prepare is None else self.prepare(*self.args)
-                loss = self.estimator.differentiable_loss(*self.programs, *args, **self.kwargs)
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                loss, root = computed(self.loss, self.programs, self._prepared(), self.kwargs)
+            gradients = torch.autograd.grad(root, self.parameters, allow_unused=True)
         return loss.detach(), list(gradients)
 
+    def eager(self) -> Result:
+        """What the loss itself does, in a step without a graph."""
+        if self.is_ours:
+            return self()
+        with torch.enable_grad(), pyro.validation_enabled(False), reduced(self.precision, self.parameters[0].device):
+            result = self.loss.loss_and_grads(*self.programs, *self._prepared(), **self.kwargs)
+        loss = sum(map(float, result)) if isinstance(result, tuple) else float(result)
+        return self.parameters[0].new_tensor(loss), [parameter.grad for parameter in self.parameters]
+
+    def _prepared(self) -> tuple[Any, ...]:
+        return self.args if self.prepare is None else self.prepare(*self.args)
+
+    @property
+    def fixed(self) -> range:
+        """Which of the inputs are buffers: masks and indices among them are taken to select as many at every step."""
+        return range(len(self.parameters), len(self.parameters) + len(self.buffers))
+
     def dry_run(self, run: Callable[[], _T]) -> _T:
-        """Runs, and leaves random generators and buffers (for example running means) as they were."""
+        """Runs, and leaves random generators, gradients and buffers (for example running means) as they were."""
         devices = sorted({tensor.device.index for tensor in self.inputs if tensor.is_cuda})
         before = [buffer.clone() for buffer in self.buffers]
         try:
@@ -150,15 +171,15 @@ class Step:
         finally:
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
+            for parameter in self.parameters:
+                parameter.grad = None
 
-    def changed_settings(self, former: Settings) -> str:
-        """What Python values of modules and loss differ from those of a former step."""
-        names = [
-            f"{type(part).__name__}.{name}: {before!r}, then {value!r}"
-            for (part, name, value), (_, _, before) in zip(self.settings, former, strict=False)
-            if value != before
-        ]
-        return "; ".join(names)
+    def changed(self, former: Constants) -> str:
+        """What constants differ from those of a former step."""
+        pairs = zip(self.constants, former, strict=False)
+        return "; ".join(
+            f"{name}: {before!r}, then {value!r}" for (name, value), (_, before) in pairs if value != before
+        )
 
 
 @contextlib.contextmanager
@@ -190,10 +211,3 @@ def reduced(precision: Precision, device: torch.device) -> Iterator[None]:
 def _is_setting(value: Any) -> bool:
     """Whether a value of Python's is one that a graph has as a constant, and that tells whether it has changed."""
     return type(value) in _SETTINGS or (type(value) is tuple and all(map(_is_setting, value)))
-
-
-def _kind(value: Any) -> Hashable:
-    """What a graph depends on of an argument."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
-    return repr(value)

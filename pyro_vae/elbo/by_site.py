@@ -80,7 +80,7 @@ class BySite(Gradient):
     Raises:
         TypeError: no mapping from names.
         ValueError: a gradient that no single site can have; an object with a baseline that serves two sites; when run,
-            a site of the guide without a gradient, or with one that would be wrong.
+            a site of the guide without a gradient, with one that would be wrong, or with ``num_samples`` of its own.
 
     Example:
         >>> from pyro_vae import elbo
@@ -143,7 +143,7 @@ class BySite(Gradient):
         summed = [name for name, own in self.gradients.items() if isinstance(own, Enumerate)]
         draws = call.draw(detach=self._of(ScoreFunction) or False, enumerate_=summed)
         for run in draws.runs:  # the guide may have changed since its structure was learned
-            self._check_sites(name, {site: Latent.of(message["fn"]) for site, _, message in run.latents()})
+            self._check_sites(name, {site: Latent.of(message) for site, _, message in run.latents()})
         if estimator.linear and not call.structure.enumerated:
             return self._loss_of_terms(estimator, draws)
         return self._loss_of_weights(estimator, draws)
@@ -164,6 +164,7 @@ class BySite(Gradient):
                 )
         for name, own in self.gradients.items():
             latent = latents[name]
+            latent.check_draws(name)
             if isinstance(own, Enumerate) and not latent.enumerable:
                 wanted, works = "a finite support", "'pathwise'" if latent.reparameterized else "'score'"
             elif isinstance(own, Pathwise | STL) and not latent.reparameterized:

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import internals
 from pyro_vae.graphs.onednn import use_onednn
+from pyro_vae.graphs.reading import Reading, draws_random_numbers
 
 Function = Callable[..., list[Tensor]]
 
@@ -26,7 +27,7 @@ def record(function: Function, *args: Tensor) -> GraphModule | None:
 
     Random generators are left as they were.
     """
-    with random_state(args):
+    with random_state(args), Reading():
         try:
             recorded = make_fx(lambda *inputs: function(*inputs))(*args)  # it would count the self of a method
         except Exception:  # noqa: BLE001 - a function may refuse in any way; it is run as it is then
@@ -34,11 +35,6 @@ def record(function: Function, *args: Tensor) -> GraphModule | None:
     recorded.graph.eliminate_dead_code()
     recorded.recompile()
     return recorded
-
-
-def draws_random_numbers(node: Node) -> bool:
-    """Whether an operation draws from a generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def random_state(args: Iterable[Tensor]) -> AbstractContextManager[None]:

@@ -21,7 +21,8 @@ from torch.fx import GraphModule
 
 from pyro_vae import internals
 from pyro_vae.graphs.memory import peak_memory
-from pyro_vae.graphs.recording import draws_random_numbers, random_state, record
+from pyro_vae.graphs.reading import draws_random_numbers
+from pyro_vae.graphs.recording import random_state, record
 from pyro_vae.traces.tracing import PyroProgram
 
 Consumer = Callable[[Tensor, Tensor], None]

@@ -14,16 +14,34 @@ class Latent:
         distribution: its name.
         reparameterized: whether its draws can be differentiated.
         enumerable: whether it can list its support.
+        num_samples: how many draws of it alone its site asks of ``pyro.infer.TraceEnum_ELBO``; mostly None.
     """
 
     distribution: str
     reparameterized: bool
     enumerable: bool
+    num_samples: int | None
 
     @staticmethod
-    def of(fn: Any) -> Latent:
-        """That of a distribution."""
-        return Latent(describe(fn), fn.has_rsample, fn.has_enumerate_support)
+    def of(site: Any) -> Latent:
+        """That of a site."""
+        fn = site["fn"]
+        return Latent(describe(fn), fn.has_rsample, fn.has_enumerate_support, site["infer"].get("num_samples"))
+
+    def check_draws(self, name: str) -> None:
+        """Raises for a site to be summed over that asks for draws in place of its support.
+
+        Args:
+            name: of the site.
+
+        Raises:
+            ValueError: a sum over the draws would be a wrong number.
+        """
+        if self.num_samples is not None:
+            raise ValueError(
+                f"Site {name!r}: expected a sum over the support, or one draw; got infer num_samples="
+                f"{self.num_samples}. Leave it out and use num_particles, or pyro.infer.TraceEnum_ELBO, which has it."
+            )
 
 
 @dataclass(frozen=True)

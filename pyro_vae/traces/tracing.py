@@ -40,6 +40,7 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
 
     Raises:
         UndrawnLatentError: a latent of the model that is neither in the guide nor marked for enumeration.
+        ValueError: a latent to be enumerated asks for draws in place of its support.
     """
     with dry_run(args):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -48,13 +49,15 @@ def inspect(model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwarg
     missing = [n for n, site in _sites(model_trace) if n in extra and site["infer"].get("enumerate") != "parallel"]
     if missing:
         raise UndrawnLatentError(missing)
+    for name in extra:
+        Latent.of(model_trace.nodes[name]).check_draws(name)
     stacks = [(name, site["cond_indep_stack"]) for trace in (guide_trace, model_trace) for name, site in _sites(trace)]
     plates = {frame.name: frame.dim for _, stack in stacks for frame in stack if frame.vectorized}
     outside = {
         plate: next((name for name, stack in stacks if plate not in {frame.name for frame in stack}), None)
         for plate in plates
     }
-    latents = {name: Latent.of(site["fn"]) for name, site in _sites(guide_trace)}
+    latents = {name: Latent.of(site) for name, site in _sites(guide_trace)}
     return Structure(-min(plates.values(), default=0), frozenset(extra), outside, latents)
 
 
