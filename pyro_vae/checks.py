@@ -6,6 +6,7 @@ Each returns the value as the type it is declared to be, and says what was expec
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import functools
 import inspect
 import math
@@ -143,11 +144,11 @@ def instance(subject: str, name: str, value: Any, kind: type | tuple[type, ...],
     Example:
         >>> instance("VAE.sample", "name", 3, str, "Give a word.")
         Traceback (most recent call last):
-        TypeError: VAE.sample: expected name a str; got 3. Give a word.
+        TypeError: VAE.sample: expected name to be a str; got 3. Give a word.
     """
     if not isinstance(value, kind):
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise TypeError(f"{subject}: expected {name} a {kinds}; got {_shown(value)}. {remedy}")
+        raise TypeError(f"{subject}: expected {name} to be a {kinds}; got {_shown(value)}. {remedy}")
     return value
 
 
@@ -199,18 +200,59 @@ def arguments(subject: str, function: F) -> F:
     def checked(*args: Any, **kwargs: Any) -> Any:
         if not cache:
             cache.update(_hints(function))
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise TypeError(
-                f"{subject}: expected the arguments {signature}; got others ({error}). Mend the call."
-            ) from None
-        for name, value in given.items():
+        who = _who(subject, signature, args)
+        for name, value in bound(who, signature, args, kwargs).items():
             if name in cache and signature.parameters[name].kind not in _VARIADIC:
-                _conform(subject, name, value, cache[name])
+                _conform(who, name, value, cache[name])
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]
+
+
+def named(subject: str, function: F) -> F:
+    """A function of which a call that does not fit its signature is told the argument that was meant.
+
+    Example:
+        >>> def mean(x: float, *, weights: Sequence[int] = ()) -> float: ...
+        >>> named("mean", mean)(2.0, wieghts=[1])
+        Traceback (most recent call last):
+        TypeError: mean: expected arguments of the names x, weights; got 'wieghts'. Use weights.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        bound(_who(subject, signature, args), signature, args, kwargs)
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def bound(subject: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by the names of the signature.
+
+    Raises:
+        TypeError: the call does not fit the signature.
+    """
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        names = [n for n, p in signature.parameters.items() if n != "self" and p.kind not in _VARIADIC]
+        unknown = next((name for name in kwargs if name not in names), None)
+        if unknown is None:
+            raise TypeError(
+                f"{subject}: expected the arguments {', '.join(names)}; got others ({error}). Mend the call."
+            ) from None
+        near = difflib.get_close_matches(unknown, names, n=1)
+        raise TypeError(
+            f"{subject}: expected arguments of the names {', '.join(names)}; got {unknown!r}. "
+            f"{f'Use {near[0]}' if near else 'Leave it out'}."
+        ) from None
+
+
+def _who(subject: str, signature: inspect.Signature, args: tuple[Any, ...]) -> str:
+    """The class of a method's object, which may have inherited the method, or else the subject."""
+    return type(args[0]).__name__ if args and "self" in signature.parameters else subject
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

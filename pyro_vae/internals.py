@@ -28,6 +28,7 @@ __all__ = [
     "compile_graph",
     "global_calls",
     "is_mutable",
+    "is_out_of_memory",
     "linear_by_onednn",
     "one_fake_mode",
     "packed_dims",
@@ -60,6 +61,14 @@ def is_mutable(node: Node) -> bool:
     """Whether a recorded operation writes into an argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, a CPU's, of which torch says so in words alone, or a GPU's."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )
 
 
 def linear_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -203,7 +203,12 @@ class Body(Recorded, nn.Module):
 
 
 class Head(nn.Module):
-    """One layer from features to named parameters; ``forward(features) -> {name: (*lead, *shape)}``."""
+    """One layer from features to named parameters; ``forward(features) -> {name: (*lead, *shape)}``.
+
+    Args:
+        feature_shape: the event shape of the features.
+        shapes: of the parameters, by name.
+    """
 
     layer: nn.Linear | nn.Conv2d
 
@@ -234,7 +239,17 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-    """A linear layer from the flattened features to all parameters at once."""
+    """A linear layer from the flattened features to all parameters at once.
+
+    Args:
+        feature_shape: the event shape of the features.
+        shapes: of the parameters, by name.
+
+    Example:
+        >>> parameters = LinearHead(Size([8]), {"loc": Size([2]), "log_scale": Size([2])})(torch.zeros(5, 8))
+        >>> {name: tuple(value.shape) for name, value in parameters.items()}
+        {'loc': (5, 2), 'log_scale': (5, 2)}
+    """
 
     def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:
         super().__init__(feature_shape, shapes)
@@ -251,7 +266,14 @@ class LinearHead(Head):
 
 
 class ConvHead(Head):
-    """A 1x1 convolution from features (C, H, W) to parameters (c, H, W): its size does not grow with the image."""
+    """A 1x1 convolution from features (C, H, W) to parameters (c, H, W): its size does not grow with the image.
+
+    Shapes: C channels, H rows, W columns.
+
+    Args:
+        feature_shape: (C, H, W).
+        shapes: of the parameters, by name, (c, H, W) each.
+    """
 
     def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:
         super().__init__(feature_shape, shapes)
@@ -310,6 +332,8 @@ class MLP(Body):
 class ConvEncoder(Body):
     """Convolutions of stride 2 from an image to feature maps, for any image size and number of channels.
 
+    Shapes: C channels, H rows, W columns.
+
     A context enters as constant feature maps beside the image's channels.
 
     Args:
@@ -355,6 +379,8 @@ class ConvEncoder(Body):
 
 class ConvDecoder(Body):
     """A linear layer and transposed convolutions from z to feature maps of the image's height and width.
+
+    Shapes: C channels, H rows, W columns.
 
     The mirror of :class:`ConvEncoder`. Its head is a 1x1 convolution, so that likelihoods with many parameters per
     pixel stay affordable: from 64x32x32 features to 100 parameters per pixel a linear layer would have 6.7e9 weights,

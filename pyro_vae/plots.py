@@ -13,6 +13,8 @@ from pyro_vae.training import History
 def images(x: Tensor, columns: int = 8, *, caption: str = "") -> Figure:
     """A grid of images.
 
+    Shapes: N data, C channels, H rows, W columns.
+
     Args:
         x: images (N, C, H, W) with C of 1 or 3 and values in [0, 1]; values outside are shown as the nearest within.
         columns: images per row.
@@ -46,6 +48,8 @@ def images(x: Tensor, columns: int = 8, *, caption: str = "") -> Figure:
 
 def reconstructions(x: Tensor, reconstructed: Tensor, columns: int = 8, *, caption: str = "") -> Figure:
     """Rows of originals, each above a row of their reconstructions.
+
+    Shapes: N data, C channels, H rows, W columns.
 
     Args:
         x: originals (N, C, H, W).

@@ -15,7 +15,12 @@ _NAME = "_built_with"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a constructor was called with."""
+    """What a constructor was called with.
+
+    Args:
+        args: the arguments by place.
+        kwargs: those by name.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]

@@ -1,5 +1,6 @@
 """What every test starts from and must leave behind."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
@@ -16,6 +18,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test marked ``cuda`` where there is no such device."""
     if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+
+
+@contextlib.contextmanager
+def nothing_left(folder: Path) -> Iterator[None]:
+    """Context manager that fails where something appears in a folder; hidden files are those of tools."""
+    before = set(os.listdir(folder))
+    yield
+    left = sorted(name for name in set(os.listdir(folder)) - before if name[0] not in "._")
+    assert not left, f"expected nothing new in {folder}; got {left}. Let the test write into tmp_path."
+
+
+@pytest.fixture(autouse=True)
+def _clean_checkout() -> Iterator[None]:
+    """Fails a test that leaves a file in the checkout's root, which is the current folder of most runs."""
+    with nothing_left(ROOT):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ def step_time(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("step_time")
 
 
-def test_contenders_that_compute_something_else_are_refused(step_time: Any) -> None:
+def test_step_time_contenders_that_compute_something_else_are_refused(step_time: Any) -> None:
     torch.manual_seed(0)
 
     def losses(indices: Tensor) -> list[float]:
@@ -35,7 +35,7 @@ def test_contenders_that_compute_something_else_are_refused(step_time: Any) -> N
             step_time.check({"ours": losses, "other": other}, batches, 4)
 
 
-def test_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) -> None:
+def test_step_time_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) -> None:
     setting = step_time.Setting("784-400-20", 100, 1, False, 1, 2, ())
     blocks = setting.task().blocks(2)
     seen = torch.cat([next(blocks).flatten() for _ in range(300)])

@@ -24,7 +24,7 @@ def small_vae(hidden: int = 4) -> VAE:
     )
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+def test_load_gives_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     saved, loaded = small_vae(), small_vae()
     checkpoint.save(tmp_path / "vae.safetensors", saved, {"epochs": 3, "name": "digits"})
     assert checkpoint.load(tmp_path / "vae.safetensors", loaded) == {"epochs": 3, "name": "digits"}
@@ -34,7 +34,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(saved.encode(x).mean, loaded.encode(x).mean)
 
 
-def test_an_existing_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_save_replaces_an_existing_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     for epochs in (1, 2):
         checkpoint.save(path, small_vae(), {"epochs": epochs})
@@ -42,7 +42,7 @@ def test_an_existing_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+def test_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     checkpoint.save(path, small_vae(), {"epochs": 1})
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -51,7 +51,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_another_structure_is_refused_and_the_module_is_unchanged(tmp_path: Path) -> None:
+def test_load_refuses_another_structure_and_leaves_the_module(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     checkpoint.save(path, small_vae(hidden=5))
     vae = small_vae()
@@ -61,7 +61,7 @@ def test_another_structure_is_refused_and_the_module_is_unchanged(tmp_path: Path
     assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
 
 
-def test_a_file_that_is_missing_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_a_file_that_is_missing_damaged_or_foreign(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     with pytest.raises(FileNotFoundError, match=re.escape(f"Checkpoint: expected a file at {str(path)!r}; got none.")):
         checkpoint.load(path, small_vae())
@@ -74,7 +74,7 @@ def test_a_file_that_is_missing_damaged_or_foreign_is_refused(tmp_path: Path) ->
         checkpoint.load(path, nn.Linear(2, 1))
 
 
-def test_a_body_that_encoder_and_decoder_share_is_saved(tmp_path: Path) -> None:
+def test_save_keeps_a_body_that_encoder_and_decoder_share(tmp_path: Path) -> None:
     def tied() -> nn.ModuleDict:
         shared = nn.Linear(2, 2)
         return nn.ModuleDict({"encoder": nn.Sequential(shared), "decoder": nn.Sequential(shared, nn.Linear(2, 1))})
@@ -87,13 +87,13 @@ def test_a_body_that_encoder_and_decoder_share_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_tensors_of_another_type_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_load_refuses_tensors_of_another_type(tmp_path: Path, dtype: torch.dtype) -> None:
     checkpoint.save(tmp_path / "vae.safetensors", small_vae().to(dtype))
     with pytest.raises(ValueError, match="expected the tensors of this VAE; got others"):
         checkpoint.load(tmp_path / "vae.safetensors", small_vae())
 
 
-def test_every_flipped_bit_and_every_truncation_is_seen(tmp_path: Path) -> None:
+def test_load_sees_every_flipped_bit_and_every_truncation(tmp_path: Path) -> None:
     path, vae = tmp_path / "vae.safetensors", small_vae()
     checkpoint.save(path, vae, {"epochs": 3})
     content = path.read_bytes()
@@ -111,7 +111,7 @@ def test_every_flipped_bit_and_every_truncation_is_seen(tmp_path: Path) -> None:
             checkpoint.load(path, vae)
 
 
-def test_files_of_savers_that_were_killed_are_removed_after_an_hour(tmp_path: Path) -> None:
+def test_save_removes_files_of_killed_savers_after_an_hour(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     old, new = tmp_path / ".vae.safetensors.0", tmp_path / ".vae.safetensors.1"
     for file in (old, new):
@@ -122,7 +122,9 @@ def test_files_of_savers_that_were_killed_are_removed_after_an_hour(tmp_path: Pa
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_on_a_full_disk_leaves_the_earlier_file(
+    tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "vae.safetensors"
     checkpoint.save(path, small_vae(), {"epochs": 1})
 

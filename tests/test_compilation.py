@@ -58,7 +58,7 @@ LOSSES: dict[str, Callable[[], pyro.infer.ELBO]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-def test_compiled_steps_are_eager_steps(name: str) -> None:
+def test_compile_compiled_steps_are_eager_steps(name: str) -> None:
     eager, compiled = small_vae(), small_vae()
     _, expected = train(eager, LOSSES[name](), False)
     svi, losses = train(compiled, LOSSES[name](), True)
@@ -68,7 +68,7 @@ def test_compiled_steps_are_eager_steps(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_seed_reproduces_a_compiled_run_bit_for_bit_and_steps_differ() -> None:
+def test_compile_seed_reproduces_a_compiled_run_bit_for_bit_and_steps_differ() -> None:
     first, second = small_vae(), small_vae()
     _, losses = train(first, elbo.ELBO(), True)
     _, again = train(second, elbo.ELBO(), True)
@@ -80,7 +80,7 @@ def test_a_seed_reproduces_a_compiled_run_bit_for_bit_and_steps_differ() -> None
 
 
 @pytest.mark.slow
-def test_beta_and_the_learning_rate_do_not_recompile_but_shapes_and_modes_do() -> None:
+def test_compile_beta_and_the_learning_rate_do_not_recompile_but_shapes_and_modes_do() -> None:
     vae, loss = small_vae(), elbo.ELBO()
     eager = copy.deepcopy(vae)
     svi, reference = (SVI(v.model, v.guide, ADAM, loss, compile=mode) for v, mode in ((vae, True), (eager, False)))
@@ -103,7 +103,7 @@ def test_beta_and_the_learning_rate_do_not_recompile_but_shapes_and_modes_do() -
 
 
 @pytest.mark.slow
-def test_functions_with_pyro_param_are_compiled_with_their_constraints() -> None:
+def test_compile_functions_with_pyro_param_are_compiled_with_their_constraints() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
@@ -140,14 +140,14 @@ def branching_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0))
 
 
-def test_control_flow_that_depends_on_data_is_refused() -> None:
+def test_compile_control_flow_that_depends_on_data_is_refused() -> None:
     svi = SVI(branching, branching_guide, ADAM, elbo.ELBO(), compile=True)
     svi.step(X[:, 0])
     with pytest.raises(RuntimeError, match="SVI: expected a step that can be compiled"):
         svi.step(X[:, 0])
 
 
-def test_auto_goes_on_eagerly_with_one_warning() -> None:
+def test_compile_auto_goes_on_eagerly_with_one_warning() -> None:
     svi = SVI(branching, branching_guide, ADAM, elbo.ELBO())
     svi.compiler.auto_steps = 0
     svi.step(X[:, 0])
@@ -159,7 +159,7 @@ def test_auto_goes_on_eagerly_with_one_warning() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("plate", ["observations", "data"])
-def test_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does(plate: str) -> None:
+def test_compile_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does(plate: str) -> None:
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))  # outside the plate
         with pyro.plate(plate, len(x)):
@@ -175,7 +175,7 @@ def test_auto_is_silent_where_pyros_loss_needs_no_plate_and_ours_does(plate: str
     assert svi.compiler.num_graphs == 0
 
 
-def test_auto_compiles_only_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_auto_compiles_only_after_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
     svi.compiler.auto_steps = 3
@@ -186,7 +186,7 @@ def test_auto_compiles_only_after_many_steps(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [4]  # after the first step, which finds the parameters, and three more
 
 
-def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph whose gradients are stale, as those of a parameter recorded as a constant are after an update."""
     vae, expected = small_vae(), small_vae()
 
@@ -214,7 +214,7 @@ def test_a_wrong_graph_is_found_by_the_comparison_with_an_eager_step(monkeypatch
     torch.testing.assert_close(weights(vae), weights(expected), rtol=1e-10, atol=1e-12)
 
 
-def test_what_has_no_graph_is_refused_when_asked_for() -> None:
+def test_compile_what_has_no_graph_is_refused_when_asked_for() -> None:
     vae = small_vae()
     with pytest.raises(RuntimeError, match="TraceGraph_ELBO reads numbers from tensors, or has no equal"):
         SVI(vae.model, vae.guide, ADAM, pyro.infer.TraceGraph_ELBO(), compile=True)
@@ -222,7 +222,7 @@ def test_what_has_no_graph_is_refused_when_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_training_goes_on_with_one_warning(tmp_path: Path) -> None:
+def test_compile_without_a_compiler_training_goes_on_with_one_warning(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -240,7 +240,7 @@ print(len(losses), svi.compiler.num_graphs)
     assert result.stderr.count("Training goes on without compiling") == 1
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_compile_refuses_an_unknown_mode() -> None:
     vae = small_vae()
     with pytest.raises(ValueError, match="expected compile True, False or 'auto'; got 'always'"):
         SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile="always")  # type: ignore[arg-type]
@@ -276,7 +276,7 @@ def tempered(slope: float | Tensor) -> tuple[VAE, Tempered]:
 
 
 @pytest.mark.slow
-def test_a_buffer_that_changes_every_step_is_an_input() -> None:
+def test_compile_buffer_that_changes_every_step_is_an_input() -> None:
     results = []
     for mode in (False, True):
         vae, body = tempered(torch.tensor(1.0))
@@ -295,7 +295,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
 
 
-def test_the_first_step_of_every_shape_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_first_step_of_every_shape_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=True)
@@ -307,7 +307,7 @@ def test_the_first_step_of_every_shape_is_validated(monkeypatch: pytest.MonkeyPa
     assert svi.compiler.num_graphs == 2
 
 
-def test_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     results = []
     for mode in (False, True):
@@ -323,7 +323,7 @@ def test_another_number_in_python_is_another_graph(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("what", ["a schedule", "a side effect"])
-def test_a_number_in_python_that_changes_every_step_is_named(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_number_in_python_that_changes_every_step_is_named(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     vae, body = tempered(1.0)
     body.counting = what == "a side effect"
@@ -360,7 +360,7 @@ def normalized() -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], nn
     return model, guide, norm
 
 
-def test_buffers_of_modules_that_functions_name_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_buffers_of_modules_that_functions_name_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     means = []
     for mode in (False, True):
@@ -375,7 +375,7 @@ def test_buffers_of_modules_that_functions_name_are_kept(monkeypatch: pytest.Mon
     torch.testing.assert_close(means[1], means[0], rtol=1e-12, atol=0.0)
 
 
-def test_a_tensor_that_is_written_to_must_be_a_buffer() -> None:
+def test_compile_needs_a_buffer_for_a_tensor_that_is_written_to() -> None:
     total = torch.zeros((), dtype=torch.float64)
 
     def model(x: Tensor) -> None:
@@ -417,7 +417,7 @@ class PyroExample(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("global_store")
-def test_pyros_own_example_is_compiled_by_changing_one_import() -> None:
+def test_compile_takes_pyros_own_example_by_changing_one_import() -> None:
     losses = []
     for make in (pyro.infer.SVI, partial(SVI, compile=True)):
         pyro.clear_param_store()
@@ -434,7 +434,7 @@ def test_pyros_own_example_is_compiled_by_changing_one_import() -> None:
 
 
 @pytest.mark.slow
-def test_batches_clipping_schedules_and_averages_are_in_the_fast_path() -> None:
+def test_compile_has_batches_clipping_schedules_and_averages_in_the_fast_path() -> None:
     images = torch.randint(256, (40, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = data.Dataset("bits", images, levels=255, binarization="dynamic")
     results = []
@@ -464,7 +464,7 @@ def test_batches_clipping_schedules_and_averages_are_in_the_fast_path() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_step_in_bfloat16_is_the_eager_one_within_its_rounding() -> None:
+def test_compile_in_bfloat16_is_the_eager_step_within_its_rounding() -> None:
     x, results = X.float(), []
     for mode in (False, True):
         vae = small_vae().float()
@@ -481,7 +481,7 @@ def test_a_compiled_step_in_bfloat16_is_the_eager_one_within_its_rounding() -> N
 
 
 @pytest.mark.parametrize(("rows", "features", "outputs"), [(128, 200, 100), (2000, 50, 300)])
-def test_large_products_go_to_onednn(rows: int, features: int, outputs: int) -> None:
+def test_use_onednn_takes_large_products(rows: int, features: int, outputs: int) -> None:
     """The second transposes the product's smaller factor."""
     x, weight, bias = torch.randn(rows, features), torch.randn(outputs, features), torch.randn(outputs)
 
@@ -524,7 +524,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "can_capture", can_capture)
 
 
-def test_a_captured_step_is_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_CapturedStep_is_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """With batches, beta and learning rate that change, a schedule that writes numbers, clipping and averages."""
     images = torch.randint(256, (40, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     dataset = data.Dataset("bits", images, levels=255, binarization="dynamic")
@@ -558,7 +558,7 @@ def test_a_captured_step_is_an_eager_step(monkeypatch: pytest.MonkeyPatch) -> No
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5)
 
 
-def test_a_captured_step_leaves_the_parameters_where_the_loss_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_CapturedStep_leaves_the_parameters_where_the_loss_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
     vae, x = small_vae().float(), X.float()
     svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), elbo.ELBO(), compile=True)
@@ -578,7 +578,7 @@ def test_a_captured_step_leaves_the_parameters_where_the_loss_is_not_finite(monk
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("make", [lambda: elbo.ELBO(), lambda: elbo.IWELBO(5, gradient="dreg")])
-def test_a_cuda_graph_trains_as_eager_steps_do(make: Callable[[], pyro.infer.ELBO]) -> None:
+def test_CapturedStep_on_cuda_trains_as_eager_steps_do(make: Callable[[], pyro.infer.ELBO]) -> None:
     x, results = X.float().cuda(), []
     for mode in (False, True):
         vae = small_vae().float().cuda()
@@ -609,7 +609,7 @@ def test_fit_on_cuda_reads_the_loss_once_per_epoch() -> None:
 
 @pytest.mark.parametrize("stock", [False, True])
 @pytest.mark.parametrize("how", ["another loss", "another setting"])
-def test_a_loss_that_the_user_changes_is_followed(how: str, stock: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_follows_a_loss_that_the_user_changes(how: str, stock: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     make: Any = pyro.infer.Trace_ELBO if stock else elbo.ELBO
     results = []
@@ -628,7 +628,7 @@ def test_a_loss_that_the_user_changes_is_followed(how: str, stock: bool, monkeyp
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
 
 
-def test_another_module_in_place_of_one_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_takes_another_module_in_place_of_one_for_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     uncompiled(monkeypatch)
     results = []
     for mode in (False, True):

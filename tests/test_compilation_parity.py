@@ -325,7 +325,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(("program", "estimator", "dtype"), cells())
-def test_a_recorded_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
+def test_record_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
     eager, graph = (train(program, estimator, dtype, mode) for mode in (False, True))
     assert graph.svi.compiler.num_graphs == 1
     assert deviation(graph, eager) <= TOLERANCE[dtype]
@@ -333,14 +333,16 @@ def test_a_recorded_step_is_an_eager_step(program: str, estimator: str, dtype: t
 
 
 @pytest.mark.parametrize(("program", "estimator"), REFUSED)
-def test_what_is_refused_eagerly_is_refused_at_the_same_step(program: str, estimator: str) -> None:
+def test_record_refuses_what_is_refused_eagerly_at_the_same_step(program: str, estimator: str) -> None:
     for mode in (False, True):
         with pytest.raises((ValueError, NotImplementedError, KeyError), match=refusal(program, estimator)):
             train(program, estimator, torch.float64, mode)
 
 
 @pytest.mark.parametrize(("program", "estimator"), WITHOUT_GRAPH)
-def test_what_has_no_graph_goes_on_eagerly(program: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_goes_on_eagerly_with_what_has_no_graph(
+    program: str, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RuntimeError, match=f"expected a step that can be compiled.*{obstacle(program, estimator)}"):
         train(program, estimator, torch.float64, True)
     monkeypatch.setattr(compilation.compiler, "AUTO_STEPS", 1)
@@ -368,7 +370,7 @@ BY_SITE: dict[str, Callable[[], elbo.Estimator]] = {
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("name", BY_SITE)
-def test_a_recorded_step_by_site_is_an_eager_step(name: str) -> None:
+def test_record_step_by_site_is_an_eager_step(name: str) -> None:
     results = []
     for mode in (False, True):
         programs, args = build("classes", torch.float64)
@@ -385,7 +387,7 @@ def test_a_recorded_step_by_site_is_an_eager_step(name: str) -> None:
     "make",
     [elbo.ELBO, partial(elbo.IWELBO, gradient="vimco"), partial(elbo.MIWELBO, num_bounds=1), elbo.ReweightedWakeSleep],
 )
-def test_the_number_of_particles_changes_on_the_way(make: Callable[[int], elbo.Estimator]) -> None:
+def test_compile_while_the_number_of_particles_changes(make: Callable[[int], elbo.Estimator]) -> None:
     """Every number has a graph of its own, which serves again when the number comes back."""
     results = []
     for mode in (False, True):
@@ -422,7 +424,7 @@ def same(one: Training, other: Training) -> None:
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(3), lambda: nn.Dropout(0.3)], ids=["BatchNorm", "Dropout"])
 @pytest.mark.parametrize("estimator", ["IWELBO, dreg", "pyro, Trace"])
-def test_batch_sizes_and_modes_change(layer: Callable[[], nn.Module], estimator: str) -> None:
+def test_compile_while_batch_sizes_and_modes_change(layer: Callable[[], nn.Module], estimator: str) -> None:
     results = []
     for mode in (False, True):
         torch.manual_seed(0)
@@ -440,7 +442,7 @@ def test_batch_sizes_and_modes_change(layer: Callable[[], nn.Module], estimator:
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("estimator", ["ELBO, one draw", "ELBO, beta, dreg", "ELBO, analytic KL", "CIWELBO, dreg"])
-def test_beta_changes_at_every_step(estimator: str) -> None:
+def test_compile_while_beta_changes_at_every_step(estimator: str) -> None:
     results = []
     for mode in (False, True):
         programs, args = build("VAE", torch.float64)
@@ -455,7 +457,7 @@ def test_beta_changes_at_every_step(estimator: str) -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-def test_a_parameter_moves_to_a_group_of_its_own() -> None:
+def test_compile_while_a_parameter_moves_to_a_group_of_its_own() -> None:
     results = []
     for mode in (False, True):
         programs, args = build("VAE", torch.float64)
@@ -473,7 +475,7 @@ def test_a_parameter_moves_to_a_group_of_its_own() -> None:
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("first", ["trained", "frozen"])
-def test_a_guide_is_frozen_and_thawed(first: str) -> None:
+def test_compile_while_a_guide_is_frozen_and_thawed(first: str) -> None:
     results = []
     for mode in (False, True):
         programs, args = build("VAE", torch.float64)
@@ -486,7 +488,7 @@ def test_a_guide_is_frozen_and_thawed(first: str) -> None:
 
 
 @pytest.mark.usefixtures("recorded")
-def test_a_parameter_is_made_at_a_later_step() -> None:
+def test_compile_while_a_parameter_is_made_at_a_later_step() -> None:
     """One for every batch size; the optimizer gets the second when a graph is there already."""
     model, _ = functions()
 
@@ -509,7 +511,7 @@ def test_a_parameter_is_made_at_a_later_step() -> None:
 
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("estimator", SUMMED)
-def test_a_class_that_pyro_draws_is_not_summed_out(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_sums_no_class_out_that_pyro_draws(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     eager = train("summed class", estimator, torch.float64, False)
     with pytest.raises(RuntimeError, match=r"the loss of ours differs from that of \w+ELBO"):
         train("summed class", estimator, torch.float64, True)
@@ -520,7 +522,7 @@ def test_a_class_that_pyro_draws_is_not_summed_out(estimator: str, monkeypatch: 
 
 
 @pytest.mark.usefixtures("recorded")
-def test_pyros_renyi_bound_of_a_subsample_is_not_ours() -> None:
+def test_compile_tells_pyros_renyi_bound_of_a_subsample_from_ours() -> None:
     """Its scale is inside the logarithm."""
 
     def model(x: Tensor) -> None:
@@ -556,7 +558,7 @@ def compiled() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("program", "estimator", "dtype"), compiled())
-def test_a_compiled_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
+def test_compile_step_is_an_eager_step(program: str, estimator: str, dtype: torch.dtype) -> None:
     eager, graph = (train(program, estimator, dtype, mode) for mode in (False, True))
     assert graph.svi.compiler.num_graphs == 1
     assert deviation(graph, eager) <= TOLERANCE[dtype]
@@ -564,7 +566,7 @@ def test_a_compiled_step_is_an_eager_step(program: str, estimator: str, dtype: t
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("program", "estimator"), [("VAE", "ELBO, one draw"), ("IAF", "IWELBO, pathwise")])
-def test_a_hundred_steps_give_the_same_weights(program: str, estimator: str) -> None:
+def test_compile_hundred_steps_give_the_same_weights(program: str, estimator: str) -> None:
     eager, graph = (
         train(program, estimator, torch.float64, mode, steps=100, optimizer=torch.optim.Adam) for mode in (False, True)
     )
@@ -574,7 +576,7 @@ def test_a_hundred_steps_give_the_same_weights(program: str, estimator: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("program", "estimator"), [("VAE", "IWELBO, dreg"), ("bits", "IWELBO, vimco")])
-def test_a_hundred_steps_in_float32_drift_by_their_rounding(program: str, estimator: str) -> None:
+def test_compile_hundred_steps_in_float32_drift_by_their_rounding(program: str, estimator: str) -> None:
     """Weights differ by no more than the sum of what the gradients may."""
     eager, graph = (train(program, estimator, torch.float32, mode, steps=100) for mode in (False, True))
     assert graph.svi.compiler.num_graphs == 1

@@ -19,7 +19,7 @@ def body() -> nets.MLP:
 
 
 @pytest.mark.parametrize("name", members.CONDITIONALS)
-def test_support_is_that_of_the_distribution(name: str) -> None:
+def test_Conditional_has_the_support_of_its_distribution(name: str) -> None:
     conditional = members.CONDITIONALS[name]()
     assert repr(conditional.support) == repr(unwrapped(conditional(torch.zeros(1, 2, 2)).support))
 
@@ -46,7 +46,7 @@ CONTINUOUS: dict[str, Callable[[], Conditional]] = {
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_particles_of_a_batch_have_the_density_of_each(name: str) -> None:
+def test_Conditional_particles_of_a_batch_have_the_density_of_each(name: str) -> None:
     # under plates of particles and data, a site's distribution is expanded
     q = CONTINUOUS[name]().double()(torch.randn(3, 4, dtype=torch.float64))
     expanded = q.expand([2, 3])
@@ -56,7 +56,7 @@ def test_particles_of_a_batch_have_the_density_of_each(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_density_at_a_draw_is_the_density_there(name: str) -> None:
+def test_Conditional_density_at_a_draw_is_the_density_there(name: str) -> None:
     # whether kept with the draw or found by inverting
     q = CONTINUOUS[name]().double()(torch.randn(3, 4, dtype=torch.float64))
     z = q.rsample()
@@ -65,7 +65,7 @@ def test_density_at_a_draw_is_the_density_there(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_score_at_draws_has_mean_zero(name: str) -> None:
+def test_Conditional_score_at_draws_has_mean_zero(name: str) -> None:
     # E_q[d log q(z) / d parameters] = 0 if the draws come from the density; projected on a random direction, and
     # within 5 standard errors of a mean over 100 groups of draws
     conditional = CONTINUOUS[name]().double()
@@ -108,7 +108,7 @@ def zero_flow(kind: str) -> Conditional:
 
 
 @pytest.mark.parametrize("kind", ["InverseAutoregressiveFlow", "RealNVP", "NeuralSpline", "Sylvester"])
-def test_zero_flow_is_a_diagonal_normal(kind: str) -> None:
+def test_FlowConditional_of_zero_is_a_diagonal_normal(kind: str) -> None:
     conditional, y = zero_flow(kind), torch.randn(7, 4, dtype=torch.float64)
     parameters = conditional.head(conditional.body(y))
     normal = dist.Normal(parameters["loc"], parameters["log_scale"].exp()).to_event(1)
@@ -120,7 +120,7 @@ def test_zero_flow_is_a_diagonal_normal(kind: str) -> None:
     torch.testing.assert_close(draw, normal.rsample())
 
 
-def test_one_component_is_a_diagonal_normal() -> None:
+def test_MixtureOfNormals_of_one_component_is_a_diagonal_normal() -> None:
     mixture = conditionals.MixtureOfNormals(body(), DIM, num_components=1)
     loc, log_scale = torch.randn(DIM), torch.randn(DIM)
     set_parameters(mixture, loc=loc, log_scale=log_scale)
@@ -129,7 +129,7 @@ def test_one_component_is_a_diagonal_normal() -> None:
     torch.testing.assert_close(mixture(y).log_prob(z), normal.log_prob(z))
 
 
-def test_full_rank_and_low_rank_normals_have_the_covariance_of_their_parameters() -> None:
+def test_FullRankNormal_and_LowRankNormal_have_the_covariance_of_their_parameters() -> None:
     full = conditionals.FullRankNormal(body(), 3)
     set_parameters(full, loc=torch.zeros(3), log_scale=torch.tensor([0.0, 0.5, -0.5]), below_diagonal=torch.arange(3.0))
     factor = torch.tensor([[1.0, 0.0, 0.0], [0.0, math.exp(0.5), 0.0], [1.0, 2.0, math.exp(-0.5)]])
@@ -141,7 +141,7 @@ def test_full_rank_and_low_rank_normals_have_the_covariance_of_their_parameters(
     torch.testing.assert_close(low(torch.ones(4)).covariance_matrix, expected)
 
 
-def test_householder_is_a_normal_of_reflected_axes() -> None:
+def test_Householder_is_a_normal_of_reflected_axes() -> None:
     conditional = conditionals.Householder(body(), 3, num_layers=2).double()
     loc, log_scale, normals = torch.randn(3).double(), torch.randn(3).double(), torch.randn(2, 3).double()
     set_parameters(conditional, loc=loc, log_scale=log_scale, normal=normals)
@@ -154,7 +154,7 @@ def test_householder_is_a_normal_of_reflected_axes() -> None:
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_order_of_the_dimensions_reverses_between_layers(num_layers: int) -> None:
+def test_FlowConditional_reverses_the_order_of_the_dimensions_between_layers(num_layers: int) -> None:
     # one autoregressive layer has a triangular derivative, two a full one
     conditional = conditionals.InverseAutoregressiveFlow(body(), DIM, num_layers, hidden=[64]).double()
     transform = conditional.layers(torch.randn(64, dtype=torch.float64))
@@ -165,14 +165,14 @@ def test_order_of_the_dimensions_reverses_between_layers(num_layers: int) -> Non
 
 
 @pytest.mark.parametrize("kind", CONTINUOUS)
-def test_every_kind_sees_y(kind: str) -> None:
+def test_Conditional_of_every_kind_sees_y(kind: str) -> None:
     q = CONTINUOUS[kind]()(torch.randn(2, 4))
     z = q.sample()[0]
     log_prob = q.log_prob(z.expand(2, DIM))
     assert log_prob[0] != log_prob[1]
 
 
-def test_flow_layers_see_y() -> None:
+def test_FlowConditional_layers_see_y() -> None:
     # beside loc and scale: with these fixed, the density still depends on the context
     for kind in ("InverseAutoregressiveFlow", "RealNVP", "NeuralSpline"):
         conditional = CONTINUOUS[kind]()
@@ -182,7 +182,7 @@ def test_flow_layers_see_y() -> None:
         assert log_prob[0] != log_prob[1]
 
 
-def test_discrete_conditionals_have_no_pathwise_gradient_and_relaxed_ones_do() -> None:
+def test_Bernoulli_and_OneHotCategorical_have_no_pathwise_gradient_and_relaxed_ones_do() -> None:
     y = torch.zeros(4)
     for discrete in (conditionals.Bernoulli, conditionals.OneHotCategorical):
         assert not discrete(body(), 3)(y).has_rsample
@@ -199,13 +199,13 @@ def test_discrete_conditionals_have_no_pathwise_gradient_and_relaxed_ones_do() -
         conditionals.RelaxedOneHotCategorical,
     ],
 )
-def test_latents_of_several_dims(kind: type[conditionals.Bernoulli]) -> None:
+def test_Bernoulli_takes_latents_of_several_dims(kind: type[conditionals.Bernoulli]) -> None:
     q = kind(body(), (6, 3))(torch.zeros(2, 4))
     assert (q.batch_shape, q.event_shape) == ((2,), (6, 3))
     assert q.log_prob(q.expand([5, 2]).sample()).shape == (5, 2)
 
 
-def test_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
+def test_RelaxedBernoulli_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
     for kind in (conditionals.RelaxedBernoulli, conditionals.RelaxedOneHotCategorical):
         conditional = kind(body(), 3, temperature=1.0)
         y, z = torch.zeros(4), torch.full((3,), 1 / 3).log()
@@ -215,7 +215,7 @@ def test_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
         assert conditional(y).log_prob(z) != before
 
 
-def test_low_temperatures_and_concentrations_keep_densities_and_gradients_finite() -> None:
+def test_RelaxedBernoulli_and_Dirichlet_stay_finite_at_low_temperatures_and_concentrations() -> None:
     y = torch.randn(200, 4)
     for kind in ("RelaxedBernoulli", "RelaxedOneHotCategorical", "Dirichlet"):
         conditional = CONTINUOUS[kind]()
@@ -243,6 +243,6 @@ def test_low_temperatures_and_concentrations_keep_densities_and_gradients_finite
         (lambda: conditionals.Dirichlet(body(), (2, 3)), r"Dirichlet: expected latent_dim an int .* got \(2, 3\)"),
     ],
 )
-def test_errors(build: Callable[[], object], message: str) -> None:
+def test_Conditional_errors(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()

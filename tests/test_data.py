@@ -75,7 +75,7 @@ def tree(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
 )
-def test_idx_sets_keep_their_test_split_and_hold_out_the_last_training_images(
+def test_load_idx_sets_keep_their_test_split_and_hold_out_the_last_training_images(
     name: str, folder: str, tmp_path: Path
 ) -> None:
     written = write_mnist(tmp_path / folder / "raw")
@@ -90,14 +90,14 @@ def test_idx_sets_keep_their_test_split_and_hold_out_the_last_training_images(
     assert [*train.labels, *validation.labels, *test.labels] == [*range(30), *range(12)]
 
 
-def test_emnist_letters_stand_upright(tmp_path: Path) -> None:
+def test_load_emnist_letters_stand_upright(tmp_path: Path) -> None:
     written = write_mnist(tmp_path / "EMNIST" / "raw", "emnist-balanced-train", "emnist-balanced-test")
     train, validation, test = data.load("emnist", tmp_path, validation=0.1)
     assert (len(train), len(validation), len(test)) == (27, 3, 12)
     torch.testing.assert_close(train.images[:, 0], written["train"][:27].transpose(1, 2), rtol=0, atol=0)
 
 
-def test_omniglot_averages_the_ink_over_cells(tmp_path: Path) -> None:
+def test_load_omniglot_averages_the_ink_over_cells(tmp_path: Path) -> None:
     page = np.full((105, 105), 255, np.uint8)
     page[:45, :30] = 0  # 45 x 30 pixels of ink are 12 x 8 cells of 3.75 pixels
     folder = tmp_path / "omniglot-py"
@@ -118,7 +118,7 @@ def test_omniglot_averages_the_ink_over_cells(tmp_path: Path) -> None:
     assert (len(validation), len(test)) == (1, 3)
 
 
-def test_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     savemat = import_module("scipy.io").savemat
     images = grays(4, 3, 32, 32)
     for part in ("train", "test"):
@@ -148,7 +148,7 @@ def test_svhn_and_cifar10_come_through_torchvision(tmp_path: Path, monkeypatch: 
         assert test.labels.tolist() == labels
 
 
-def test_digits_need_no_files() -> None:
+def test_load_digits_need_no_files() -> None:
     assert data.available("digits")
     splits = data.load("digits")
     train, validation, test = splits
@@ -167,7 +167,7 @@ def test_digits_need_no_files() -> None:
 
 
 @pytest.mark.skipif(not data.available("mnist", MNIST_ROOT), reason="MNIST is not on disk")
-def test_mnist_is_mnist() -> None:
+def test_load_mnist_is_mnist() -> None:
     train, validation, test = data.load("mnist", MNIST_ROOT)
     assert (len(train), len(validation), len(test)) == (50_000, 10_000, 10_000)
     assert train.labels is not None
@@ -176,7 +176,7 @@ def test_mnist_is_mnist() -> None:
     assert mean == pytest.approx(0.1307, abs=5e-5)  # the figure that everyone normalizes by, to its last digit
 
 
-def test_root_is_the_argument_then_the_environment_then_the_cache(
+def test_load_finds_the_root_by_argument_then_environment_then_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, environment, argument = (tmp_path / name for name in ("cache", "environment", "argument"))
@@ -190,7 +190,7 @@ def test_root_is_the_argument_then_the_environment_then_the_cache(
     assert len(data.load("mnist", validation=1).test) == 12
 
 
-def test_reading_leaves_the_root_as_it_is(tmp_path: Path) -> None:
+def test_load_reading_leaves_the_root_as_it_is(tmp_path: Path) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
     before = tree(tmp_path)
     for folder in (tmp_path / "MNIST" / "raw", tmp_path / "MNIST", tmp_path):
@@ -205,7 +205,7 @@ def test_reading_leaves_the_root_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 3, 16, 500], ids=["empty", "half a header", "a header", "some images"])
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_a_truncated_file_is_named(file: str, kept: int, tmp_path: Path) -> None:
+def test_load_truncated_file_is_named(file: str, kept: int, tmp_path: Path) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
     path = tmp_path / "MNIST" / "raw" / file
     content = path.read_bytes()
@@ -216,7 +216,7 @@ def test_a_truncated_file_is_named(file: str, kept: int, tmp_path: Path) -> None
         data.load("mnist", tmp_path, validation=1)
 
 
-def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+def test_load_damaged_archive_is_named(tmp_path: Path) -> None:
     for part in ("background", "evaluation"):
         path = tmp_path / "omniglot-py" / f"images_{part}.zip"
         path.parent.mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         data.load("omniglot", tmp_path)
 
 
-def test_labels_and_images_that_differ_in_number_are_refused(tmp_path: Path) -> None:
+def test_load_labels_and_images_that_differ_in_number_are_refused(tmp_path: Path) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
     write_idx(tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte", torch.arange(29))
     with pytest.raises(ValueError, match=r"'mnist': expected labels of length 30; got shape \(29,\)"):
@@ -250,7 +250,7 @@ def downloading(monkeypatch: pytest.MonkeyPatch, download: Callable[[Any], objec
 
 
 @pytest.mark.parametrize("name", [*named.SOURCES])
-def test_no_file_and_no_network_is_one_error_with_the_ways_out(name: str, tmp_path: Path) -> None:
+def test_load_no_file_and_no_network_is_one_error_with_the_ways_out(name: str, tmp_path: Path) -> None:
     root = tmp_path / "new"
     with pytest.raises(
         data.DatasetNotFoundError, match=rf"'{name}': expected .* in {root}.*\(.*no network.*PYRO_VAE_DATA.*digits"
@@ -259,7 +259,7 @@ def test_no_file_and_no_network_is_one_error_with_the_ways_out(name: str, tmp_pa
     assert not root.exists()
 
 
-def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
 
     def hang(*args: object, **kwargs: object) -> Answer:
@@ -275,7 +275,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: py
         over.set()
 
 
-def test_one_answering_mirror_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_one_answering_mirror_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = torchvision.datasets.MNIST.mirrors
 
     def urlopen(request: urllib.request.Request, timeout: float) -> Answer:
@@ -289,7 +289,7 @@ def test_one_answering_mirror_is_enough(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(data.load("mnist", tmp_path, validation=1).test) == 12
 
 
-def test_a_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timeouts = []
 
     def download(self: Any) -> None:
@@ -312,7 +312,9 @@ def test_a_download_is_moved_into_place(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("error", [RuntimeError("File not found or corrupted."), TimeoutError("timed out"), EOFError()])
-def test_half_a_download_is_not_left_behind(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_half_a_download_is_not_left_behind(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def download(self: Any) -> None:
         write_idx(Path(self.raw_folder) / "train-images-idx3-ubyte", grays(30, 28, 28))
         raise error
@@ -323,7 +325,7 @@ def test_half_a_download_is_not_left_behind(error: Exception, tmp_path: Path, mo
     assert tree(tmp_path) == []
 
 
-def test_a_root_that_cannot_be_written_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_root_that_cannot_be_written_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     downloading(monkeypatch, lambda self: None)
     with pytest.raises(data.DatasetNotFoundError, match=r"no download .*Not a directory"):
@@ -333,7 +335,7 @@ def test_a_root_that_cannot_be_written_is_no_crash(tmp_path: Path, monkeypatch: 
 # Splits
 
 
-def test_arrays_are_split_by_a_seeded_permutation() -> None:
+def test_load_splits_arrays_by_a_seeded_permutation() -> None:
     table = np.arange(120, dtype=np.float64).reshape(60, 2)
     splits = data.load(table)
     assert [len(part) for part in splits] == [45, 5, 10]
@@ -344,7 +346,7 @@ def test_arrays_are_split_by_a_seeded_permutation() -> None:
         assert not torch.equal(part.images, different.images)
 
 
-def test_a_set_is_split_with_its_labels_and_context() -> None:
+def test_load_splits_a_set_with_its_labels_and_context() -> None:
     number = torch.arange(60)
     dataset = data.Dataset("mine", number[:, None] / 60, number).conditioned_on(-number)
     for part in data.load(dataset):
@@ -356,12 +358,12 @@ def test_a_set_is_split_with_its_labels_and_context() -> None:
 
 
 @pytest.mark.parametrize(("validation", "size"), [(7, 7), (0.5, 25), (0.001, 1), (None, 5)])
-def test_validation_is_a_number_or_a_fraction(validation: int | float | None, size: int) -> None:
+def test_load_takes_a_number_or_a_fraction_for_validation(validation: int | float | None, size: int) -> None:
     assert [len(part) for part in data.load(torch.zeros(60, 2), validation=validation)] == [50 - size, size, 10]
 
 
 @pytest.mark.parametrize("validation", [0, 50, -1, 1.0, 0.0, float("nan")])
-def test_validation_leaves_something_on_both_sides(validation: float) -> None:
+def test_load_leaves_something_on_both_sides_of_validation(validation: float) -> None:
     with pytest.raises(ValueError, match=r"validation: expected a number from 1 to 49 or a fraction.*; got .* Pass"):
         data.load(torch.zeros(60, 2), validation=validation)
 
@@ -370,7 +372,7 @@ def test_validation_leaves_something_on_both_sides(validation: float) -> None:
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
-def test_bits_have_the_grays_for_means(mode: data.Binarize) -> None:
+def test_binarize_bits_have_the_grays_for_means(mode: data.Binarize) -> None:
     gray = LEVELS.expand(30_000, 256)
     train, _, _ = data.load(gray, binarize=mode)
     (x,) = train.batch(torch.arange(len(train)), generator())
@@ -381,7 +383,7 @@ def test_bits_have_the_grays_for_means(mode: data.Binarize) -> None:
     assert ((x.double().mean(0) - g).abs() <= 5 * standard_error).all()  # exact at black and white, whose error is 0
 
 
-def test_dynamic_draws_afresh_from_the_generator_given() -> None:
+def test_binarize_dynamic_draws_afresh_from_the_generator_given() -> None:
     train, validation, test = data.load("digits", binarize="dynamic")
     assert [part.binarization for part in (train, validation, test)] == ["dynamic", "static", "static"]
     index, stream = torch.arange(50), generator(3)
@@ -393,7 +395,7 @@ def test_dynamic_draws_afresh_from_the_generator_given() -> None:
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold", "none"])
-def test_a_seed_fixes_what_is_drawn_once(mode: data.Binarize) -> None:
+def test_binarize_seed_fixes_what_is_drawn_once(mode: data.Binarize) -> None:
     source = grays(600, 1, 4, 4)
     first, again, other = (data.load(source, binarize=mode, seed=seed) for seed in (5, 5, 6))
     for part, same, different in zip(first, again, other, strict=True):
@@ -401,7 +403,7 @@ def test_a_seed_fixes_what_is_drawn_once(mode: data.Binarize) -> None:
         assert not torch.equal(part.tensor(), different.tensor())
 
 
-def test_a_seed_fixes_the_bits_of_an_official_split(tmp_path: Path) -> None:
+def test_binarize_seed_fixes_the_bits_of_an_official_split(tmp_path: Path) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
     first, again, other = (data.load("mnist", tmp_path, binarize="static", validation=9, seed=s) for s in (5, 5, 6))
     dynamic = data.load("mnist", tmp_path, binarize="dynamic", validation=9, seed=5)
@@ -412,7 +414,7 @@ def test_a_seed_fixes_the_bits_of_an_official_split(tmp_path: Path) -> None:
     assert torch.equal(first.validation.images, dynamic.validation.images)
 
 
-def test_threshold_is_half_the_scale() -> None:
+def test_binarize_threshold_is_half_the_scale() -> None:
     train, _, _ = data.load(LEVELS.expand(9, 256), binarize="threshold")
     assert torch.equal(train.images[0], (LEVELS > 127.5).byte())
     assert (train.binarization, train.levels) == ("threshold", 1)
@@ -424,12 +426,12 @@ def test_threshold_is_half_the_scale() -> None:
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "threshold"])
 @pytest.mark.parametrize(("value", "remedy"), [(-0.01, "Scale"), (1.01, "Scale"), (float("nan"), "Fill")])
-def test_only_values_in_the_unit_interval_are_made_binary(mode: data.Binarize, value: float, remedy: str) -> None:
+def test_binarize_refuses_values_outside_the_unit_interval(mode: data.Binarize, value: float, remedy: str) -> None:
     with pytest.raises(ValueError, match=rf"'array': expected values in \[0, 1\] to binarize; got .* {remedy} them"):
         data.load(torch.full((9, 2), value), binarize=mode)
 
 
-def test_global_generators_are_left_alone() -> None:
+def test_load_leaves_global_generators_alone() -> None:
     def state() -> tuple[object, ...]:
         states = pyro.util.get_rng_state()
         return states["torch"].tolist(), states["random"], str(states["numpy"])
@@ -444,7 +446,7 @@ def test_global_generators_are_left_alone() -> None:
 # Batches
 
 
-def test_batches_go_through_the_set_once_in_order() -> None:
+def test_Dataset_batches_go_through_the_set_once_in_order() -> None:
     dataset = data.as_dataset(torch.arange(20.0).reshape(10, 2))
     batches = [x for (x,) in dataset.batches(4)]
     assert [len(x) for x in batches] == [4, 4, 2]
@@ -453,7 +455,7 @@ def test_batches_go_through_the_set_once_in_order() -> None:
     assert [len(x) for (x,) in dataset.batches(99)] == [10]
 
 
-def test_shuffled_batches_are_a_fresh_permutation_of_the_generator() -> None:
+def test_Dataset_shuffled_batches_are_a_fresh_permutation_of_the_generator() -> None:
     dataset = data.as_dataset(torch.arange(50.0)[:, None])
 
     def epoch(stream: torch.Generator) -> list[float]:
@@ -466,7 +468,7 @@ def test_shuffled_batches_are_a_fresh_permutation_of_the_generator() -> None:
     assert first == epoch(generator(1))
 
 
-def test_context_goes_with_its_datum() -> None:
+def test_Dataset_context_goes_with_its_datum() -> None:
     dataset = data.as_dataset(torch.arange(10.0)[:, None]).conditioned_on(torch.arange(10))
     dataset = dataset.conditioned_on(torch.arange(20).reshape(10, 2))
     for part in (dataset, dataset.take(6), dataset.subset(torch.tensor([3, 1, 8])), dataset.to("cpu")):
@@ -475,7 +477,7 @@ def test_context_goes_with_its_datum() -> None:
             assert torch.equal(pair, torch.stack([2 * number, 2 * number + 1], dim=1))
 
 
-def test_what_batches_cannot_do_is_refused_at_once() -> None:
+def test_Dataset_what_batches_cannot_do_is_refused_at_once() -> None:
     dataset = data.as_dataset(grays(8, 4))
     dynamic = replace(dataset, binarization="dynamic")
     with pytest.raises(ValueError, match="batch_size at least 1; got 0"):
@@ -491,7 +493,7 @@ def test_what_batches_cannot_do_is_refused_at_once() -> None:
 # The stored set
 
 
-def test_mean_is_of_values_on_the_unit_scale() -> None:
+def test_Dataset_mean_is_of_values_on_the_unit_scale() -> None:
     dataset = data.as_dataset(grays(9000, 1, 2, 2))  # several chunks and a part of one
     torch.testing.assert_close(dataset.mean(), (dataset.images.double() / 255).mean(0).float())
     torch.testing.assert_close(replace(dataset, binarization="dynamic").mean(), dataset.mean(), rtol=0, atol=0)
@@ -499,12 +501,12 @@ def test_mean_is_of_values_on_the_unit_scale() -> None:
     assert gaps.mean().tolist() == [1.5, 7.0]
 
 
-def test_tensor_has_the_grays_and_no_draw() -> None:
+def test_Dataset_tensor_has_the_grays_and_no_draw() -> None:
     dataset = replace(data.as_dataset(LEVELS[None]), binarization="dynamic")
     torch.testing.assert_close(dataset.tensor(), torch.linspace(0, 1, 256)[None])
 
 
-def test_take_and_subset() -> None:
+def test_Dataset_take_and_subset() -> None:
     dataset = data.Dataset("counted", torch.arange(5.0)[:, None], torch.arange(5))
     assert dataset.take(2).images.flatten().tolist() == [0, 1]
     assert len(dataset.take(9)) == 5
@@ -515,7 +517,7 @@ def test_take_and_subset() -> None:
         dataset.take(0)
 
 
-def test_repr_is_one_short_line() -> None:
+def test_Dataset_repr_is_one_short_line() -> None:
     dataset = data.as_dataset(grays(5, 8, 8), name="squares")
     assert repr(dataset) == "Dataset('squares', 5 x (8, 8), 256 levels, binarization='none', device='cpu')"
 
@@ -542,12 +544,12 @@ def test_repr_is_one_short_line() -> None:
         ({"images": torch.full((3, 2), 2.0), "binarization": "dynamic"}, ValueError, r"values in \[0, 1\]"),
     ],
 )
-def test_a_set_that_cannot_be_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_Dataset_set_that_cannot_be_is_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         data.Dataset(**{"name": "array", "images": torch.zeros(3, 2), **changes})
 
 
-def test_missing_values_are_allowed() -> None:
+def test_Dataset_missing_values_are_allowed() -> None:
     (x,) = data.as_dataset(torch.tensor([[1.0, float("nan")]])).batch(torch.tensor([0]))
     assert x.isnan().tolist() == [[False, True]]
 
@@ -578,14 +580,14 @@ COUNTS = np.array([[0, 300], [2, 70_000], [1, 5]])
     ],
 )
 @pytest.mark.filterwarnings("error")  # torch warns of arrays that are read-only
-def test_arrays_become_sets(x: Any, levels: int | None, values: Any) -> None:
+def test_as_dataset_takes_arrays(x: Any, levels: int | None, values: Any) -> None:
     dataset = data.as_dataset(x, name="mine")
     assert (dataset.name, dataset.levels) == ("mine", levels)
     torch.testing.assert_close(dataset.tensor(), torch.from_numpy(np.array(values, dtype=np.float32)))
     assert not dataset.images.requires_grad
 
 
-def test_data_keep_their_shape_and_sets_stay() -> None:
+def test_as_dataset_keeps_the_shape_of_data_and_sets() -> None:
     dataset = data.as_dataset(grays(5, 8, 9))
     assert dataset.event_shape == (8, 9)
     assert data.as_dataset(torch.zeros(2, 1, 3, 1, 4)).event_shape == (1, 3, 1, 4)
@@ -606,14 +608,14 @@ def test_data_keep_their_shape_and_sets_stay() -> None:
         (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), ValueError, "at least one datum"),
     ],
 )
-def test_arrays_that_are_no_set_are_refused(x: Any, error: type[Exception], message: str) -> None:
+def test_as_dataset_refuses_arrays_that_are_no_set(x: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         data.as_dataset(x)
     with pytest.raises(error, match=message):
         data.load(x)
 
 
-def test_a_set_too_small_to_split_is_refused() -> None:
+def test_load_set_too_small_to_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least 3 data to split; got 2\. Use data\.as_dataset"):
         data.load(torch.zeros(2, 2))
     assert [len(part) for part in data.load(torch.zeros(3, 2))] == [1, 1, 1]
@@ -633,7 +635,7 @@ def everything(splits: data.Splits) -> list[tuple[float, int | None]]:
 
 @pytest.mark.parametrize("images_key", ["images", "x", "data"])
 @pytest.mark.parametrize("labels_key", ["labels", "y", None])
-def test_npz_files(images_key: str, labels_key: str | None, tmp_path: Path) -> None:
+def test_load_npz_files(images_key: str, labels_key: str | None, tmp_path: Path) -> None:
     arrays: dict[str, Any] = {images_key: np.arange(12.0).reshape(6, 2)}
     if labels_key is not None:
         arrays[labels_key] = np.arange(6, dtype=np.uint8)
@@ -643,7 +645,7 @@ def test_npz_files(images_key: str, labels_key: str | None, tmp_path: Path) -> N
     assert everything(splits) == [(2.0 * i, None if labels_key is None else i) for i in range(6)]
 
 
-def test_npy_files_and_the_only_array_of_an_npz(tmp_path: Path) -> None:
+def test_load_npy_files_and_the_only_array_of_an_npz(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(12.0).reshape(6, 2))
     np.savez(tmp_path / "b.npz", anything=np.arange(12.0).reshape(6, 2))
     assert everything(data.load(str(tmp_path / "a.npy"))) == everything(data.load(tmp_path / "b.npz"))
@@ -688,7 +690,7 @@ def save_garbled(path: Path) -> None:
         ("a", lambda path: path.mkdir(), "expected images; got none"),
     ],
 )
-def test_files_that_hold_no_set_are_refused(
+def test_load_files_that_hold_no_set_are_refused(
     file: str, write: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     write(tmp_path / file)
@@ -697,7 +699,7 @@ def test_files_that_hold_no_set_are_refused(
 
 
 @pytest.mark.parametrize("source", ["nowhere.npz", "no/where", Path("nowhere")])
-def test_a_path_that_is_not_there(source: str | Path) -> None:
+def test_load_path_that_is_not_there(source: str | Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"where.*: expected a file or folder; got none"):
         data.load(source)
 
@@ -707,7 +709,7 @@ def save_image(path: Path, gray: int, size: tuple[int, int] = (6, 4), mode: str 
     Image.new("L", size, gray).convert(mode).save(path)
 
 
-def test_folders_of_images(tmp_path: Path) -> None:
+def test_load_folders_of_images(tmp_path: Path) -> None:
     for i in range(6):
         save_image(tmp_path / "flat" / f"{i}.png", 51 * i, mode="LA" if i % 2 else "L")
         save_image(tmp_path / "classes" / f"class {i // 2}" / "deeper" / f"{i}.PNG", 51 * i, mode="RGB")
@@ -720,7 +722,7 @@ def test_folders_of_images(tmp_path: Path) -> None:
     assert (classes.train.name, classes.train.event_shape, classes.train.levels) == ("classes", (3, 4, 6), 255)
 
 
-def test_images_that_are_no_set_are_refused(tmp_path: Path) -> None:
+def test_load_images_that_are_no_set_are_refused(tmp_path: Path) -> None:
     save_image(tmp_path / "a.png", 0)
     save_image(tmp_path / "b.png", 0, size=(5, 4))
     with pytest.raises(
@@ -752,7 +754,7 @@ def test_images_that_are_no_set_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "meant"), [("minst", "mnist"), ("Fashion-MNIST", "fashion_mnist"), ("digit", "digits")]
 )
-def test_unknown_names_are_told_the_known_ones(name: str, meant: str) -> None:
+def test_load_unknown_names_are_told_the_known_ones(name: str, meant: str) -> None:
     with pytest.raises(
         ValueError, match=rf"expected one of digits, mnist, .*cifar10; got '{name}'\. Did you mean '{meant}'"
     ):
@@ -761,14 +763,14 @@ def test_unknown_names_are_told_the_known_ones(name: str, meant: str) -> None:
         data.available(name)
 
 
-def test_unknown_modes_are_told_the_known_ones() -> None:
+def test_load_unknown_modes_are_told_the_known_ones() -> None:
     mode: Any = "bits"
     with pytest.raises(ValueError, match="binarize: expected one of none, dynamic, static, threshold; got 'bits'"):
         data.load("digits", binarize=mode)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
-def test_a_device_that_is_not_there_is_told_before_anything(device: str) -> None:
+def test_load_device_that_is_not_there_is_told_before_anything(device: str) -> None:
     message = rf"device: expected a device of this machine; got '{device}' \(.*\)\. Use device=\"cpu\"\."
     with pytest.raises(ValueError, match=message):
         data.load("no such set", device=device)
@@ -778,7 +780,7 @@ def test_a_device_that_is_not_there_is_told_before_anything(device: str) -> None
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_generator_on_the_cpu_draws_the_same_on_cuda() -> None:
+def test_Dataset_draws_on_cuda_as_its_generator_on_the_cpu_does() -> None:
     here, there = (data.load("digits", binarize="dynamic", device=device) for device in ("cpu", "cuda"))
     assert there.train.device.type == "cuda"
     assert torch.equal(here.test.images, there.test.images.cpu())

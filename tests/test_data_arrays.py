@@ -30,7 +30,7 @@ def values(x: Any) -> list[Any]:
 # Arrays
 
 
-def test_masked_values_are_missing() -> None:
+def test_as_dataset_masked_values_are_missing() -> None:
     x = np.ma.masked_values([[1.0, -999.0], [3.0, 4.0]], -999)
     assert values(x) == [[1.0, -1.0], [3.0, 4.0]]
     assert values(np.ma.masked_equal(np.array([[1, 7], [3, 4]]), 7)) == [[1.0, -1.0], [3.0, 4.0]]
@@ -39,7 +39,7 @@ def test_masked_values_are_missing() -> None:
     assert "1 missing" in repr(data.as_dataset(x))
 
 
-def test_nullable_types_categories_and_bools_of_pandas() -> None:
+def test_as_dataset_nullable_types_categories_and_bools_of_pandas() -> None:
     frame = pd.DataFrame(
         {
             "count": pd.array([1, None, 3], dtype="Int64"),
@@ -59,7 +59,7 @@ def test_nullable_types_categories_and_bools_of_pandas() -> None:
         data.as_dataset(frame.assign(day=pd.to_datetime("2026-01-01")))
 
 
-def test_sparse_matrices_are_made_dense_with_a_word() -> None:
+def test_as_dataset_sparse_matrices_are_made_dense_with_a_word() -> None:
     for kind in (scipy.sparse.csr_matrix, scipy.sparse.coo_array):
         dataset = data.as_dataset(kind(np.array([[0.0, 2.0], [0.0, 0.0]])))
         assert dataset.tensor().tolist() == [[0, 2], [0, 0]]
@@ -67,7 +67,7 @@ def test_sparse_matrices_are_made_dense_with_a_word() -> None:
     assert values(torch.eye(2).to_sparse()) == [[1, 0], [0, 1]]
 
 
-def test_annotated_data_give_their_matrix_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_dataset_annotated_data_give_their_matrix_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     class AnnData(SimpleNamespace):
         __module__ = "anndata._core"
 
@@ -77,7 +77,7 @@ def test_annotated_data_give_their_matrix_and_variables(monkeypatch: pytest.Monk
     assert dataset.tensor().tolist() == [[1, 0], [0, 1]]
 
 
-def test_sets_and_loaders_of_torch() -> None:
+def test_as_dataset_sets_and_loaders_of_torch() -> None:
     x, y = torch.rand(5, 3), torch.arange(5)
     for source in (TensorDataset(x, y), DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True)):
         dataset = data.as_dataset(source)
@@ -108,19 +108,19 @@ def test_sets_and_loaders_of_torch() -> None:
         (3.0, TypeError, "expected a Dataset, a tensor, an array, a table or a set of torch; got float"),
     ],
 )
-def test_what_would_be_cut_is_refused(x: Any, error: type[Exception], message: str) -> None:
+def test_as_dataset_what_would_be_cut_is_refused(x: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         data.as_dataset(x)
 
 
-def test_numbers_at_the_edge_of_float32_are_kept() -> None:
+def test_as_dataset_numbers_at_the_edge_of_float32_are_kept() -> None:
     assert values(np.array([[2**24, -(2**24)]])) == [[2**24, -(2**24)]]
     assert values(np.array([[3e38]])) == [[pytest.approx(3e38)]]
     assert values(np.array([[40000]], np.uint16)) == [[40000]]
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, lambda y: pd.DataFrame(y), lambda y: y.tolist()])
-def test_contexts_are_converted_as_data_are(make: Callable[[Any], Any]) -> None:
+def test_as_dataset_contexts_are_converted_as_data_are(make: Callable[[Any], Any]) -> None:
     dataset = data.as_dataset(torch.zeros(3, 2)).conditioned_on(make(np.eye(3)[[0, 2, 1]]))
     (context,) = dataset.context
     assert context.dtype == torch.float32
@@ -138,7 +138,7 @@ def picture(path: Path, value: Any = 9, *, size: tuple[int, int] = (4, 4), **opt
     Image.fromarray(array).save(path, **options)
 
 
-def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+def test_load_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     for name in ("a/0.png", "b/0.png", ".ipynb_checkpoints/0.png", ".thumbnails/x.png", "a/.hidden.png"):
         picture(tmp_path / name)
     dataset = data.as_dataset(data.files.read(tmp_path))
@@ -147,7 +147,7 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     assert dataset.labels.tolist() == [0, 1]
 
 
-def test_other_suffixes_are_read_and_other_files_named(tmp_path: Path) -> None:
+def test_load_other_suffixes_are_read_and_other_files_named(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.jfif", format="JPEG")
     picture(tmp_path / "c.tga")
@@ -160,7 +160,7 @@ def test_other_suffixes_are_read_and_other_files_named(tmp_path: Path) -> None:
     assert dataset.note in repr(dataset)
 
 
-def test_a_folder_that_is_split_keeps_its_parts(tmp_path: Path) -> None:
+def test_load_folder_that_is_split_keeps_its_parts(tmp_path: Path) -> None:
     for part, names in {"train": "aabb", "val": "b", "test": "bb"}.items():
         for i, name in enumerate(names):
             picture(tmp_path / part / name / f"{i}.png", i)
@@ -174,7 +174,7 @@ def test_a_folder_that_is_split_keeps_its_parts(tmp_path: Path) -> None:
         data.load(tmp_path, validation=1)
 
 
-def test_pages_and_deep_colors_are_refused_by_name(tmp_path: Path) -> None:
+def test_load_pages_and_deep_colors_are_refused_by_name(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in range(3)]
     for name in ("pages.tif", "frames.gif"):
         folder = tmp_path / name.split(".")[0]
@@ -202,14 +202,14 @@ def _write_png_of_16_bit_color(path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def test_deep_grays_keep_their_levels(tmp_path: Path) -> None:
+def test_load_deep_grays_keep_their_levels(tmp_path: Path) -> None:
     levels = np.array([[0, 1], [256, 65535]], np.uint16)
     picture(tmp_path / "a.png", levels)
     dataset = data.files.read(tmp_path)
     torch.testing.assert_close(dataset.tensor()[0, 0], torch.tensor(levels.astype(np.float32) / 65535))
 
 
-def test_orientation_is_applied_and_transparency_named(tmp_path: Path) -> None:
+def test_load_orientation_is_applied_and_transparency_named(tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(8, dtype=np.uint8).reshape(2, 4))
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -224,7 +224,7 @@ def test_orientation_is_applied_and_transparency_named(tmp_path: Path) -> None:
     assert data.files.read(tmp_path / "opaque").note == ""
 
 
-def test_a_gray_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> None:
+def test_load_gray_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> None:
     from pyro_vae import VAE, conditionals, fit, likelihoods, nets, priors
 
     vae = VAE(
@@ -239,7 +239,7 @@ def test_a_gray_set_gets_the_channel_that_a_likelihood_of_images_asks_for() -> N
 # What was dropped or rounded without a word
 
 
-def test_masks_of_rows_and_of_items_are_kept() -> None:
+def test_as_dataset_masks_of_rows_and_of_items_are_kept() -> None:
     row = np.ma.masked_values(np.array([1.0, -999.0]), -999)
 
     class Items(torch.utils.data.Dataset[Any]):
@@ -271,17 +271,17 @@ BIG = {
 
 
 @pytest.mark.parametrize("kind", BIG)
-def test_whole_numbers_that_float32_would_round_are_refused(kind: str) -> None:
+def test_as_dataset_whole_numbers_that_float32_would_round_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"expected whole numbers up to 2\^24, which float32 holds; got \d+"):
         data.as_dataset(BIG[kind]())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e5m2, torch.bfloat16])
-def test_every_real_dtype_of_torch_is_taken(dtype: torch.dtype) -> None:
+def test_as_dataset_every_real_dtype_of_torch_is_taken(dtype: torch.dtype) -> None:
     assert data.as_dataset(torch.tensor([[3.0, 1.0]]).to(dtype)).images.tolist() == [[3, 1]]
 
 
-def test_special_tensors_are_taken_or_refused() -> None:
+def test_as_dataset_special_tensors_are_taken_or_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masked = torch.masked.masked_tensor(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, False]]))
@@ -294,7 +294,7 @@ def test_special_tensors_are_taken_or_refused() -> None:
     assert data.as_dataset([torch.ones(2, requires_grad=True)] * 3).images.shape == (3, 2)
 
 
-def test_further_parts_of_items_are_noted_and_uneven_ones_refused() -> None:
+def test_as_dataset_further_parts_of_items_are_noted_and_uneven_ones_refused() -> None:
     three = data.as_dataset(torch.utils.data.TensorDataset(torch.ones(4, 2), torch.arange(4), torch.eye(4)))
     assert "1 further parts of the data are left out" in repr(three)
     assert three.labels is not None
@@ -303,7 +303,7 @@ def test_further_parts_of_items_are_noted_and_uneven_ones_refused() -> None:
         data.as_dataset(torch.utils.data.Subset(uneven, [0, 1]))
 
 
-def test_loaders_that_select_and_items_that_fail_are_refused() -> None:
+def test_as_dataset_refuses_loaders_that_select_and_items_that_fail() -> None:
     whole = torch.utils.data.TensorDataset(torch.arange(8.0).reshape(4, 2))
     sampler = torch.utils.data.SubsetRandomSampler([0, 1])
     with pytest.raises(ValueError, match="expected a DataLoader of a whole set; got one with SubsetRandomSampler"):
@@ -313,7 +313,7 @@ def test_loaders_that_select_and_items_that_fail_are_refused() -> None:
         data.as_dataset(torch.utils.data.Subset(whole, [0, 9]))
 
 
-def test_subsets_by_index_and_by_mask() -> None:
+def test_Dataset_subset_by_index_and_by_mask() -> None:
     dataset = data.as_dataset(torch.arange(8.0).reshape(4, 2))
     assert dataset.subset(torch.tensor([2, 0])).images[:, 0].tolist() == [4, 0]
     assert dataset.subset([2, 0]).images[:, 0].tolist() == [4, 0]  # type: ignore[arg-type]
@@ -324,7 +324,7 @@ def test_subsets_by_index_and_by_mask() -> None:
         dataset.subset(torch.tensor([-1, 4]))
 
 
-def test_seeds_of_numpy_are_taken_and_too_large_ones_refused() -> None:
+def test_load_takes_seeds_of_numpy_and_refuses_too_large_ones() -> None:
     x = torch.arange(40.0).reshape(20, 2)
     first, second = (data.load(x, seed=seed).train.images for seed in (5, np.int64(5)))  # type: ignore[arg-type]
     assert torch.equal(first, second)
@@ -349,13 +349,13 @@ def _images(folder: Path, *names: str, size: int = 4, mode: str = "L") -> None:
         (("test/a/1.png", "valid/a/1.png"), "expected a part train; got test, validation alone"),
     ],
 )
-def test_parts_that_are_not_clear_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+def test_load_parts_that_are_not_clear_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     _images(tmp_path, *names)
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path)
 
 
-def test_parts_are_found_whatever_their_case_and_what_is_beside_them_is_noted(tmp_path: Path) -> None:
+def test_load_parts_are_found_whatever_their_case_and_what_is_beside_them_is_noted(tmp_path: Path) -> None:
     _images(tmp_path, *(f"Training/{i}.png" for i in range(5)), "TEST/1.png", "extra/1.png", "loose.png")
     train, _, test = data.load(tmp_path)
     assert len(train) + 1 == 5
@@ -363,13 +363,13 @@ def test_parts_are_found_whatever_their_case_and_what_is_beside_them_is_noted(tm
     assert "left out beside the parts: extra, loose.png" in repr(train)
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+def test_load_class_may_be_called_train(tmp_path: Path) -> None:
     _images(tmp_path, *(f"{kind}/{i}.png" for kind in ("train", "car") for i in range(5)))
     train = data.load(tmp_path).train
     assert "labels of 2 classes" in repr(train)
 
 
-def test_links_to_folders_and_parts_of_other_depths_are_refused(tmp_path: Path) -> None:
+def test_load_links_to_folders_and_parts_of_other_depths_are_refused(tmp_path: Path) -> None:
     _images(tmp_path / "q", "b/1.png")
     _images(tmp_path / "p", "1.png")
     (tmp_path / "q" / "a").symlink_to(tmp_path / "p", target_is_directory=True)
@@ -381,7 +381,7 @@ def test_links_to_folders_and_parts_of_other_depths_are_refused(tmp_path: Path) 
         data.load(tmp_path / "d")
 
 
-def test_sixteen_bits_of_color_are_refused_in_every_format(tmp_path: Path) -> None:
+def test_load_sixteen_bits_of_color_are_refused_in_every_format(tmp_path: Path) -> None:
     ppm = tmp_path / "ppm" / "1.ppm"
     ppm.parent.mkdir()
     ppm.write_bytes(b"P6\n# a comment\n2 2\n65535\n" + bytes(24))
@@ -410,7 +410,7 @@ def test_sixteen_bits_of_color_are_refused_in_every_format(tmp_path: Path) -> No
         ({"x": np.ones((3, 2)), "y": np.array([1, 2, 2**63 + 5], dtype=np.uint64)}, "expected labels that int64 holds"),
     ],
 )
-def test_archives_that_are_not_clear_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
+def test_load_archives_that_are_not_clear_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / "set.npz")
@@ -427,7 +427,7 @@ class Items(torch.utils.data.Dataset[Any]):
         return self.items[i]
 
 
-def test_masks_and_gradients_of_nested_rows_are_minded() -> None:
+def test_as_dataset_masks_and_gradients_of_nested_rows_are_minded() -> None:
     row = np.ma.masked_values(np.array([1.0, -999.0]), -999)
     tensor = torch.tensor([1.0, 2.0], requires_grad=True)
     for source in ([[row, row]] * 3, Items(*[([row, row], 0)] * 3)):
@@ -436,7 +436,7 @@ def test_masks_and_gradients_of_nested_rows_are_minded() -> None:
         assert set(data.as_dataset(rows).images.flatten().tolist()) == {1.0, 2.0}
 
 
-def test_whole_numbers_within_other_kinds_are_not_rounded() -> None:
+def test_as_dataset_whole_numbers_within_other_kinds_are_not_rounded() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masked = torch.masked.masked_tensor(torch.tensor([[2**24 + 1, 2]]), torch.tensor([[True, False]]))
@@ -460,12 +460,12 @@ def test_whole_numbers_within_other_kinds_are_not_rounded() -> None:
         ([1, -1], "expected labels from 0; got -1. Number the classes from 0"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(labels: list[Any], message: str) -> None:
+def test_Dataset_refuses_labels_that_are_no_classes(labels: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data.as_dataset(Items(*((np.ones(2), label) for label in labels)))
 
 
-def test_loaders_that_select_beneath_their_batches_are_refused() -> None:
+def test_as_dataset_refuses_loaders_that_select_beneath_their_batches() -> None:
     whole = TensorDataset(torch.arange(8.0).reshape(4, 2))
     some = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler([0, 1]), 2, False)
     few: Any = torch.utils.data.SequentialSampler([0, 1])
@@ -479,17 +479,17 @@ MASKED = np.ma.array([1, 2], mask=[False, True])
 
 
 @pytest.mark.parametrize("index", ["a", None, slice(0, 2), [[1], [1, 2]], [2**70], [True, False], [0.5], MASKED])
-def test_what_is_no_index_is_refused(index: Any) -> None:
+def test_Dataset_subset_refuses_what_is_no_index(index: Any) -> None:
     with pytest.raises(TypeError, match=r"Dataset.subset: expected index int64 \(M,\) or bool \(4,\); got"):
         data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index)
 
 
 @pytest.mark.parametrize("index", [np.arange(3)[::-1], torch.tensor([2, 1, 0], dtype=torch.uint8), range(2, -1, -1)])
-def test_an_index_may_be_of_any_whole_numbers(index: Any) -> None:
+def test_Dataset_subset_takes_any_whole_numbers(index: Any) -> None:
     assert data.as_dataset(torch.arange(8.0).reshape(4, 2)).subset(index).images[:, 0].tolist() == [4, 2, 0]
 
 
-def test_labels_are_classes_from_0() -> None:
+def test_Dataset_labels_are_classes_from_0() -> None:
     with pytest.raises(ValueError, match=r"expected labels from 0; got -1. Number the classes from 0"):
         data.Dataset("a", torch.ones(3, 2), labels=torch.tensor([-1, 0, 1]))
     with pytest.raises(ValueError, match=r"expected labels of shape \(N,\); got \(3, 2\). Use labels.argmax"):
@@ -497,7 +497,7 @@ def test_labels_are_classes_from_0() -> None:
 
 
 @pytest.mark.parametrize("beside", ["README.txt", "extra/1.png"])
-def test_parts_without_train_are_refused_whatever_is_beside_them(tmp_path: Path, beside: str) -> None:
+def test_load_parts_without_train_are_refused_whatever_is_beside_them(tmp_path: Path, beside: str) -> None:
     _images(tmp_path, "test/a/1.png", "valid/a/1.png")
     (tmp_path / beside).parent.mkdir(exist_ok=True)
     (tmp_path / beside).touch()
@@ -505,7 +505,7 @@ def test_parts_without_train_are_refused_whatever_is_beside_them(tmp_path: Path,
         data.load(tmp_path)
 
 
-def test_train_alone_is_the_training_data_and_among_classes_a_class_with_a_note(tmp_path: Path) -> None:
+def test_load_train_alone_is_the_training_data_and_among_classes_a_class_with_a_note(tmp_path: Path) -> None:
     _images(tmp_path, *(f"train/{name}/{i}.png" for name in "ab" for i in range(3)))
     (tmp_path / "README.txt").touch()
     assert "left out beside the parts: README.txt" in repr(data.load(tmp_path).train)
@@ -516,14 +516,14 @@ def test_train_alone_is_the_training_data_and_among_classes_a_class_with_a_note(
     assert "a class, not a part: train" in repr(data.load(tmp_path).train)
 
 
-def test_folders_without_images_are_named_and_hidden_links_passed_over(tmp_path: Path) -> None:
+def test_load_folders_without_images_are_named_and_hidden_links_passed_over(tmp_path: Path) -> None:
     _images(tmp_path, *(f"b/{i}.png" for i in range(3)))
     (tmp_path / "a").mkdir()
     (tmp_path / ".cache").symlink_to(tmp_path / "b", target_is_directory=True)
     assert data.files.read(tmp_path).note == "no class, for want of images: a"
 
 
-def test_arrays_that_are_not_used_are_named(tmp_path: Path) -> None:
+def test_load_arrays_that_are_not_used_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", x=np.ones((3, 2)), y=np.arange(3), weights=np.ones(3))
     assert "left out arrays: weights" in repr(data.load(tmp_path / "set.npz").train)
 
@@ -550,7 +550,7 @@ DEEP: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", DEEP)
-def test_deep_colors_of_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+def test_load_deep_colors_of_other_formats_are_refused(tmp_path: Path, name: str) -> None:
     codec = {"a.jp2": "jpg_2000", "a.avif": "avif"}.get(name)
     if codec and not features.check(codec):
         pytest.skip(f"PIL without {codec}")
@@ -560,7 +560,7 @@ def test_deep_colors_of_other_formats_are_refused(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("suffix", ["ppm", "rgb", "jp2", "avif", "tiff", "png", "bmp", "webp"])
-def test_colors_of_eight_bits_are_read(tmp_path: Path, suffix: str) -> None:
+def test_load_colors_of_eight_bits_are_read(tmp_path: Path, suffix: str) -> None:
     try:
         Image.new("RGB", (4, 4), (255, 255, 255)).save(tmp_path / f"a.{suffix}")
     except (OSError, KeyError, ValueError):
@@ -569,12 +569,12 @@ def test_colors_of_eight_bits_are_read(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"P1\n1 1\n1\n", b"P4\n1 1\n\x80", b"P2\n1 1\n15\n7\n", b"P5\n1 1\n15\n\x07"])
-def test_bitmaps_and_grays_of_netpbm_are_read(tmp_path: Path, content: bytes) -> None:
+def test_load_bitmaps_and_grays_of_netpbm_are_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pnm").write_bytes(content)
     assert data.files.read(tmp_path).images.shape == (1, 1, 1, 1)
 
 
-def test_a_mask_does_not_change_the_scale_of_pixels() -> None:
+def test_as_dataset_keeps_the_scale_of_pixels_under_a_mask() -> None:
     pixels = np.ma.masked_equal(np.array([[255, 7], [128, 4]], dtype=np.uint8), 7)
     message = r"expected missing values among floats; got a mask over uint8.*Give x / 255 for pixels"
     for x in (pixels, list(pixels)):

@@ -15,13 +15,13 @@ def exact_log_prob(logits: torch.Tensor, x: float) -> torch.Tensor:
     return x * logits - torch.logaddexp(logits, torch.zeros_like(logits)) + log_c
 
 
-def test_the_normalizer_and_the_mean_have_the_published_values() -> None:
+def test_ContinuousBernoulli_normalizer_and_the_mean_have_the_published_values() -> None:
     d = ContinuousBernoulli(torch.logit(torch.tensor([0.3, 0.5], dtype=torch.float64)))
     assert d.log_normalizer.tolist() == pytest.approx([0.75058775, math.log(2)], abs=1e-8)
     assert d.mean.tolist() == pytest.approx([0.43022250, 0.5], abs=1e-8)
 
 
-def test_the_normalizer_has_its_series_near_one_half() -> None:
+def test_ContinuousBernoulli_normalizer_has_its_series_near_one_half() -> None:
     e = torch.tensor([0.0, 1e-6, 1e-4, 1e-3, 1e-2], dtype=torch.float64)
     for sign in (1, -1):
         d = ContinuousBernoulli(torch.logit(0.5 + sign * e))
@@ -29,7 +29,7 @@ def test_the_normalizer_has_its_series_near_one_half() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_density_and_gradient_are_exact_for_every_logit(dtype: torch.dtype) -> None:
+def test_ContinuousBernoulli_density_and_gradient_are_exact_for_every_logit(dtype: torch.dtype) -> None:
     magnitudes = torch.cat([torch.logspace(-8, 2, 2001), torch.linspace(0.4, 0.6, 201)]).to(dtype)
     logits = torch.cat([-magnitudes, torch.zeros(1, dtype=dtype), magnitudes]).requires_grad_()
     exact = logits.detach().double().requires_grad_()
@@ -42,7 +42,7 @@ def test_density_and_gradient_are_exact_for_every_logit(dtype: torch.dtype) -> N
         torch.testing.assert_close(gradient.double(), slope, atol=3 * tolerance, rtol=0)
 
 
-def test_mean_and_variance_are_the_derivatives_of_the_log_partition_function() -> None:
+def test_ContinuousBernoulli_mean_and_variance_are_the_derivatives_of_the_log_partition_function() -> None:
     logits = torch.linspace(-30, 30, 601, dtype=torch.float64).requires_grad_()
     d = ContinuousBernoulli(logits)
     partition = -d.log_prob(torch.tensor(0.0, dtype=torch.float64))  # A(l), since log p(0) = -A(l)
@@ -53,12 +53,12 @@ def test_mean_and_variance_are_the_derivatives_of_the_log_partition_function() -
 
 
 @pytest.mark.parametrize("logit", [0.0, 1e-5, -0.3, 2.0, -40.0])
-def test_samples_come_from_the_density(logit: float) -> None:
+def test_ContinuousBernoulli_samples_come_from_the_density(logit: float) -> None:
     check_density(ContinuousBernoulli(torch.tensor(logit, dtype=torch.float64)))
 
 
 @pytest.mark.parametrize("logit", [0.0, 5e-5, 2e-4, -0.3, 2.0, -40.0, 40.0])
-def test_quantiles_invert_the_distribution_function_and_have_its_gradient(logit: float) -> None:
+def test_ContinuousBernoulli_quantiles_invert_the_distribution_function_and_have_its_gradient(logit: float) -> None:
     logits = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
     u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     x = ContinuousBernoulli(logits).icdf(u)
@@ -72,7 +72,7 @@ def test_quantiles_invert_the_distribution_function_and_have_its_gradient(logit:
     torch.testing.assert_close(gradient, (above - below) / (2 * step), atol=1e-6, rtol=0)
 
 
-def test_single_precision_quantiles_stay_in_the_interval() -> None:
+def test_ContinuousBernoulli_single_precision_quantiles_stay_in_the_interval() -> None:
     d = ContinuousBernoulli(torch.tensor([-200.0, -20.0, 0.0, 20.0, 200.0]))
     x = d.icdf(torch.tensor([0.0, 1e-7, 0.5, 1 - 6e-8])[:, None])
     assert bool(((x >= 0) & (x <= 1)).all())

@@ -9,12 +9,12 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 255
 
 @pytest.mark.parametrize("loc", [-3.0, 0.0, 0.02, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("scale", [1e-3, 1e-2, 0.1, 1.0, 1e3])
-def test_256_bins_sum_to_one_in_single_precision(loc: float, scale: float) -> None:
+def test_DiscretizedLogistic_256_bins_sum_to_one_in_single_precision(loc: float, scale: float) -> None:
     log_prob = DiscretizedLogistic(torch.tensor(loc), torch.tensor(scale)).log_prob(LEVELS.float())
     assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=2e-5)
 
 
-def test_tails_fold_into_the_outer_bins() -> None:
+def test_DiscretizedLogistic_tails_fold_into_the_outer_bins() -> None:
     # Without folding the bins of this one sum to .55.
     loc, scale = torch.tensor(0.02).double(), torch.tensor(0.1).double()
     probs = DiscretizedLogistic(loc, scale).log_prob(LEVELS).exp()
@@ -26,7 +26,7 @@ def test_tails_fold_into_the_outer_bins() -> None:
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("loc", [-50.0, -1.0, 0.5, 2.0, 50.0])
-def test_single_precision_is_exact_far_in_the_tails(loc: float, scale: float) -> None:
+def test_DiscretizedLogistic_single_precision_is_exact_far_in_the_tails(loc: float, scale: float) -> None:
     def run(dtype: torch.dtype) -> list[torch.Tensor]:
         x = (torch.arange(256) / 255).to(dtype)
         parameters = [torch.tensor(value, dtype=torch.float32).to(dtype).requires_grad_() for value in (loc, scale)]
@@ -40,7 +40,7 @@ def test_single_precision_is_exact_far_in_the_tails(loc: float, scale: float) ->
         torch.testing.assert_close(single, double, rtol=2e-3, atol=2e-3)
 
 
-def test_the_moments_are_those_of_the_levels() -> None:
+def test_DiscretizedLogistic_moments_are_those_of_the_levels() -> None:
     d = DiscretizedLogistic(torch.tensor([-0.1, 0.3, 0.9]).double(), torch.tensor([0.05, 1e-3, 2.0]).double())
     probs = d.log_prob(LEVELS[:, None]).exp()
     mean = (probs * LEVELS[:, None]).sum(0)
@@ -48,7 +48,7 @@ def test_the_moments_are_those_of_the_levels() -> None:
     torch.testing.assert_close(d.variance, (probs * (LEVELS[:, None] - mean) ** 2).sum(0))
 
 
-def test_samples_come_from_the_density() -> None:
+def test_DiscretizedLogistic_samples_come_from_the_density() -> None:
     check_density(DiscretizedLogistic(torch.tensor([0.02, 0.9]).double(), torch.tensor(0.1).double()).to_event(1))
 
 
@@ -63,7 +63,7 @@ def mixture(components: int, channels: int, levels: int, dtype: torch.dtype) -> 
     )
 
 
-def test_one_component_and_one_channel_are_a_discretized_logistic() -> None:
+def test_MixtureOfDiscretizedLogistics_one_component_and_one_channel_are_a_discretized_logistic() -> None:
     loc, scale = torch.rand(2, 1, 1, 5, 7), torch.rand(2, 1, 1, 5, 7) + 0.01
     d = MixtureOfDiscretizedLogistics(torch.randn(2, 1, 5, 7), loc, scale, torch.zeros(2, 1, 0, 5, 7))
     single = DiscretizedLogistic(loc.squeeze(1), scale.squeeze(1)).to_event(3)
@@ -72,7 +72,7 @@ def test_one_component_and_one_channel_are_a_discretized_logistic() -> None:
     torch.testing.assert_close(d.mean, single.mean)
 
 
-def test_equal_components_are_one_component() -> None:
+def test_MixtureOfDiscretizedLogistics_equal_components_are_one_component() -> None:
     one = mixture(1, 3, 256, torch.float64)
     four = MixtureOfDiscretizedLogistics(
         torch.randn(4, 1, 1, dtype=torch.float64),
@@ -84,7 +84,7 @@ def test_equal_components_are_one_component() -> None:
     torch.testing.assert_close(four.log_prob(x), one.log_prob(x))
 
 
-def test_the_mixture_is_the_formula_of_pixelcnn_plus_plus() -> None:
+def test_MixtureOfDiscretizedLogistics_mixture_is_the_formula_of_pixelcnn_plus_plus() -> None:
     """The authors' loss, which counts in [-1, 1] and lets green and blue depend on the pixel's red and green."""
     d = mixture(5, 3, 256, torch.float64)
     x = d.sample()
@@ -103,11 +103,13 @@ def test_the_mixture_is_the_formula_of_pixelcnn_plus_plus() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_coupled_channels_have_a_probability_that_sums_to_one_and_its_samples(channels: int) -> None:
+def test_MixtureOfDiscretizedLogistics_coupled_channels_have_a_probability_that_sums_to_one_and_its_samples(
+    channels: int,
+) -> None:
     check_density(mixture(3, channels, 6, torch.float64))
 
 
-def test_the_mean_is_that_of_samples_where_little_is_folded() -> None:
+def test_MixtureOfDiscretizedLogistics_mean_is_that_of_samples_where_little_is_folded() -> None:
     d = MixtureOfDiscretizedLogistics(
         torch.tensor([0.0, 1.0]).double()[:, None, None],
         torch.tensor([[0.4, 0.5, 0.6], [0.6, 0.4, 0.5]]).double()[:, :, None, None],

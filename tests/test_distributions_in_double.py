@@ -7,7 +7,9 @@ from pyro_vae import distributions, likelihoods, nets
 
 @pytest.mark.parametrize("theta", [1e-4, 6.0, 400.0, 1e4])
 @pytest.mark.parametrize("size", [300.0, 1e6])
-def test_counts_of_two_thousand_genes_are_within_a_thousandth_of_a_nat(theta: float, size: float) -> None:
+def test_Poisson_and_others_are_within_a_thousandth_of_a_nat_for_counts_of_two_thousand_genes(
+    theta: float, size: float
+) -> None:
     likelihood = likelihoods.NegativeBinomial(nets.MLP(2, []), 2000, library_size=True)
     with torch.no_grad():
         likelihood.log_dispersion.fill_(theta).log_()
@@ -20,7 +22,7 @@ def test_counts_of_two_thousand_genes_are_within_a_thousandth_of_a_nat(theta: fl
     assert (log_prob.sum(-1) - exact).abs().max() < 1e-3 + rounding
 
 
-def test_gradients_are_those_of_double_precision() -> None:
+def test_NegativeBinomial_and_others_have_the_gradients_of_double_precision() -> None:
     for logits in (torch.tensor([-9.0, 0.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])):
         single, double = logits.clone().requires_grad_(), logits.double().requires_grad_()
         x = torch.tensor([1.0, 1e4, 1e6])
@@ -30,7 +32,7 @@ def test_gradients_are_those_of_double_precision() -> None:
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-6, atol=0.0)
 
 
-def test_large_counts() -> None:
+def test_Poisson_and_others_at_large_counts() -> None:
     x = torch.tensor([999_000.0, 1e6, 1_003_000.0])
     exact = Poisson(torch.tensor(1e6).double()).log_prob(x.double())
     torch.testing.assert_close(
@@ -42,7 +44,7 @@ def test_large_counts() -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=0.0, atol=1e-5)
 
 
-def test_types_and_expand_stay() -> None:
+def test_Poisson_and_others_keep_types_and_expand() -> None:
     d = distributions.NegativeBinomial(torch.ones(3), logits=torch.zeros(3)).expand([2, 3])
     assert type(d) is distributions.NegativeBinomial
     assert d.log_prob(torch.ones(2, 3)).dtype == torch.float32

@@ -16,7 +16,7 @@ def joint() -> Joint:
     )
 
 
-def test_columns_stand_where_their_part_says() -> None:
+def test_Joint_columns_stand_where_their_part_says() -> None:
     assert joint().mean.tolist() == pytest.approx([2, 10, 0.25, 30])
     assert joint().variance.tolist() == pytest.approx([2, 0.01, 0.0625, 0.01])
     x = joint().expand(Size([2])).sample(Size([3]))
@@ -26,7 +26,7 @@ def test_columns_stand_where_their_part_says() -> None:
     assert bool((x[..., 2] > 0).all())
 
 
-def test_log_prob_is_the_sum_of_the_parts() -> None:
+def test_Joint_log_prob_is_the_sum_of_the_parts() -> None:
     x = joint().sample(Size([5]))
     expected = (
         dist.Normal(torch.tensor([10.0, 30.0]), 0.1).log_prob(x[:, [1, 3]]).sum(-1)
@@ -37,14 +37,14 @@ def test_log_prob_is_the_sum_of_the_parts() -> None:
     torch.testing.assert_close(elementwise_log_prob(joint(), x).sum(-1), expected)
 
 
-def test_the_support_is_that_of_every_part() -> None:
+def test_Joint_support_is_that_of_every_part() -> None:
     good = torch.tensor([2.0, 10.0, 0.25, 30.0])
     wrong = good.repeat(3, 1)
     wrong[0, 0], wrong[1, 2], wrong[2, 3] = 0.5, -1.0, torch.nan
     assert joint().support.check(torch.stack([good, *wrong])).tolist() == [True, False, False, False]
 
 
-def test_it_is_reparameterized_where_all_parts_are() -> None:
+def test_Joint_is_reparameterized_where_all_parts_are() -> None:
     loc = torch.zeros(2, requires_grad=True)
     d = Joint([(slice(2, 4), dist.Normal(loc, 1.0).to_event(1)), (slice(0, 2), dist.Normal(loc, 1.0).to_event(1))])
     assert d.has_rsample
@@ -54,7 +54,7 @@ def test_it_is_reparameterized_where_all_parts_are() -> None:
     assert not joint().has_rsample
 
 
-def test_a_joint_density_has_no_density_of_single_elements() -> None:
+def test_Joint_has_no_density_of_single_elements() -> None:
     message = "elementwise_log_prob: expected a density that is a product over elements; got MultivariateNormal"
     with pytest.raises(TypeError, match=message):
         elementwise_log_prob(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.zeros(2))

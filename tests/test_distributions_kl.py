@@ -7,12 +7,12 @@ from pyro_vae.distributions import HypersphericalUniform, LogLogisticNormal, Von
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(3, 1.99573232), (4, 2.2610872)])
-def test_von_mises_fisher_against_the_uniform(dim: int, expected: float) -> None:
+def test_VonMisesFisher_divergence_from_the_uniform(dim: int, expected: float) -> None:
     q = VonMisesFisher(torch.eye(dim, dtype=torch.float64)[0], torch.tensor(10.0, dtype=torch.float64))
     assert kl_divergence(q, HypersphericalUniform(dim)).item() == pytest.approx(expected, abs=5e-8)
 
 
-def test_logistic_normal_agrees_with_monte_carlo() -> None:
+def test_LogLogisticNormal_divergence_agrees_with_monte_carlo() -> None:
     q = LogLogisticNormal(torch.tensor([0.3, -1.0]).double(), torch.tensor([0.5, 2.0]).double())
     p = LogLogisticNormal(torch.zeros(2).double(), torch.ones(2).double())
     y = q.sample(torch.Size((20000,)))
@@ -22,7 +22,7 @@ def test_logistic_normal_agrees_with_monte_carlo() -> None:
 
 
 @pytest.mark.parametrize("low_rank", [False, True])
-def test_correlated_normal_against_a_diagonal_one(low_rank: bool) -> None:
+def test_kl_of_a_correlated_normal_from_a_diagonal_one(low_rank: bool) -> None:
     factor = torch.randn(4, 3, 2, dtype=torch.float64)
     loc, diagonal = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64) + 0.1
     covariance = factor @ factor.mT + torch.diag_embed(diagonal)
@@ -34,7 +34,7 @@ def test_correlated_normal_against_a_diagonal_one(low_rank: bool) -> None:
     torch.testing.assert_close(kl_divergence(q, p), expected)
 
 
-def test_no_closed_form_is_claimed_against_other_vectors() -> None:
+def test_kl_claims_no_closed_form_against_other_vectors() -> None:
     q = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
     with pytest.raises(NotImplementedError):
         kl_divergence(q, dist.Laplace(torch.zeros(2), 1.0).to_event(1))

@@ -18,7 +18,7 @@ def parameters(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_density_and_moments_are_those_of_the_mixture(batch: tuple[int, ...]) -> None:
+def test_MixtureOfDiagonalNormals_density_and_moments_are_those_of_the_mixture(batch: tuple[int, ...]) -> None:
     loc, scale, logits = parameters(*batch, 5, 2)
     mixture = MixtureOfDiagonalNormals(loc, scale, logits)
     stock = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
@@ -29,7 +29,7 @@ def test_density_and_moments_are_those_of_the_mixture(batch: tuple[int, ...]) ->
     assert mixture.batch_shape == batch
 
 
-def test_one_component_equals_it() -> None:
+def test_MixtureOfDiagonalNormals_of_one_component_equals_it() -> None:
     loc, scale, logits = parameters(4, 1, 3)
     normal = dist.Normal(loc.squeeze(-2), scale.squeeze(-2)).to_event(1)
     mixture = MixtureOfDiagonalNormals(loc, scale, logits)
@@ -43,7 +43,7 @@ def test_one_component_equals_it() -> None:
     torch.testing.assert_close(gradients[2], torch.zeros_like(logits))
 
 
-def test_matrix_product_is_accurate_in_single_precision() -> None:
+def test_MixtureOfDiagonalNormals_matrix_product_is_accurate_in_single_precision() -> None:
     # 500 narrow components, as a VampPrior's, against double precision: 1e-3 nats of a log-density of about -40
     loc, scale = torch.randn(500, 40), torch.rand(500, 40) / 2 + 0.05
     z = MixtureOfDiagonalNormals(loc, scale, torch.zeros(500)).sample(torch.Size((500,)))
@@ -52,7 +52,7 @@ def test_matrix_product_is_accurate_in_single_precision() -> None:
     torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-3)
 
 
-def test_gradient_of_the_log_density() -> None:
+def test_MixtureOfDiagonalNormals_gradient_of_the_log_density() -> None:
     loc, scale, logits = parameters(3, 2)
     z = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -61,7 +61,7 @@ def test_gradient_of_the_log_density() -> None:
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-def test_pathwise_gradients_agree_with_quadrature(dim: int) -> None:
+def test_MixtureOfDiagonalNormals_pathwise_gradients_agree_with_quadrature(dim: int) -> None:
     # the gradient of E[f(z)] in weights, locations and scales
     loc, scale, logits = parameters(3, dim)
     axis = torch.linspace(-9, 9, 721, dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_pathwise_gradients_agree_with_quadrature(dim: int) -> None:
         assert ((gradient.mean(0) - exact).abs() < 5 * standard_error).all()
 
 
-def test_draws_of_a_shared_mixture_have_the_gradient_of_a_batched_one() -> None:
+def test_MixtureOfDiagonalNormals_draws_of_a_shared_mixture_have_the_gradient_of_a_batched_one() -> None:
     loc, scale, logits = parameters(3, 2)
     torch.manual_seed(1)
     z = MixtureOfDiagonalNormals(loc, scale, logits).expand([6]).rsample()
@@ -92,7 +92,7 @@ def test_draws_of_a_shared_mixture_have_the_gradient_of_a_batched_one() -> None:
     torch.testing.assert_close(first, second)
 
 
-def test_gradients_stay_finite_in_many_dimensions() -> None:
+def test_MixtureOfDiagonalNormals_gradients_stay_finite_in_many_dimensions() -> None:
     # the density of 200 dims underflows single precision: only its logarithm may be used
     loc, scale, logits = parameters(8, 5, 200, dtype=torch.float32)
     z = MixtureOfDiagonalNormals(loc, scale, logits).rsample()
@@ -100,7 +100,7 @@ def test_gradients_stay_finite_in_many_dimensions() -> None:
         assert gradient.isfinite().all()
 
 
-def test_particles_and_batches_broadcast() -> None:
+def test_MixtureOfDiagonalNormals_particles_and_batches_broadcast() -> None:
     mixture = MixtureOfDiagonalNormals(*parameters(4, 3, 2))
     expanded = mixture.expand([6, 4])
     assert (expanded.batch_shape, expanded.rsample().shape) == ((6, 4), (6, 4, 2))
@@ -110,6 +110,6 @@ def test_particles_and_batches_broadcast() -> None:
     assert expanded.log_prob(z[0]).shape == (6, 4)
 
 
-def test_errors() -> None:
+def test_MixtureOfDiagonalNormals_errors() -> None:
     with pytest.raises(ValueError, match=r"expected loc and scale of shape .* got \(3, 2\), \(3, 2\) and \(2,\)"):
         MixtureOfDiagonalNormals(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2))

@@ -6,7 +6,7 @@ from pyro_vae.distributions import Multinomial
 from pyro_vae.testing import check_density
 
 
-def test_documents_of_one_length_are_torchs_multinomial() -> None:
+def test_Multinomial_of_documents_of_one_length_is_torchs() -> None:
     logits = torch.randn(3, 5)
     theirs = dist.Multinomial(7, logits=logits)
     x = theirs.sample()
@@ -17,11 +17,11 @@ def test_documents_of_one_length_are_torchs_multinomial() -> None:
 
 
 @pytest.mark.parametrize("length", [0.0, 1.0, 4.0])
-def test_probabilities_sum_to_one_over_documents_of_a_length(length: float) -> None:
+def test_Multinomial_probabilities_sum_to_one_over_documents_of_a_length(length: float) -> None:
     check_density(Multinomial(torch.tensor(length).double(), torch.tensor([0.0, 1.0, -1.0]).double()))
 
 
-def test_every_datum_has_its_own_length() -> None:
+def test_Multinomial_every_datum_has_its_own_length() -> None:
     lengths = torch.tensor([0.0, 3.0, 50.0])
     d = Multinomial(lengths, torch.randn(4, 1, 6))
     x = d.sample(torch.Size([10]))
@@ -33,7 +33,7 @@ def test_every_datum_has_its_own_length() -> None:
         Multinomial(lengths, torch.zeros(6), validate_args=True).log_prob(x[0, 0] + 1)
 
 
-def test_samples_of_a_datum_do_not_depend_on_the_longest() -> None:
+def test_Multinomial_samples_of_a_datum_do_not_depend_on_the_longest() -> None:
     probs = torch.tensor([0.1, 0.2, 0.7]).double()
     d = Multinomial(torch.tensor([2.0, 40.0]).double(), probs.log())
     short = d.sample(torch.Size([50_000]))[:, 0]

@@ -16,7 +16,7 @@ def flow(dim: int, context: torch.Tensor, *, invert: bool) -> tuple[NormalizingF
     return NormalizingFlow(base, transform.inv if invert else transform), layers
 
 
-def test_affine_flow_is_a_normal() -> None:
+def test_NormalizingFlow_affine_flow_is_a_normal() -> None:
     base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
     affine = dist.transforms.AffineTransform(torch.tensor([1.0, 2.0, 3.0]), 0.5, event_dim=1)
     z = torch.randn(5, 3)
@@ -25,7 +25,7 @@ def test_affine_flow_is_a_normal() -> None:
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_density_kept_with_a_draw_is_the_density_there(invert: bool) -> None:
+def test_NormalizingFlow_density_kept_with_a_draw_is_the_density_there(invert: bool) -> None:
     q, layers = flow(3, torch.randn(4, 2).double(), invert=invert)
     q = q.expand([5, 4])
     z = q.rsample()
@@ -36,7 +36,7 @@ def test_density_kept_with_a_draw_is_the_density_there(invert: bool) -> None:
     torch.testing.assert_close(first, second)
 
 
-def test_draw_without_gradient_is_scored_with_the_gradient_there() -> None:
+def test_NormalizingFlow_draw_without_gradient_is_scored_with_the_gradient_there() -> None:
     q, layers = flow(3, torch.randn(4, 2).double(), invert=False)
     z = q.sample()
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_draw_without_gradient_is_scored_with_the_gradient_there() -> None:
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_density_integrates_to_one(invert: bool) -> None:
+def test_NormalizingFlow_density_integrates_to_one(invert: bool) -> None:
     q, _ = flow(2, torch.randn(3).double(), invert=invert)
     axis = torch.linspace(-12, 12, 301, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
@@ -55,7 +55,7 @@ def test_density_integrates_to_one(invert: bool) -> None:
 
 
 @pytest.mark.slow
-def test_importing_leaves_the_validation_of_arguments_on() -> None:
+def test_NormalizingFlow_importing_leaves_the_validation_of_arguments_on() -> None:
     script = (
         "import torch, pyro; from torch.distributions import Distribution as D; before = D._validate_args; "
         "import pyro_vae; import sys; assert 'zuko' in sys.modules; print(before, D._validate_args)"

@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.distributions import OneHotCategorical
 
 
-def test_draws_are_one_hot_with_the_probabilities_given() -> None:
+def test_OneHotCategorical_draws_are_one_hot_with_the_probabilities_given() -> None:
     probs = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0]], dtype=torch.float64)
     q = OneHotCategorical(probs=probs).expand([4, 2])
     assert type(q) is OneHotCategorical
@@ -17,7 +17,7 @@ def test_draws_are_one_hot_with_the_probabilities_given() -> None:
     assert ((z.mean((0, 1)) - probs).abs() <= 5 * standard_error).all()
 
 
-def test_draws_can_be_recorded() -> None:
+def test_OneHotCategorical_draws_can_be_recorded() -> None:
     def draw(logits: torch.Tensor) -> torch.Tensor:
         with pyro.validation_enabled(False):
             q = OneHotCategorical(logits=logits)
@@ -31,7 +31,7 @@ def test_draws_can_be_recorded() -> None:
     torch.testing.assert_close(first, draw(logits))
 
 
-def test_divergence_is_registered() -> None:
+def test_OneHotCategorical_divergence_is_registered() -> None:
     q, p = (OneHotCategorical(logits=torch.randn(3)) for _ in range(2))
     expected = (q.probs * (q.probs / p.probs).log()).sum()
     torch.testing.assert_close(kl_divergence(q, p), expected)

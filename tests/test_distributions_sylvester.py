@@ -17,13 +17,13 @@ def planar(*batch: int) -> PlanarTransform:
     return PlanarTransform((bias, u, w))
 
 
-def test_log_determinant_is_that_of_the_jacobian() -> None:
+def test_SylvesterTransform_log_determinant_is_that_of_the_jacobian() -> None:
     t, x = transform(), torch.randn(3, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(t, x)
     torch.testing.assert_close(t.log_abs_det_jacobian(x, t(x)), torch.linalg.slogdet(jacobian).logabsdet)
 
 
-def test_rows_have_parameters_of_their_own() -> None:
+def test_SylvesterTransform_rows_have_parameters_of_their_own() -> None:
     t, x = transform(4), torch.randn(5, 4, 3, dtype=torch.float64)
     y = t(x)
     one = SylvesterTransform(t.r[2], t.s[2], t.bias[2], t.rotation.u_unnormed[2])
@@ -32,7 +32,7 @@ def test_rows_have_parameters_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["planar", "sylvester"])
-def test_inverse(kind: str) -> None:
+def test_SylvesterTransform_inverse(kind: str) -> None:
     t = planar(4) if kind == "planar" else transform(4)
     x = torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True)
     y = t(x)
@@ -47,7 +47,7 @@ def test_inverse(kind: str) -> None:
     torch.testing.assert_close(back @ forth, torch.eye(3, dtype=torch.float64))
 
 
-def test_inverse_has_the_gradient_of_the_parameters() -> None:
+def test_SylvesterTransform_inverse_has_the_gradient_of_the_parameters() -> None:
     bias, u, w = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (1, 3, 3))
     y = torch.randn(3, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *params: PlanarTransform(params).inv(y), (bias, u, w))

@@ -26,7 +26,9 @@ def cosine_density(dim: int, concentration: Tensor, num_nodes: int = 40001) -> t
 
 @pytest.mark.parametrize("concentration", [1e-3, 0.1, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_closed_forms_in_three_dimensions(concentration: float, dtype: torch.dtype, tolerance: float) -> None:
+def test_VonMisesFisher_closed_forms_in_three_dimensions(
+    concentration: float, dtype: torch.dtype, tolerance: float
+) -> None:
     q = VonMisesFisher(pole(3, dtype), torch.tensor(concentration, dtype=dtype))
     # log density at the pole, k - log(4 pi sinh(k) / k), and E[w] = coth(k) - 1 / k
     log_density = math.log(concentration / (2 * math.pi)) - math.log(-math.expm1(-2 * concentration))
@@ -38,7 +40,7 @@ def test_closed_forms_in_three_dimensions(concentration: float, dtype: torch.dty
 
 @pytest.mark.parametrize("dim", [2, 3, 4, 50])
 @pytest.mark.parametrize("concentration", [0.1, 5.0, 100.0])
-def test_density_integrates_to_one(dim: int, concentration: float) -> None:
+def test_VonMisesFisher_density_integrates_to_one(dim: int, concentration: float) -> None:
     cosine, mass = cosine_density(dim, torch.tensor(concentration, dtype=torch.float64))
     assert mass.sum().item() == pytest.approx(1, abs=1e-6)
     mean = VonMisesFisher(pole(dim), torch.tensor(concentration, dtype=torch.float64)).mean
@@ -47,7 +49,7 @@ def test_density_integrates_to_one(dim: int, concentration: float) -> None:
 
 @pytest.mark.parametrize("dim", [2, 3, 20])
 @pytest.mark.parametrize("concentration", [0.1, 5.0, 1000.0])
-def test_samples_agree_with_the_density(dim: int, concentration: float) -> None:
+def test_VonMisesFisher_samples_agree_with_the_density(dim: int, concentration: float) -> None:
     # Kolmogorov-Smirnov at 2.3 / sqrt(n): a right sampler fails with probability 2 exp(-2 * 2.3^2) = 5e-5.
     num_samples = 5000
     loc = torch.nn.functional.normalize(torch.arange(1.0, dim + 1, dtype=torch.float64), dim=0)
@@ -61,7 +63,7 @@ def test_samples_agree_with_the_density(dim: int, concentration: float) -> None:
     assert (below[index] - empirical).abs().max() < 2.3 / math.sqrt(num_samples)
 
 
-def test_directions_about_the_mean_are_uniform() -> None:
+def test_VonMisesFisher_directions_about_the_mean_are_uniform() -> None:
     loc = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64), dim=0)
     z = VonMisesFisher(loc, torch.tensor(2.0, dtype=torch.float64)).sample(torch.Size((20000,)))
     tangent = torch.nn.functional.normalize(z - (z @ loc).unsqueeze(-1) * loc, dim=-1)
@@ -72,7 +74,7 @@ def test_directions_about_the_mean_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("concentration", [0.3, 4.0, 60.0])
-def test_derivative_of_a_draw_is_that_of_its_quantile(concentration: float) -> None:
+def test_VonMisesFisher_derivative_of_a_draw_is_that_of_its_quantile(concentration: float) -> None:
     # in three dimensions F(w) = (e^{kw} - e^{-k}) / (e^k - e^{-k}), so w(p) = log(e^{-k} + 2 p sinh(k)) / k
     kappa = torch.tensor(concentration, dtype=torch.float64, requires_grad=True)
     probability = torch.linspace(0.001, 0.999, 21, dtype=torch.float64)
@@ -83,7 +85,7 @@ def test_derivative_of_a_draw_is_that_of_its_quantile(concentration: float) -> N
 
 
 @pytest.mark.parametrize("dim", [2, 5, 30])
-def test_pathwise_gradient_in_the_concentration_agrees_with_quadrature(dim: int) -> None:
+def test_VonMisesFisher_pathwise_gradient_in_the_concentration_agrees_with_quadrature(dim: int) -> None:
     kappa = torch.tensor(6.0, dtype=torch.float64, requires_grad=True)
     cosine, mass = cosine_density(dim, kappa)
     (expected,) = torch.autograd.grad((mass * torch.sin(3 * cosine)).sum(), kappa)
@@ -94,7 +96,7 @@ def test_pathwise_gradient_in_the_concentration_agrees_with_quadrature(dim: int)
     assert abs(gradient.mean().item() - expected.item()) < 5 * standard_error
 
 
-def test_pathwise_gradient_in_the_direction_agrees_with_the_mean() -> None:
+def test_VonMisesFisher_pathwise_gradient_in_the_direction_agrees_with_the_mean() -> None:
     # E[a'z] = A(k) a'loc, differentiated along the sphere
     raw = torch.tensor([1.0, -0.5, 2.0, 0.3], dtype=torch.float64, requires_grad=True)
     a = torch.tensor([0.2, 1.0, -0.7, 0.5], dtype=torch.float64)
@@ -108,7 +110,7 @@ def test_pathwise_gradient_in_the_direction_agrees_with_the_mean() -> None:
     assert ((gradient.mean(0) - expected).abs() < 5 * standard_error).all()
 
 
-def test_single_precision_holds_at_any_concentration() -> None:
+def test_VonMisesFisher_single_precision_holds_at_any_concentration() -> None:
     concentration = torch.tensor([1e-3, 1.0, 1e3, 1e6], requires_grad=True)
     for dim in (2, 100):
         q = VonMisesFisher(pole(dim, torch.float32), concentration)
@@ -122,7 +124,7 @@ def test_single_precision_holds_at_any_concentration() -> None:
         assert gradient.isfinite().all()
 
 
-def test_particles_and_batches_broadcast() -> None:
+def test_VonMisesFisher_particles_and_batches_broadcast() -> None:
     q = VonMisesFisher(pole(3).expand(4, 3), torch.arange(1.0, 5, dtype=torch.float64))
     expanded = q.expand([6, 4])
     assert (expanded.batch_shape, expanded.rsample().shape) == ((6, 4), (6, 4, 3))
@@ -130,7 +132,7 @@ def test_particles_and_batches_broadcast() -> None:
     torch.testing.assert_close(q.log_prob(z), expanded.log_prob(z))
 
 
-def test_errors() -> None:
+def test_VonMisesFisher_errors() -> None:
     with pytest.raises(ValueError, match=r"VonMisesFisher: expected loc of shape .* d at least 2; got \(1,\)"):
         VonMisesFisher(torch.ones(1), torch.tensor(1.0))
     with pytest.raises(ValueError, match="within the support"):
@@ -139,7 +141,7 @@ def test_errors() -> None:
 
 @pytest.mark.parametrize("dims", [2, 50, 500, 5000])
 @pytest.mark.parametrize("concentration", [1.0, 1e3, 1e6])
-def test_the_density_in_single_precision_is_that_in_double(dims: int, concentration: float) -> None:
+def test_VonMisesFisher_density_in_single_precision_is_that_in_double(dims: int, concentration: float) -> None:
     torch.manual_seed(0)
     loc = torch.nn.functional.normalize(torch.randn(100, dims), dim=-1)
     single = VonMisesFisher(loc, torch.full((100,), concentration))

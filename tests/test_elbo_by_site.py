@@ -169,7 +169,7 @@ def log_mean(log_weights: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("mapping", ["score and pathwise", "score twice", "score and stl"])
-def test_one_draw_has_the_exact_mean(structure: str, mapping: str) -> None:
+def test_BySite_one_draw_has_the_exact_mean(structure: str, mapping: str) -> None:
     program, probability = cases(structure, 1)
     found = program.gradients(ELBO(1, MAPPINGS[mapping]()))
     exact = exact_gradient(structure, 1, lambda log_weights: log_weights.mean(0), 0.125)
@@ -179,7 +179,7 @@ def test_one_draw_has_the_exact_mean(structure: str, mapping: str) -> None:
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("mapping", [name for name in MAPPINGS if not any(word in name for word in LINEAR)])
 @pytest.mark.parametrize("bound", ["ELBO", "IWELBO"])
-def test_two_draws_have_the_exact_mean(bound: str, mapping: str, structure: str) -> None:
+def test_BySite_two_draws_have_the_exact_mean(bound: str, mapping: str, structure: str) -> None:
     program, probability = cases(structure, 2, 0.25)
     found = program.gradients(BOUNDS[bound](2, MAPPINGS[mapping]()))
     exact = exact_gradient(structure, 2, {"ELBO": lambda w: w.mean(0), "IWELBO": log_mean}[bound], 0.25)
@@ -189,7 +189,7 @@ def test_two_draws_have_the_exact_mean(bound: str, mapping: str, structure: str)
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("mapping", [name for name in MAPPINGS if name.startswith("enumerate")])
-def test_enumeration_is_unbiased(mapping: str, num_particles: int, structure: str) -> None:
+def test_Enumerate_is_unbiased(mapping: str, num_particles: int, structure: str) -> None:
     """Within 5 standard errors of 20,000 data; that of k then z draws a z for each k."""
     exact = exact_gradient(structure, 1, lambda log_weights: log_weights.mean(0), 0.125)
     for vectorize in (True, False):
@@ -199,7 +199,7 @@ def test_enumeration_is_unbiased(mapping: str, num_particles: int, structure: st
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_enumeration_is_exact_at_given_noise(structure: str) -> None:
+def test_Enumerate_is_exact_at_given_noise(structure: str) -> None:
     torch.manual_seed(0)
     noise = torch.randn(2 if structure == "k then z" else 1, 7, dtype=torch.float64)
     given = noise if structure == "k then z" else noise[0]
@@ -217,7 +217,7 @@ def test_enumeration_is_exact_at_given_noise(structure: str) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_score_and_pathwise_are_what_stock_pyro_does(structure: str) -> None:
+def test_BySite_score_and_pathwise_are_what_stock_pyro_does(structure: str) -> None:
     """The same draws give the same gradients.
 
     ``Trace_ELBO`` credits k with what comes before it, too; ``TraceGraph_ELBO`` alone sees that z and k are apart.
@@ -231,7 +231,7 @@ def test_score_and_pathwise_are_what_stock_pyro_does(structure: str) -> None:
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_the_variance_is_no_larger_than_pyros(structure: str) -> None:
+def test_BySite_variance_is_no_larger_than_pyros(structure: str) -> None:
     """Summed over the parameters: score alone and Pyro's own above score for k, that above enumeration of k."""
     losses: dict[str, Any] = {
         "score alone": ELBO(1, "score"),
@@ -309,7 +309,7 @@ class Groups:
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 @pytest.mark.parametrize("gradient", ["enumerate", {"c": "enumerate", "k": "enumerate"}])
-def test_all_enumerated_is_exact(gradient: Any, num_particles: int) -> None:
+def test_Enumerate_of_all_sites_is_exact(gradient: Any, num_particles: int) -> None:
     value, exact = Groups.exact()
     program = Groups(3)
     for loss in (ELBO(num_particles, gradient), ELBO(num_particles, gradient, vectorize=False)):
@@ -317,7 +317,7 @@ def test_all_enumerated_is_exact(gradient: Any, num_particles: int) -> None:
         torch.testing.assert_close(program.gradients(loss), exact.expand(3, -1), rtol=0, atol=1e-10)
 
 
-def test_a_chain_of_sums_is_exact() -> None:
+def test_Enumerate_of_a_chain_of_sums_is_exact() -> None:
     """Where a term depends on the last bit alone, it is weighed with the probabilities of all before it."""
     parameters = nn.Parameter(torch.tensor([0.5, -0.3, 0.9, 0.2, -1.1], dtype=torch.float64))
     x = torch.tensor([0.2, 1.7], dtype=torch.float64)
@@ -377,7 +377,7 @@ NESTED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("name", NESTED)
-def test_nested_sites_are_unbiased(name: str, vectorize: bool) -> None:
+def test_BySite_nested_sites_are_unbiased(name: str, vectorize: bool) -> None:
     """Within 5 standard errors of 20,000 data, of 2 draws each; a running mean after a step that sets it."""
     _, exact = Groups.exact()
     torch.manual_seed(0)
@@ -386,7 +386,7 @@ def test_nested_sites_are_unbiased(name: str, vectorize: bool) -> None:
     assert_mean(Groups(20_000).gradients(loss), exact)
 
 
-def test_a_bit_of_an_inner_plate_is_credited_with_its_own_element() -> None:
+def test_BySite_bit_of_an_inner_plate_is_credited_with_its_own_element() -> None:
     """And not with the other element's terms, so that its variance is lower than that of the whole datum's signal."""
     variances = []
     gradients: list[Any] = [{"c": "score", "k": "score"}, "score"]
@@ -436,7 +436,7 @@ class Shared:
     ["score", "vimco", {"g": "score", "k": "score"}, {"g": "vimco", "k": "score"}, {"g": "enumerate", "k": "score"}],
     ids=str,
 )
-def test_a_subsampled_plate_and_a_latent_outside_it_are_unbiased(gradient: Any) -> None:
+def test_BySite_subsampled_plate_and_a_latent_outside_it_are_unbiased(gradient: Any) -> None:
     """The subsample's scale multiplies a density, and no derivative of a probability; by 50 estimates."""
     torch.manual_seed(0)
     program, loss = Shared(), ELBO(2000, gradient)
@@ -483,7 +483,7 @@ class Parts:
 
 
 @pytest.mark.parametrize("gradient", [{"s": "score"}, {"s": Score("leave_one_out")}, "score"], ids=str)
-def test_plates_of_one_dim_are_two_plates(gradient: Any) -> None:
+def test_BySite_plates_of_one_dim_are_two_plates(gradient: Any) -> None:
     """Every bit is credited with all data, and with its own prior; within 5 standard errors of 50 estimates."""
     torch.manual_seed(0)
     program, loss = Parts(), ELBO(2000, gradient, plate="data")
@@ -494,7 +494,7 @@ def test_plates_of_one_dim_are_two_plates(gradient: Any) -> None:
     assert_mean(torch.stack(found), Parts.exact())
 
 
-def test_a_plate_of_two_dims_is_refused() -> None:
+def test_BySite_plate_of_two_dims_is_refused() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", 3, dim=-1):
             pyro.sample("k", dist.Bernoulli(torch.full((3,), 0.4)))
@@ -511,7 +511,7 @@ def test_a_plate_of_two_dims_is_refused() -> None:
         ELBO(1, {"k": "score"}).loss(model, guide, torch.ones(3, 1))
 
 
-def test_a_guide_that_changes_is_looked_at_again() -> None:
+def test_BySite_looks_again_at_a_guide_that_changes() -> None:
     """A site that was reparameterized and is no longer has no pathwise gradient."""
     discrete = [False]
 
@@ -534,7 +534,7 @@ def test_a_guide_that_changes_is_looked_at_again() -> None:
         loss.loss(model, guide, torch.ones(3))
 
 
-def test_an_enumerated_bit_of_a_plate_outside_of_which_it_counts_is_refused() -> None:
+def test_Enumerate_refuses_a_bit_of_a_plate_outside_of_which_it_counts() -> None:
     """Summed over in parallel, all elements of the plate would have the same value."""
 
     def guide(x: Tensor) -> None:
@@ -625,21 +625,23 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_wrong_is_refused(name: str) -> None:
+def test_BySite_what_would_be_wrong_is_refused(name: str) -> None:
     run, message = REFUSED[name]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         run()
 
 
-def test_a_baseline_serves_one_site_and_a_site_has_a_name() -> None:
+def test_BySite_baseline_serves_one_site_and_a_site_has_a_name() -> None:
     shared = Score("running_mean")
     with pytest.raises(ValueError, match=r"^gradient: expected a baseline of its own at site 'k'; got one that serves"):
         BySite({"c": shared, "k": shared})
-    with pytest.raises(TypeError, match=r"^gradient: expected every site a str; got 1\. Give a mapping from names"):
+    with pytest.raises(
+        TypeError, match=r"^gradient: expected every site to be a str; got 1\. Give a mapping from names"
+    ):
         BySite({1: "score"})  # type: ignore[dict-item]
 
 
-def test_bounds_of_several_draws_mix_score_and_pathwise() -> None:
+def test_BySite_bounds_of_several_draws_mix_score_and_pathwise() -> None:
     for make in BOUNDS.values():
         program = Mixed("z then k", 3)
         found = program.gradients(make(4, {"k": "score", "z": "pathwise"}))
@@ -648,7 +650,7 @@ def test_bounds_of_several_draws_mix_score_and_pathwise() -> None:
         MIWELBO(2, {"k": "enumerate", "z": "pathwise"}, num_bounds=2)
 
 
-def test_a_latent_of_the_model_alone_is_summed_out_beside_score_and_pathwise() -> None:
+def test_BySite_sums_out_a_latent_of_the_model_beside_score_and_pathwise() -> None:
     """As IWELBO does, whose loss of one draw is the ELBO's."""
     program = Mixed("k then z", 4)
 
@@ -669,5 +671,5 @@ def test_a_latent_of_the_model_alone_is_summed_out_beside_score_and_pathwise() -
         ELBO(1, "enumerate").loss(model, program.guide, x)
 
 
-def test_a_program_without_sites_has_a_loss_of_zero() -> None:
+def test_BySite_of_a_program_without_sites_has_a_loss_of_zero() -> None:
     assert ELBO(gradient="enumerate").loss_and_grads(lambda: None, lambda: None) == 0.0

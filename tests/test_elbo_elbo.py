@@ -109,7 +109,7 @@ def assert_same(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict
     ],
     ids=["sampled KL", "analytic KL", "sampled KL, K=3", "analytic KL, K=3"],
 )
-def test_loss_and_gradient_are_those_of_stock_pyro(
+def test_ELBO_loss_and_gradient_are_those_of_stock_pyro(
     programs: Callable[[], Programs], ours: Callable[[], ELBO], theirs: Callable[[], pyro.infer.ELBO]
 ) -> None:
     assert_same(gradients_of(ours(), programs), gradients_of(theirs(), programs))
@@ -117,7 +117,7 @@ def test_loss_and_gradient_are_those_of_stock_pyro(
 
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_vectorised_particles_are_those_of_stock_pyro(programs: Callable[[], Programs], analytic_kl: bool) -> None:
+def test_ELBO_vectorised_particles_are_those_of_stock_pyro(programs: Callable[[], Programs], analytic_kl: bool) -> None:
     stock = pyro.infer.TraceMeanField_ELBO if analytic_kl else pyro.infer.Trace_ELBO
     theirs = stock(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     assert_same(gradients_of(ELBO(5, analytic_kl=analytic_kl), programs), gradients_of(theirs, programs))
@@ -125,7 +125,7 @@ def test_vectorised_particles_are_those_of_stock_pyro(programs: Callable[[], Pro
 
 @pytest.mark.parametrize("beta", [0.5, 4.0])
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_beta_scales_the_latents_in_model_and_guide(beta: float, analytic_kl: bool) -> None:
+def test_ELBO_beta_scales_the_latents_in_model_and_guide(beta: float, analytic_kl: bool) -> None:
     def scaled(program: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         def run(x: Tensor) -> None:
             with _ScaleLatents(beta):
@@ -161,7 +161,7 @@ class _ScaleLatents(poutine.messenger.Messenger):
 @pytest.mark.parametrize("num_particles", [1, 7])
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("functions", [True, False])
-def test_at_the_exact_posterior_every_draw_is_log_p(num_particles: int, vectorize: bool, functions: bool) -> None:
+def test_ELBO_at_the_exact_posterior_every_draw_is_log_p(num_particles: int, vectorize: bool, functions: bool) -> None:
     program = NormalNormal.exact(X, functions=functions)
     loss = ELBO(num_particles, vectorize=vectorize)
     exact = -NormalNormal.log_marginal_likelihood(X).sum().item()
@@ -170,7 +170,7 @@ def test_at_the_exact_posterior_every_draw_is_log_p(num_particles: int, vectoriz
 
 
 @pytest.mark.parametrize("num_particles", [1, 7])
-def test_on_a_linear_vae_every_draw_is_log_p(num_particles: int) -> None:
+def test_ELBO_on_a_linear_vae_every_draw_is_log_p(num_particles: int) -> None:
     oracle = LinearVAE.random(orthogonal=True)
     vae, x = oracle.vae(diagonal=True), oracle.draw(6)
     exact = -oracle.log_marginal_likelihood(x).sum().item()
@@ -182,7 +182,7 @@ def test_on_a_linear_vae_every_draw_is_log_p(num_particles: int) -> None:
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("analytic_kl", [True, False])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 3.0])
-def test_the_mean_is_the_closed_form(vectorize: bool, num_particles: int, analytic_kl: bool, beta: float) -> None:
+def test_ELBO_mean_is_the_closed_form(vectorize: bool, num_particles: int, analytic_kl: bool, beta: float) -> None:
     loc, scale, n = 0.4, 0.8, 4000
     x = torch.ones(n, dtype=torch.float64)
     program = NormalNormal(torch.full((n,), loc), torch.full((n,), scale))
@@ -203,7 +203,7 @@ def test_the_mean_is_the_closed_form(vectorize: bool, num_particles: int, analyt
     assert abs(loss - truth) < 5 * standard_error + 1e-12
 
 
-def test_the_mean_gradient_is_the_closed_form() -> None:
+def test_ELBO_mean_gradient_is_the_closed_form() -> None:
     n = 4000
     x = torch.ones(n, dtype=torch.float64)
     for options in ({}, {"analytic_kl": True}, {"num_particles": 3}, {"gradient": "stl"}, {"gradient": "score"}):
@@ -218,7 +218,7 @@ def test_the_mean_gradient_is_the_closed_form() -> None:
     ("options", "name"),
     [({}, "pathwise"), ({"analytic_kl": True}, "analytic_kl")],
 )
-def test_gradient_variances_at_the_exact_posterior(options: dict[str, Any], name: str) -> None:
+def test_ELBO_gradient_variances_at_the_exact_posterior(options: dict[str, Any], name: str) -> None:
     n = 20_000
     x = torch.full((n,), 1.3, dtype=torch.float64)
     program = NormalNormal.exact(x)
@@ -232,7 +232,7 @@ def test_gradient_variances_at_the_exact_posterior(options: dict[str, Any], name
     assert ((draws.var(0) - truth).abs() < 5 * standard_error).all()
 
 
-def test_particles_divide_the_gradient_variance() -> None:
+def test_ELBO_particles_divide_the_gradient_variance() -> None:
     n = 5000
     x = torch.full((n,), 1.3, dtype=torch.float64)
     program = NormalNormal.exact(x)
@@ -243,14 +243,14 @@ def test_particles_divide_the_gradient_variance() -> None:
     assert abs(draws.var() - 2 / 4) < 5 * standard_error
 
 
-def test_sticking_the_landing_has_no_variance_at_the_exact_posterior() -> None:
+def test_STL_has_no_variance_at_the_exact_posterior() -> None:
     program = NormalNormal.exact(X)
     ELBO(num_particles=2, gradient="stl").loss_and_grads(program.model, program.guide, X)
     assert program.guide.loc.grad.abs().max() < 1e-12
     assert program.guide.log_scale.grad.abs().max() < 1e-12
 
 
-def test_enumeration_is_the_exact_expectation() -> None:
+def test_Enumerate_is_the_exact_expectation() -> None:
     program, x = TwoStates(torch.tensor([0.3, -1.0])), torch.ones(2, dtype=torch.float64)
     loss = ELBO(gradient="enumerate")
     value = loss.loss_and_grads(program.model, program.guide, x)
@@ -260,7 +260,7 @@ def test_enumeration_is_the_exact_expectation() -> None:
     torch.testing.assert_close(program.guide.logit.grad, torch.autograd.grad(exact, logits)[0])
 
 
-def test_free_bits_bound_each_kl_from_below() -> None:
+def test_ELBO_free_bits_bound_each_kl_from_below() -> None:
     loc, scale = torch.tensor([0.1, 2.0], dtype=torch.float64), torch.tensor([0.9, 0.5], dtype=torch.float64)
     x, kl = torch.ones(2, dtype=torch.float64), (loc**2 + scale**2 - 1) / 2 - scale.log()
     program = NormalNormal(loc, scale)
@@ -279,13 +279,13 @@ def test_free_bits_bound_each_kl_from_below() -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_free_bits_that_bind_nowhere_change_nothing(num_particles: int) -> None:
+def test_ELBO_free_bits_that_bind_nowhere_change_nothing(num_particles: int) -> None:
     for programs in (function_programs, hierarchy):
         plain = gradients_of(ELBO(num_particles, beta=2.0, analytic_kl=True), programs)
         assert_same(gradients_of(ELBO(num_particles, beta=2.0, analytic_kl=True, free_bits=1e-9), programs), plain)
 
 
-def test_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
+def test_ELBO_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
     model, guide, x = hierarchy()
     torch.manual_seed(3)
     without = ELBO(beta=0.0, analytic_kl=True).loss(model, guide, x)
@@ -299,7 +299,7 @@ def test_free_bits_that_bind_everywhere_are_scaled_with_the_subsample() -> None:
 
 @pytest.mark.parametrize("programs", [function_programs, module_programs])
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_stock_svi_reaches_the_posterior(programs: Callable[[], Programs], num_particles: int) -> None:
+def test_ELBO_stock_svi_reaches_the_posterior(programs: Callable[[], Programs], num_particles: int) -> None:
     model, guide, x = programs()
     optim = pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99})
     # With stl gradients the noise fades on the way, so that what is reached is exact.
@@ -312,7 +312,7 @@ def test_stock_svi_reaches_the_posterior(programs: Callable[[], Programs], num_p
     torch.testing.assert_close(found["log_scale"].detach(), scale.log(), atol=1e-3, rtol=0)
 
 
-def test_an_elbo_module_trains_with_torch_alone() -> None:
+def test_ELBO_module_trains_with_torch_alone() -> None:
     model, guide, x = module_programs()
     module = ELBO(num_particles=2)(model, guide)
     assert isinstance(module, torch.nn.Module)
@@ -328,7 +328,7 @@ def test_an_elbo_module_trains_with_torch_alone() -> None:
     assert (guide.loc != before).all()
 
 
-def test_evaluation_leaves_no_gradient() -> None:
+def test_ELBO_evaluation_leaves_no_gradient() -> None:
     model, guide, x = module_programs()
     ELBO(num_particles=2).loss(model, guide, x)
     assert all(p.grad is None for p in guide.parameters())
@@ -337,7 +337,7 @@ def test_evaluation_leaves_no_gradient() -> None:
     assert loss.requires_grad
 
 
-def test_one_object_serves_programs_of_different_plates() -> None:
+def test_ELBO_one_object_serves_programs_of_different_plates() -> None:
     loss = ELBO(num_particles=3)
     for programs in (function_programs, nested, hierarchy, function_programs):
         pyro.clear_param_store()
@@ -363,7 +363,7 @@ def nested() -> Programs:
 
 
 @pytest.mark.parametrize("num_particles", [1, 4])
-def test_plates_within_the_data_plate(num_particles: int) -> None:
+def test_ELBO_plates_within_the_data_plate(num_particles: int) -> None:
     model, guide, x = nested()
     # x is seen twice: the posterior is Normal(2 x / 3, 1 / 3) and the two have covariance 1 and variance 2.
     pair = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.tensor([[2.0, 1], [1, 2]]).double())
@@ -441,14 +441,14 @@ def incomplete() -> Programs:
     ids=["discrete", "discrete, analytic KL", "mixture", "auxiliary", "bottom up", "incomplete"],
 )
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_programs_that_would_give_a_wrong_answer_are_refused(
+def test_ELBO_programs_that_would_give_a_wrong_answer_are_refused(
     num_particles: int, programs: Callable[[], Programs], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ELBO(num_particles, **options).loss(*programs())
 
 
-def test_mixtures_auxiliaries_and_bottom_up_guides_are_fine_without_analytic_kl() -> None:
+def test_ELBO_mixtures_auxiliaries_and_bottom_up_guides_are_fine_without_analytic_kl() -> None:
     for programs in (mixture, auxiliary, lambda: hierarchy("bottom up")):
         assert_same(gradients_of(ELBO(), programs), gradients_of(pyro.infer.Trace_ELBO(), programs))
 
@@ -468,6 +468,6 @@ def test_mixtures_auxiliaries_and_bottom_up_guides_are_fine_without_analytic_kl(
         ({"gradient": "reinforce"}, "gradient: expected one of pathwise, stl, dreg, score,"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_ELBO_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ELBO(**options)

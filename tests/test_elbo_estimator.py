@@ -99,7 +99,7 @@ def module(program: NormalNormal, estimator: Estimator) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_every_driver_takes_the_same_steps(name: str) -> None:
+def test_Estimator_every_driver_takes_the_same_steps(name: str) -> None:
     results = []
     for driver in (stock_svi, our_svi, module):
         program = programs()
@@ -115,7 +115,7 @@ def test_every_driver_takes_the_same_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_functions_take_the_steps_of_modules(name: str) -> None:
+def test_Estimator_functions_take_the_steps_of_modules(name: str) -> None:
     torch.manual_seed(3)
     by_modules = stock_svi(programs(), ESTIMATORS[name]())
     for driver in (stock_svi, our_svi):
@@ -135,13 +135,13 @@ class NoNumbers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_guard_against_numbers_guards() -> None:
+def test_Estimator_guard_against_numbers_guards() -> None:
     with NoNumbers(), pytest.raises(AssertionError):
         torch.ones(1).item()
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_no_tensor_becomes_a_number(name: str) -> None:
+def test_Estimator_no_tensor_becomes_a_number(name: str) -> None:
     program, estimator = programs(), ESTIMATORS[name]()
     with pyro.validation_enabled(False):
         estimator.loss(program.model, program.guide, X)  # looks at the program
@@ -152,7 +152,9 @@ def test_no_tensor_becomes_a_number(name: str) -> None:
 
 @pytest.mark.parametrize("functions", [True, False])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_the_param_store_is_left_to_the_programs(name: str, functions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_Estimator_param_store_is_left_to_the_programs(
+    name: str, functions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No estimator opens a scope, and what a program has registered is what there is."""
 
     def refuse(*_: object) -> None:
@@ -171,7 +173,7 @@ def test_the_param_store_is_left_to_the_programs(name: str, functions: bool, mon
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_the_loss_is_a_scalar_with_a_gradient(name: str) -> None:
+def test_Estimator_loss_is_a_scalar_with_a_gradient(name: str) -> None:
     program, estimator = programs(), ESTIMATORS[name]()
     torch.manual_seed(3)
     loss = estimator.differentiable_loss(program.model, program.guide, X)
@@ -186,7 +188,7 @@ def test_the_loss_is_a_scalar_with_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_terms_are_per_datum_and_site_in_nats(name: str) -> None:
+def test_Estimator_terms_are_per_datum_and_site_in_nats(name: str) -> None:
     """Of the ELBO, whatever the estimator is, and averaged over its draws."""
     program, estimator = programs(), ESTIMATORS[name]()
     torch.manual_seed(3)
@@ -217,7 +219,7 @@ MAKERS: dict[str, Callable[..., Estimator]] = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_arguments_by_position_are_the_particles_and_the_gradient(name: str) -> None:
+def test_Estimator_arguments_by_position_are_the_particles_and_the_gradient(name: str) -> None:
     parameters = inspect.signature(getattr(elbo, name)).parameters.values()
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == ["num_particles", "gradient"][: 1 if name == "ReweightedWakeSleep" else 2]
@@ -228,13 +230,13 @@ def test_arguments_by_position_are_the_particles_and_the_gradient(name: str) -> 
 
 @pytest.mark.parametrize("value", [True, 2.5, 2.0, "2", None, float("nan"), float("inf"), torch.tensor(2.0)])
 @pytest.mark.parametrize("name", MAKERS)
-def test_what_is_no_number_of_draws_is_refused(name: str, value: Any) -> None:
+def test_Estimator_refuses_what_is_no_number_of_draws(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"^{name}: expected num_particles a whole number; got "):
         MAKERS[name](value)
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_other_arguments_are_checked(name: str) -> None:
+def test_Estimator_checks_other_arguments(name: str) -> None:
     for options in ({"plate": 3}, {"vectorize": "no"}, {"vectorize": 1}):
         (argument,) = options
         with pytest.raises(TypeError, match=f"^{name}: expected {argument} "):
@@ -254,7 +256,7 @@ NUMBERS: dict[str, Callable[[Any], Estimator]] = {
 
 
 @pytest.mark.parametrize("subject", NUMBERS)
-def test_what_is_no_number_is_refused(subject: str) -> None:
+def test_Estimator_refuses_what_is_no_number(subject: str) -> None:
     for value in (True, "1", None, [0.5], torch.tensor([0.5, 0.5])):
         with pytest.raises(TypeError, match=f"^{subject} a number; got "):
             NUMBERS[subject](value)
@@ -265,13 +267,13 @@ def test_what_is_no_number_is_refused(subject: str) -> None:
 
 
 @pytest.mark.parametrize("value", [True, 1.5, "2", None])
-def test_what_is_no_number_of_bounds_or_partitions_is_refused(value: Any) -> None:
+def test_Estimator_refuses_what_is_no_number_of_bounds_or_partitions(value: Any) -> None:
     for make in (lambda: MIWELBO(4, num_bounds=value), lambda: ThermodynamicELBO(4, partitions=value)):
         with pytest.raises(TypeError, match=r"expected (num_bounds|partitions) a whole number; got "):
             make()
 
 
-def test_programs_can_be_called() -> None:
+def test_Estimator_asks_for_programs_that_can_be_called() -> None:
     program = programs()
     for make in MAKERS.values():
         estimator = make(2)
@@ -281,16 +283,16 @@ def test_programs_can_be_called() -> None:
             estimator.differentiable_loss(program.model, None, X)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^log_weights: expected guide a Pyro program; got str\."):
         log_weights(program.model, "guide", X, num_particles=2)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^BySite: expected gradients a Mapping; got 'score'\."):
+    with pytest.raises(TypeError, match=r"^BySite: expected gradients to be a Mapping; got 'score'\."):
         elbo.BySite("score")  # type: ignore[arg-type]
 
 
-def test_points_may_be_an_array() -> None:
+def test_ThermodynamicELBO_points_may_be_an_array() -> None:
     for points in (np.array([0.2, 0.7]), torch.tensor([0.2, 0.7], dtype=torch.float64), (0.2, 0.7)):
         assert ThermodynamicELBO(4, partitions=points).points == [0.0, 0.2, 0.7, 1.0]
 
 
-def test_an_analytic_kl_is_a_truth_value() -> None:
+def test_ELBO_analytic_kl_is_a_truth_value() -> None:
     with pytest.raises(TypeError, match=r"^ELBO: expected analytic_kl True or False; got 'no'\."):
         ELBO(analytic_kl="no")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^PIWELBO: expected gradient 'pathwise'; got Score\."):
@@ -303,7 +305,7 @@ def test_an_analytic_kl_is_a_truth_value() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score", "vimco", "ovis"])
-def test_a_subclass_has_the_gradients_of_its_class(gradient: Any) -> None:
+def test_Estimator_subclass_has_the_gradients_of_its_class(gradient: Any) -> None:
     class Mine(IWELBO):
         pass
 
@@ -315,7 +317,7 @@ def test_a_subclass_has_the_gradients_of_its_class(gradient: Any) -> None:
     assert results[0] == results[1]
 
 
-def test_a_subclass_with_another_bound_has_none_of_its_derivatives() -> None:
+def test_Estimator_subclass_with_another_bound_has_none_of_its_derivatives() -> None:
     class Half(IWELBO):
         def bound(self, log_weights: Tensor) -> Tensor:
             return super().bound(log_weights) / 2
@@ -345,7 +347,7 @@ def programs_of() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_number_of_particles_may_change_between_steps(name: str) -> None:
+def test_Estimator_number_of_particles_may_change_between_steps(name: str) -> None:
     estimator, losses = MAKERS[name](2), []
     for k in (2, 6, 2):
         estimator.num_particles = k
@@ -356,7 +358,7 @@ def test_the_number_of_particles_may_change_between_steps(name: str) -> None:
     assert losses[0] == losses[2] != losses[1]
 
 
-def test_a_number_of_particles_is_checked_when_it_changes() -> None:
+def test_Estimator_number_of_particles_is_checked_when_it_changes() -> None:
     for make, value, message in (
         (lambda: IWELBO(4, "vimco"), 1, "IWELBO: expected num_particles at least 2 for vimco; got 1"),
         (lambda: JackknifeELBO(4), 1, "JackknifeELBO: expected num_particles at least 2; got 1"),
@@ -384,7 +386,7 @@ class Line(nn.Module):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_learned_baseline_trains_with_the_rest(ours: bool) -> None:
+def test_Score_with_a_learned_baseline_trains_with_the_rest(ours: bool) -> None:
     baseline, program = Line(), programs()
     estimator = IWELBO(4, Score(baseline=baseline))
     before = [p.detach().clone() for p in (*baseline.parameters(), program.guide.loc)]
@@ -393,7 +395,7 @@ def test_a_learned_baseline_trains_with_the_rest(ours: bool) -> None:
     assert all((new != old).any() for new, old in zip(after, before, strict=True))
 
 
-def test_a_copy_of_a_learned_baseline_trains_apart() -> None:
+def test_Score_copy_of_a_learned_baseline_trains_apart() -> None:
     first = IWELBO(4, Score(baseline=Line()))
     second = copy.deepcopy(first)
     optimizer = pyro.optim.PyroOptim(torch.optim.SGD, {"lr": 0.01})
@@ -406,7 +408,7 @@ def test_a_copy_of_a_learned_baseline_trains_apart() -> None:
         assert (estimator.gradient.baseline.layer.weight != before).all()
 
 
-def test_a_learned_baseline_lowers_the_variance() -> None:
+def test_Score_with_a_learned_baseline_lowers_the_variance() -> None:
     """Fitted to the bound of each datum, far apart here, it takes their spread out of the gradient."""
     x = torch.linspace(-4, 4, 200, dtype=torch.float64)
     program = NormalNormal(0 * x, 1 + 0 * x)
@@ -475,7 +477,7 @@ TRAINING = {name: make for name, make in TRAINING.items() if "Jackknife" not in 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_regression_trains(name: str) -> None:
+def test_Estimator_regression_trains(name: str) -> None:
     """The evidence rises by far more than its error, 0.3, and the noise, .3 in truth, falls from 1."""
     program, estimator = Regression(), TRAINING[name]()
     estimator.plate = "groups"
@@ -520,7 +522,7 @@ def test_a_regression_trains(name: str) -> None:
         (elbo.CIWELBO(3, beta=0.5), "beta", 1.5, "CIWELBO: expected beta at most 1; got 1.5|expected beta at least 0"),
     ],
 )
-def test_what_is_set_between_steps_is_checked_as_what_is_given_to_the_constructor(
+def test_Estimator_what_is_set_between_steps_is_checked_as_what_is_given_to_the_constructor(
     loss: elbo.Estimator, name: str, value: object, message: str
 ) -> None:
     before = getattr(loss, name)
@@ -529,7 +531,7 @@ def test_what_is_set_between_steps_is_checked_as_what_is_given_to_the_constructo
     assert getattr(loss, name) is before
 
 
-def test_a_gradient_is_set_by_name_between_steps() -> None:
+def test_Estimator_gradient_is_set_by_name_between_steps() -> None:
     loss = elbo.ELBO()
     loss.gradient = "score"  # type: ignore[assignment]
     assert isinstance(loss.gradient, elbo.Score)

@@ -61,7 +61,7 @@ def derivatives(name: str, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("num_particles", [2, 6])
 @pytest.mark.parametrize("name", SMOOTH)
-def test_path_scale_is_one_minus_the_ratio_of_derivatives(name: str, num_particles: int) -> None:
+def test_DReG_path_scale_is_one_minus_the_ratio_of_derivatives(name: str, num_particles: int) -> None:
     log_weights = 3 * noise(num_particles, 4)
     first, second = derivatives(name, log_weights)
     scale = BOUNDS[name](num_particles, "dreg").path_scale(log_weights)
@@ -88,7 +88,7 @@ def coefficients(name: str, gradient: str, log_weights: Tensor, beta: float) -> 
     ("name", "gradient"),
     [(name, g) for name in BOUNDS for g in ("pathwise", "stl", "dreg", "score") if (name, g) != ("VRMax", "dreg")],
 )
-def test_gradients_are_those_of_the_surrogate(name: str, gradient: str, vectorize: bool) -> None:
+def test_Gradient_is_that_of_the_surrogate(name: str, gradient: str, vectorize: bool) -> None:
     """Two layers, a learned prior, an encoder shared with it; value and gradients against plain torch."""
     program = TwoLayers(X, noise(2, 4, 3), off=0.3)
     beta = 0.7 if name == "ELBO, beta" else 1.0
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_the_surrogate(name: str, gradient: str, vectoriz
 @pytest.mark.parametrize(
     ("name", "num_particles"), [(n, k) for n in BOUNDS for k in (1, 2, 6) if k > 1 or n not in PAIRS]
 )
-def test_pathwise_is_autograd(name: str, num_particles: int) -> None:
+def test_Pathwise_is_autograd(name: str, num_particles: int) -> None:
     program = GivenNormalNormal(X, 0.3 * X, 0.8 + 0 * X, noise(num_particles, 3))
     value = DEFINITIONS[name](program.log_weights()).sum()
     if name == "ELBO, beta":
@@ -154,7 +154,7 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("gradient", SCORES)
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name != "ELBO, beta"])
-def test_score_gradients_are_unbiased(name: str, gradient: str) -> None:
+def test_Score_gradients_are_unbiased(name: str, gradient: str) -> None:
     estimator = BOUNDS[name](4, SCORES[gradient]())
     tuple_gradients(estimator, 0.4)  # a step for the running mean to remember
     mean, variance = moments(*tuple_gradients(estimator, 0.4))
@@ -171,7 +171,7 @@ def test_score_gradients_are_unbiased(name: str, gradient: str) -> None:
         (5, -0.901928, 0.033027, 1.598428, (0.048337, 0.052259), 0.000554),
     ],
 )
-def test_means_and_variances_of_discrete_gradients(
+def test_Score_and_others_have_the_means_and_variances_of_discrete_gradients(
     num_particles: int,
     bound: float,
     gradient: float,
@@ -230,7 +230,7 @@ FORMULAS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("num_particles", "mean", "variance"), [(2, 0.164195, 0.026960), (3, 0.162929, 0.009492), (5, 0.161431, 0.002821)]
 )
-def test_ovis_for_many_effective_particles_is_biased_by_wake_phi(
+def test_OVIS_for_many_effective_particles_is_biased_by_wake_phi(
     num_particles: int, mean: float, variance: float
 ) -> None:
     actual = moments(*tuple_gradients(IWELBO(num_particles, OVIS(gamma=1.0))))
@@ -253,13 +253,13 @@ class VIMCOWithoutWeights(VIMCO):
         return -gradient_only((credit * densities.guide).sum())
 
 
-def test_vimco_needs_the_derivative_of_the_weight() -> None:
+def test_VIMCO_needs_the_derivative_of_the_weight() -> None:
     mean, _ = moments(*tuple_gradients(IWELBO(2, VIMCOWithoutWeights())))
     assert mean == pytest.approx(0.164195, abs=1e-6)
     assert mean != pytest.approx(exact_gradient(DEFINITIONS["IWELBO"], 2), abs=0.05)
 
 
-def test_a_learned_baseline_is_fitted_by_least_squares() -> None:
+def test_Score_fits_a_learned_baseline_by_least_squares() -> None:
     baseline = Constant()
     program = TwoStates(torch.zeros(32), TwoStates.tuples(5).T.contiguous())
     loss = IWELBO(5, Score(baseline=baseline)).differentiable_loss(
@@ -272,7 +272,7 @@ def test_a_learned_baseline_is_fitted_by_least_squares() -> None:
     assert loss.item() == pytest.approx(-DEFINITIONS["IWELBO"](signal).sum().item())
 
 
-def test_a_running_mean_is_of_past_steps_alone() -> None:
+def test_Score_running_mean_is_of_past_steps_alone() -> None:
     gradient = Score(baseline="running_mean")
     estimator = IWELBO(2, gradient)
     signal = DEFINITIONS["IWELBO"](TwoStates.log_weights(TwoStates.tuples(2), torch.zeros(()).double()).T)
@@ -304,7 +304,7 @@ def subsampled(pair: Tensor, logits: Tensor, draws: Tensor) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("gradient", ["score", "VIMCO, geometric"])
-def test_a_subsample_gives_the_gradient_of_the_full_data(gradient: str) -> None:
+def test_Gradient_of_a_subsample_is_that_of_the_full_data(gradient: str) -> None:
     """Averaged over all pairs of four data and all draws of each."""
     logits = torch.tensor([0.0, 0.5, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
     estimator = IWELBO(2, SCORES[gradient]())
@@ -328,7 +328,7 @@ def test_a_subsample_gives_the_gradient_of_the_full_data(gradient: str) -> None:
     ("name", "num_particles"),
     [(n, k) for n in SMOOTH for k in (1, 2, 6) if n != "ELBO, beta" and (k > 1 or n not in PAIRS)],
 )
-def test_gradients_vanish_at_the_exact_posterior(name: str, gradient: str, num_particles: int) -> None:
+def test_STL_and_DReG_vanish_at_the_exact_posterior(name: str, gradient: str, num_particles: int) -> None:
     """One layer as modules and as functions, two layers with a learned prior and an encoder shared with it."""
     estimator = BOUNDS[name](num_particles, gradient)
     modules = NormalNormal.exact(X)
@@ -349,7 +349,7 @@ def test_gradients_vanish_at_the_exact_posterior(name: str, gradient: str, num_p
 
 
 @pytest.mark.parametrize("name", ["ELBO", "IWELBO", "RenyiELBO"])
-def test_pathwise_gradients_do_not_vanish_at_the_exact_posterior(name: str) -> None:
+def test_Pathwise_does_not_vanish_at_the_exact_posterior(name: str) -> None:
     program = NormalNormal.exact(X)
     assert row_gradients(BOUNDS[name](2, "pathwise"), program, X).abs().min() > 1e-3
 
@@ -360,7 +360,7 @@ def test_pathwise_gradients_do_not_vanish_at_the_exact_posterior(name: str) -> N
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("inner_dim", [-1, -2])
 @pytest.mark.parametrize("gradient", ["stl", "dreg"])
-def test_gradients_of_nested_latents_vanish_at_the_exact_posterior(
+def test_STL_and_DReG_of_nested_latents_vanish_at_the_exact_posterior(
     gradient: Any, inner_dim: int, vectorize: bool
 ) -> None:
     off = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -371,7 +371,7 @@ def test_gradients_of_nested_latents_vanish_at_the_exact_posterior(
 
 
 @pytest.mark.parametrize("gradient", ["dreg", "score", "vimco"])
-def test_gradients_of_nested_latents_agree_in_mean(gradient: Any) -> None:
+def test_Gradient_of_nested_latents_agrees_in_mean(gradient: Any) -> None:
     """Away from the posterior, with a mean for each of many equal data, which tells a coefficient on the wrong dim."""
     x = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64).expand(20_000, -1)
     off = torch.full((len(x), 1), 0.4, dtype=torch.float64, requires_grad=True)
@@ -435,7 +435,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_wrong_combinations_are_refused_when_made(name: str) -> None:
+def test_Gradient_refuses_wrong_combinations_when_made(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         make()
@@ -443,7 +443,7 @@ def test_wrong_combinations_are_refused_when_made(name: str) -> None:
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
 @pytest.mark.parametrize("name", ["ELBO", "IWELBO"])
-def test_draws_without_a_path_are_refused(name: str, gradient: str) -> None:
+def test_Pathwise_refuses_draws_without_a_path(name: str, gradient: str) -> None:
     program = TwoStates(torch.zeros(1))
     message = (
         f"{name}: expected a reparameterized guide at site 'z' for {gradient} gradients; got Bernoulli, whose gradient "
@@ -454,7 +454,7 @@ def test_draws_without_a_path_are_refused(name: str, gradient: str) -> None:
         BOUNDS[name](2, gradient).loss_and_grads(program.model, program.guide, torch.ones(1).double())
 
 
-def test_a_baseline_of_another_shape_is_refused() -> None:
+def test_Score_refuses_a_baseline_of_another_shape() -> None:
     program = TwoStates(torch.zeros(3))
     gradient = Score(baseline=nn.Linear(3, 2).double())
     with pytest.raises(ValueError, match=r"Score: expected a baseline of shape \(N,\) = \(3,\); got \(2,\)\."):
@@ -479,7 +479,7 @@ def flow_programs(flow: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg", "score"])
-def test_a_flow_without_an_inverse_is_refused(gradient: str) -> None:
+def test_STL_refuses_a_flow_without_an_inverse(gradient: str) -> None:
     model, guide = flow_programs(transforms.Planar(4))
     x = torch.zeros(3, 4)
     IWELBO(2).loss_and_grads(model, guide, x)
@@ -508,7 +508,7 @@ SLOW: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 @pytest.mark.parametrize("gradient", ["stl", "dreg"])
 @pytest.mark.parametrize("name", SLOW)
-def test_slow_inverses_are_warned_of(name: str, gradient: str) -> None:
+def test_STL_warns_of_slow_inverses(name: str, gradient: str) -> None:
     model, guide = SLOW[name]()
     with pytest.warns(
         UserWarning, match=r"Site 'z': stl and dreg evaluate log q .* one dimension after another, 4 here;"
@@ -524,14 +524,14 @@ FAST: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_fast_inverses_are_not_warned_of(name: str) -> None:
+def test_STL_does_not_warn_of_fast_inverses(name: str) -> None:
     model, guide = FAST[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         IWELBO(2, "dreg").loss_and_grads(model, guide, torch.zeros(3, 4))
 
 
-def test_gradients_by_name_and_by_object_are_the_same() -> None:
+def test_gradient_of_takes_names_and_objects() -> None:
     assert {type(gradient_of(name)).__name__ for name in ("pathwise", "stl", "dreg", "score", "vimco", "ovis")} == {
         "Pathwise", "STL", "DReG", "Score", "VIMCO", "OVIS",
     }  # fmt: skip

@@ -53,13 +53,13 @@ def expected_bound(estimator: Estimator, num_draws: int) -> float:
 
 
 @pytest.mark.parametrize("num_particles", [1, 2])
-def test_importance_weighted_bounds(num_particles: int) -> None:
+def test_IWELBO_and_others_have_the_values_of_quadrature(num_particles: int) -> None:
     expected = NormalNormal.bound_of_prior[num_particles]
     assert expected_bound(IWELBO(num_particles), num_particles) == pytest.approx(expected, abs=1e-7)
     assert expected_bound(RenyiELBO(num_particles, alpha=0.0), num_particles) == pytest.approx(expected, abs=1e-7)
 
 
-def test_averages_of_bounds() -> None:
+def test_MIWELBO_and_others_are_averages_of_bounds() -> None:
     loose, tight = NormalNormal.bound_of_prior[1], NormalNormal.bound_of_prior[2]
     assert expected_bound(MIWELBO(1, num_bounds=2), 2) == pytest.approx(loose, abs=1e-7)
     assert expected_bound(MIWELBO(2, num_bounds=1), 2) == pytest.approx(tight, abs=1e-7)
@@ -67,7 +67,7 @@ def test_averages_of_bounds() -> None:
 
 
 @pytest.mark.parametrize("num_particles", [5, 10, 50, 100])
-def test_importance_weighted_bounds_of_many_draws(num_particles: int) -> None:
+def test_IWELBO_of_many_draws(num_particles: int) -> None:
     ones = torch.ones(20_000, dtype=torch.float64)
     program = NormalNormal(0 * ones, ones)
     estimator = IWELBO(num_particles)
@@ -77,7 +77,7 @@ def test_importance_weighted_bounds_of_many_draws(num_particles: int) -> None:
 
 @pytest.mark.parametrize("name", BOUNDS)
 @pytest.mark.parametrize("num_particles", [2, 10])
-def test_at_the_exact_posterior_every_draw_is_log_p(name: str, num_particles: int) -> None:
+def test_IWELBO_at_the_exact_posterior_every_draw_is_log_p(name: str, num_particles: int) -> None:
     oracle = LinearVAE.random()
     for program, x, truth in (
         (NormalNormal.exact(X), X, NormalNormal.log_marginal_likelihood(X)),
@@ -89,7 +89,7 @@ def test_at_the_exact_posterior_every_draw_is_log_p(name: str, num_particles: in
         assert loss == pytest.approx(-truth.sum().item(), rel=1e-11)
 
 
-def test_bounds_tighten_with_every_draw() -> None:
+def test_IWELBO_tightens_with_every_draw() -> None:
     """By enumeration; L_1 < L_2 < ... < log p(x), and K (log p - L_K) settles."""
     logit = torch.tensor(-0.3, dtype=torch.float64)
     bounds = [exact_expectation(IWELBO(k).bound, k, logit).item() for k in range(1, 11)]
@@ -100,7 +100,7 @@ def test_bounds_tighten_with_every_draw() -> None:
     assert gaps[-1] == pytest.approx(gaps[-2], rel=0.02)
 
 
-def test_a_diagonal_guide_of_a_correlated_posterior() -> None:
+def test_IWELBO_of_a_diagonal_guide_of_a_correlated_posterior() -> None:
     """The ELBO is short of log p(x) by the known gap, and importance weighting closes it, for a batch in one call."""
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True), oracle.draw(1).expand(20_000, -1)
@@ -116,7 +116,7 @@ def test_a_diagonal_guide_of_a_correlated_posterior() -> None:
     assert means[-1] < truth
 
 
-def test_the_models_gradient_is_that_of_the_evidence_at_the_exact_posterior() -> None:
+def test_IWELBO_models_gradient_is_that_of_the_evidence_at_the_exact_posterior() -> None:
     """E[grad log p(x, z)] under the posterior is grad log p(x); for a linear VAE in closed form."""
     oracle = LinearVAE.random()
     x = oracle.draw(3)
@@ -145,7 +145,7 @@ def same(first: Estimator, second: Estimator, num_draws: int) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score"])
-def test_with_one_draw_every_bound_is_the_elbo(gradient: Any) -> None:
+def test_IWELBO_and_others_with_one_draw_are_the_elbo(gradient: Any) -> None:
     elbo = ELBO(1, gradient=gradient)
     same(IWELBO(1, gradient), elbo, 1)
     same(MIWELBO(1, gradient, num_bounds=1), elbo, 1)
@@ -155,7 +155,7 @@ def test_with_one_draw_every_bound_is_the_elbo(gradient: Any) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg"])
-def test_bounds_that_are_the_elbo_of_several_draws(gradient: Any) -> None:
+def test_MIWELBO_and_CIWELBO_that_are_the_elbo_of_several_draws(gradient: Any) -> None:
     elbo = ELBO(6, gradient=gradient)
     same(MIWELBO(1, gradient, num_bounds=6), elbo, 6)
     same(CIWELBO(6, gradient, beta=1.0), elbo, 6)
@@ -163,7 +163,7 @@ def test_bounds_that_are_the_elbo_of_several_draws(gradient: Any) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score", "vimco"])
-def test_bounds_that_are_importance_weighted(gradient: Any) -> None:
+def test_CIWELBO_and_others_that_are_importance_weighted(gradient: Any) -> None:
     tight = IWELBO(6, gradient)
     same(MIWELBO(6, gradient, num_bounds=1), tight, 6)
     same(CIWELBO(6, gradient, beta=0.0), tight, 6)
@@ -171,11 +171,11 @@ def test_bounds_that_are_importance_weighted(gradient: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name not in ("MIWELBO", "JackknifeELBO", "VRMax")])
-def test_dreg_is_stl_with_one_draw(name: str) -> None:
+def test_DReG_is_stl_with_one_draw(name: str) -> None:
     same(BOUNDS[name](1, "dreg"), BOUNDS[name](1, "stl"), 1)
 
 
-def test_combined_bounds_are_combined_draw_by_draw() -> None:
+def test_CIWELBO_combines_draw_by_draw() -> None:
     weights = 3 * noise(6, 4)
     combined = 0.3 * weights.mean(0) + 0.7 * IWELBO(6).bound(weights)
     torch.testing.assert_close(CIWELBO(6, beta=0.3).bound(weights), combined)
@@ -184,7 +184,7 @@ def test_combined_bounds_are_combined_draw_by_draw() -> None:
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_partially_weighted_bounds_give_each_program_its_own_gradient(vectorize: bool) -> None:
+def test_PIWELBO_gives_each_program_its_own_gradient(vectorize: bool) -> None:
     """The model's is that of IWELBO over all draws, the guide's that of MIWELBO; two layers."""
     given = noise(2, 6, 3)
     found = {}
@@ -213,7 +213,7 @@ def test_partially_weighted_bounds_give_each_program_its_own_gradient(vectorize:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -1.0])
-def test_loss_and_gradient_are_those_of_stock_pyro(alpha: float) -> None:
+def test_IWELBO_loss_and_gradient_are_those_of_stock_pyro(alpha: float) -> None:
     def result(loss: Any) -> tuple[float, Tensor, Tensor]:
         program = NormalNormal(0.3 * X, 0.8 + 0 * X)
         torch.manual_seed(3)
@@ -249,7 +249,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_arguments_are_refused(name: str) -> None:
+def test_IWELBO_and_others_refuse_bad_arguments(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make()

@@ -17,14 +17,14 @@ LOGIT = torch.tensor(-0.3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("num_particles", [2, 3, 6])
-def test_the_mean_is_that_of_two_importance_weighted_bounds(num_particles: int) -> None:
+def test_JackknifeELBO_mean_is_that_of_two_importance_weighted_bounds(num_particles: int) -> None:
     """E = K L_K - (K - 1) L_{K-1}, by enumeration."""
     k = num_particles
     found = exact_expectation(JackknifeELBO(k).bound, k, LOGIT)
     torch.testing.assert_close(found, k * TwoStates.bound(k, LOGIT) - (k - 1) * TwoStates.bound(k - 1, LOGIT))
 
 
-def test_the_mean_of_continuous_draws() -> None:
+def test_JackknifeELBO_mean_of_continuous_draws() -> None:
     noise, probability = grid(2)
     ones = torch.ones_like(probability)
     program = GivenNormalNormal(ones, 0 * ones, ones, noise)
@@ -33,7 +33,7 @@ def test_the_mean_of_continuous_draws() -> None:
     assert (probability @ values).item() == pytest.approx(2 * bounds[2] - bounds[1], abs=1e-7)
 
 
-def test_the_bias_falls_faster_than_that_of_importance_weighting() -> None:
+def test_JackknifeELBO_bias_falls_faster_than_that_of_importance_weighting() -> None:
     """As 1/K^2 in place of 1/K, and to the other side of log p(x): it is no lower bound."""
     gaps = {
         estimator: [
@@ -47,7 +47,7 @@ def test_the_bias_falls_faster_than_that_of_importance_weighting() -> None:
     assert all(abs(gap) < 0.2 * abs(other) for gap, other in zip(gaps[JackknifeELBO], gaps[IWELBO], strict=True))
 
 
-def test_a_bad_guide_lifts_it_above_the_evidence() -> None:
+def test_JackknifeELBO_of_a_bad_guide_is_above_the_evidence() -> None:
     """So that it has no maximum in the guide: its mean at q = Normal(1/2, s^2) rises with s."""
     noise, probability = grid(2)
     ones = torch.ones_like(probability)
@@ -60,14 +60,14 @@ def test_a_bad_guide_lifts_it_above_the_evidence() -> None:
     assert means[-1] > NormalNormal.log_marginal_likelihood(ones[:1]).item() + 10
 
 
-def test_draws_without_the_largest_weight_are_not_lost_to_rounding() -> None:
+def test_JackknifeELBO_draws_without_the_largest_weight_are_not_lost_to_rounding() -> None:
     """Without the dominating draw the sum of weights is far below the rounding of the whole sum."""
     weights = torch.tensor([[0.0], [-200.0], [-201.0]], dtype=torch.float64)
     torch.testing.assert_close(JackknifeELBO(3).bound(weights), jackknife(weights))
     assert torch.isfinite(JackknifeELBO(3).path_scale(weights)).all()
 
 
-def test_one_draw_is_refused() -> None:
+def test_JackknifeELBO_one_draw_is_refused() -> None:
     message = "JackknifeELBO: expected num_particles at least 2; got 1. Give a larger number."
     with pytest.raises(ValueError, match=re.escape(message)):
         JackknifeELBO(1)

@@ -161,7 +161,7 @@ CASES += [(name, make, True) for name, make in DISCRETE.items()]
 
 
 @pytest.mark.parametrize(("make", "discrete"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_a_mask_leaves_the_subset(make: Callable[[], Estimator], discrete: bool) -> None:
+def test_mask_leaves_the_subset(make: Callable[[], Estimator], discrete: bool) -> None:
     expected = Program(KEPT, False, discrete).run(make())
     found = Program(KEPT, True, discrete).run(make())
     assert len(found) == len(expected) > 6
@@ -170,7 +170,7 @@ def test_a_mask_leaves_the_subset(make: Callable[[], Estimator], discrete: bool)
 
 
 @pytest.mark.parametrize("insomnia", [0.0, 0.5])
-def test_a_mask_leaves_the_subset_of_dreams(insomnia: float) -> None:
+def test_mask_leaves_the_subset_of_dreams(insomnia: float) -> None:
     results = []
     for masked in (True, False):
         program = Program(KEPT, masked, False)
@@ -180,7 +180,7 @@ def test_a_mask_leaves_the_subset_of_dreams(insomnia: float) -> None:
 
 
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_terms_and_weights_of_what_is_masked_out_are_zero(analytic_kl: bool) -> None:
+def test_mask_makes_terms_and_weights_zero(analytic_kl: bool) -> None:
     whole, subset = Program(KEPT, True, False), Program(KEPT, False, False)
     loss = ELBO(K, analytic_kl=analytic_kl)
     terms, kept = (loss.terms(p.model, p.guide, p.x) for p in (whole, subset))
@@ -191,7 +191,7 @@ def test_terms_and_weights_of_what_is_masked_out_are_zero(analytic_kl: bool) -> 
     assert not weights[:, ~KEPT].any()
 
 
-def test_a_latent_whose_distributions_are_masked_out_has_no_closed_form_kl() -> None:
+def test_mask_of_a_latents_distributions_leaves_no_closed_form_kl() -> None:
     """Pyro's KL of such a pair is a number and no tensor."""
 
     def model() -> None:
@@ -203,7 +203,7 @@ def test_a_latent_whose_distributions_are_masked_out_has_no_closed_form_kl() -> 
     assert ELBO(analytic_kl=True).loss(model, guide) == 0.0
 
 
-def test_free_bits_under_a_mask_are_those_of_the_subset() -> None:
+def test_mask_leaves_the_free_bits_of_the_subset() -> None:
     """With a floor that binds, 3 data count it and 5 would count it before."""
     losses: list[float] = []
     for kept, masked in ((KEPT, True), (KEPT, False), (KEPT, True)):
@@ -214,7 +214,7 @@ def test_free_bits_under_a_mask_are_those_of_the_subset() -> None:
     assert losses[2] - losses[0] == pytest.approx(3.0, rel=1e-9)
 
 
-def test_a_mask_of_everything_is_no_data() -> None:
+def test_mask_of_everything_is_no_data() -> None:
     nothing = torch.zeros(5, dtype=torch.bool)
     for make in (
         lambda: ELBO(K, Score("running_mean")),
@@ -232,7 +232,7 @@ def test_a_mask_of_everything_is_no_data() -> None:
 
 @pytest.mark.parametrize("make", [ELBO, IWELBO, partial(ELBO, gradient={"k": "score", "z": "pathwise"})])
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_no_data_at_all_are_refused(make: Callable[[int], Estimator], num_particles: int) -> None:
+def test_Estimator_refuses_no_data_at_all(make: Callable[[int], Estimator], num_particles: int) -> None:
     program = Program(torch.zeros(5, dtype=torch.bool), False, True)
     with pytest.raises(ValueError, match=r"^\w+: expected at least one datum; got a plate of size 0\. Leave out"):
         make(num_particles).loss(program.model, program.guide, program.x)

@@ -26,13 +26,13 @@ def many() -> GivenNormalNormal:
 
 
 @pytest.mark.parametrize(("alpha", "value"), [(0.5, -1.657737), (0.75, -1.765226), (-1.0, -1.360258)])
-def test_the_limit_of_many_draws(many: GivenNormalNormal, alpha: float, value: float) -> None:
+def test_RenyiELBO_limit_of_many_draws(many: GivenNormalNormal, alpha: float, value: float) -> None:
     loss = RenyiELBO(200_000, "score", alpha=alpha).loss(many.model, many.guide, ONE)
     assert -loss == pytest.approx(value, abs=5e-6)
     assert -loss == pytest.approx(NormalNormal.renyi_of_prior(ONE, alpha).item(), abs=5e-6)
 
 
-def test_bounds_fall_with_alpha(many: GivenNormalNormal) -> None:
+def test_RenyiELBO_bounds_fall_with_alpha(many: GivenNormalNormal) -> None:
     weights = log_weights(many.model, many.guide, ONE, num_particles=200_000)
     falling = [
         VRMax(2).bound(weights),
@@ -45,25 +45,25 @@ def test_bounds_fall_with_alpha(many: GivenNormalNormal) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-3.0, 0.5, 2.0])
-def test_one_draw_is_the_elbo_whatever_alpha(alpha: float) -> None:
+def test_RenyiELBO_one_draw_is_the_elbo_whatever_alpha(alpha: float) -> None:
     logit = torch.tensor(0.4, dtype=torch.float64)
     expected = TwoStates.bound(1, logit).item()
     assert exact_expectation(RenyiELBO(1, alpha=alpha).bound, 1, logit).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_negative_alpha_bounds_from_above_at_many_draws_alone() -> None:
+def test_RenyiELBO_negative_alpha_bounds_from_above_at_many_draws_alone() -> None:
     logit = torch.zeros((), dtype=torch.float64)
     few, many = (exact_expectation(RenyiELBO(k, alpha=-1.0).bound, k, logit).item() for k in (1, 10))
     assert few < TwoStates.log_marginal_likelihood < many
 
 
-def test_the_largest_weight() -> None:
+def test_VRMax_is_the_largest_weight() -> None:
     weights = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(VRMax(5).bound(weights), weights.amax(0))
     assert (VRMax(5).bound(weights) > IWELBO(5).bound(weights)).all()
 
 
-def test_large_weights_do_not_overflow() -> None:
+def test_RenyiELBO_large_weights_do_not_overflow() -> None:
     weights: Tensor = torch.tensor([[-1000.0], [-1010.0]])
     for alpha in (-20.0, 0.0, 0.5, 20.0):
         assert torch.isfinite(RenyiELBO(2, alpha=alpha).bound(weights)).all()
@@ -72,7 +72,7 @@ def test_large_weights_do_not_overflow() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [1 + sign * 10.0**-power for sign in (-1, 1) for power in (3, 6, 9, 12)])
-def test_nothing_cancels_near_one(alpha: float, dtype: torch.dtype) -> None:
+def test_RenyiELBO_nothing_cancels_near_one(alpha: float, dtype: torch.dtype) -> None:
     """Value and gradient are the ELBO's, corrected by half of (1 - alpha) times the variance of the log-weights."""
     weights = (10 * torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 100).to(dtype)
     weights.requires_grad_()
@@ -87,7 +87,7 @@ def test_nothing_cancels_near_one(alpha: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(slope.double(), (power * double).softmax(0), rtol=200 * rounding, atol=0)
 
 
-def test_weights_of_zero_and_far_apart_ones_are_no_obstacle() -> None:
+def test_RenyiELBO_weights_of_zero_and_far_apart_ones_are_no_obstacle() -> None:
     weights = torch.tensor([[0.0], [-math.inf], [-1e4]], dtype=torch.float64)
     assert RenyiELBO(3, alpha=0.5).bound(weights).item() == pytest.approx(2 * math.log(1 / 3), rel=1e-12)
     assert RenyiELBO(3, alpha=2.0).bound(weights).item() == -math.inf
@@ -103,6 +103,6 @@ def test_weights_of_zero_and_far_apart_ones_are_no_obstacle() -> None:
         ("0.5", TypeError, "RenyiELBO: expected alpha a number; got '0.5'."),
     ],
 )
-def test_bad_orders_are_refused(alpha: Any, error: type[Exception], message: str) -> None:
+def test_RenyiELBO_bad_orders_are_refused(alpha: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         RenyiELBO(5, alpha=alpha)

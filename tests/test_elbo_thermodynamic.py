@@ -35,7 +35,7 @@ def equal_partitions(num_partitions: int) -> list[float]:
     ("num_partitions", "left", "right"),
     [(1, -1.918939, -1.293939), (2, -1.696716, -1.384216), (10, -1.547802, -1.485302)],
 )
-def test_sums_of_many_draws(num_partitions: int, left: float, right: float) -> None:
+def test_ThermodynamicELBO_sums_of_many_draws(num_partitions: int, left: float, right: float) -> None:
     program = GivenNormalNormal(ONE, 0 * ONE, ONE, quantiles(500_000))
     weights = log_weights(program.model, program.guide, ONE, num_particles=500_000)
     exact = [value.item() for value in NormalNormal.tvo_of_prior(ONE, num_partitions)]
@@ -50,7 +50,7 @@ def test_sums_of_many_draws(num_partitions: int, left: float, right: float) -> N
     assert found[1] - found[0] == pytest.approx(0.625 / num_partitions, abs=2e-5)
 
 
-def test_the_sandwich_does_not_hold_at_few_draws() -> None:
+def test_ThermodynamicELBO_sandwich_does_not_hold_at_few_draws() -> None:
     """Self-normalized, the right sum lies below log p(x); with one draw it is the ELBO, as any sum."""
     values = {}
     for num_particles in (1, 2):
@@ -64,7 +64,7 @@ def test_the_sandwich_does_not_hold_at_few_draws() -> None:
     assert values[1] < values[2] < LOG_P
 
 
-def test_left_sums_bound_the_evidence_at_any_number_of_draws() -> None:
+def test_ThermodynamicELBO_left_sums_bound_the_evidence_at_any_number_of_draws() -> None:
     logit = torch.tensor(-0.4, dtype=torch.float64)
     lefts = [exact_expectation(ThermodynamicELBO(k, partitions=3).bound, k, logit).item() for k in (1, 2, 4, 8)]
     assert lefts == sorted(lefts)
@@ -73,7 +73,7 @@ def test_left_sums_bound_the_evidence_at_any_number_of_draws() -> None:
     torch.testing.assert_close(one, TwoStates.bound(1, logit))  # one partition is the ELBO
 
 
-def test_partitions_by_number_are_uniform_in_the_logarithm() -> None:
+def test_ThermodynamicELBO_partitions_by_number_are_uniform_in_the_logarithm() -> None:
     assert ThermodynamicELBO(2, partitions=1).points == [0.0, 1.0]
     assert ThermodynamicELBO(2, partitions=2, first=0.3).points == [0.0, 0.3, 1.0]
     points = ThermodynamicELBO(2, partitions=5, first=0.01).points
@@ -104,7 +104,7 @@ def exact_sum(loc: Tensor, log_scale: Tensor, points: list[float], side: Sum) ->
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("gradient", ["pathwise", "covariance"])
-def test_gradients_of_many_draws(gradient: Any, side: Sum) -> None:
+def test_ThermodynamicELBO_gradients_of_many_draws(gradient: Any, side: Sum) -> None:
     parameters = torch.tensor([0.9, math.log(0.8)], dtype=torch.float64, requires_grad=True)
     points = [0.0, 0.2, 0.7, 1.0]
     exact = torch.autograd.grad(exact_sum(parameters[0], parameters[1], points, side), parameters)[0]
@@ -116,7 +116,7 @@ def test_gradients_of_many_draws(gradient: Any, side: Sum) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("ones", [1, 2])
-def test_covariance_gradient_of_discrete_draws(ones: int, side: Sum) -> None:
+def test_Covariance_gradient_of_discrete_draws(ones: int, side: Sum) -> None:
     """Of model and guide. With q(z=1) = 1/4 or 2/4, four draws of which as many are 1 are the whole distribution."""
     draws = torch.tensor([1.0] * ones + [0.0] * (4 - ones), dtype=torch.float64).unsqueeze(-1)
     theta = torch.tensor(-0.6, dtype=torch.float64, requires_grad=True)
@@ -169,6 +169,6 @@ def test_covariance_gradient_of_discrete_draws(ones: int, side: Sum) -> None:
         ({"sum": "middle"}, "ThermodynamicELBO: expected sum one of 'left', 'right'; got 'middle'. Give one of these."),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_ThermodynamicELBO_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         ThermodynamicELBO(5, **options)

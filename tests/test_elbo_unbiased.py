@@ -44,7 +44,7 @@ def exact_gradient(name: str, num_particles: int) -> Tensor:
 
 @pytest.mark.parametrize("gradient", [name for name in GRADIENTS if name != "stl"])
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name != "VRMax"])
-def test_gradients_are_unbiased(name: str, gradient: str) -> None:
+def test_Gradient_is_unbiased(name: str, gradient: str) -> None:
     noise, probability = grid(2)
     estimator = BOUNDS[name](2, GRADIENTS[gradient]())
     rows = torch.ones_like(probability)
@@ -53,7 +53,7 @@ def test_gradients_are_unbiased(name: str, gradient: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDS if name != "VRMax"])
-def test_sticking_the_landing_is_biased_but_for_the_elbo(name: str) -> None:
+def test_STL_is_biased_but_for_the_elbo(name: str) -> None:
     noise, probability = grid(2)
     rows = torch.ones_like(probability)
     found = row_gradients(BOUNDS[name](2, "stl"), GivenNormalNormal(rows, LOC * rows, SCALE * rows, noise), rows)
@@ -66,7 +66,7 @@ def test_sticking_the_landing_is_biased_but_for_the_elbo(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "score", "VIMCO"])
-def test_gradients_of_the_largest_weight_are_unbiased(gradient: str) -> None:
+def test_VRMax_gradients_are_unbiased(gradient: str) -> None:
     """By sampling: its kink is not for quadrature, whose error the finest grid here brings to 1e-4."""
     rows = torch.ones(400_000, dtype=torch.float64)
     found = row_gradients(BOUNDS["VRMax"](2, GRADIENTS[gradient]()), NormalNormal(LOC * rows, SCALE * rows), rows)
@@ -77,7 +77,7 @@ def test_gradients_of_the_largest_weight_are_unbiased(gradient: str) -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 2])
-def test_variance_of_importance_weighted_gradients_at_the_exact_posterior(num_particles: int) -> None:
+def test_IWELBO_variance_of_gradients_at_the_exact_posterior(num_particles: int) -> None:
     noise, probability = grid(num_particles)
     x = torch.full_like(probability, 1.3)
     loc, scale = NormalNormal.posterior(x)
@@ -89,7 +89,7 @@ def test_variance_of_importance_weighted_gradients_at_the_exact_posterior(num_pa
 
 
 @pytest.mark.parametrize("num_particles", [5, 20])
-def test_variance_falls_with_the_particles_at_the_exact_posterior(num_particles: int) -> None:
+def test_IWELBO_variance_falls_with_the_particles_at_the_exact_posterior(num_particles: int) -> None:
     x = torch.full((20_000,), 1.3, dtype=torch.float64)
     found = row_gradients(IWELBO(num_particles), NormalNormal.exact(x), x)
     assert_mean(found, [0.0, 0.0])
@@ -97,7 +97,7 @@ def test_variance_falls_with_the_particles_at_the_exact_posterior(num_particles:
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "score"])
-def test_gradient_of_the_elbo(gradient: str) -> None:
+def test_ELBO_gradient_has_the_mean_and_variance_of_the_closed_form(gradient: str) -> None:
     noise, probability = grid(1)
     x = torch.full_like(probability, 1.3)
     program = GivenNormalNormal(x, 0.4 + 0 * x, 0.7 + 0 * x, noise)
@@ -128,7 +128,7 @@ TABLE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg", "stl"])
-def test_signal_to_noise_ratios(gradient: str) -> None:
+def test_IWELBO_signal_to_noise_ratios(gradient: str) -> None:
     """The ratio is within 5% up to K = 16; beyond, where noise hides it, mean, variance and the slope of its log."""
     column = {"pathwise": 1, "dreg": 2, "stl": 4}[gradient]
     ratios = {}

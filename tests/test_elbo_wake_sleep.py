@@ -64,7 +64,7 @@ def gradients(loss: Any, x: Tensor, full_size: int | None = None, seed: int = 3)
 
 
 @pytest.mark.parametrize(("num_particles", "mean"), [(2, 0.079268), (3, 0.106885), (5, 0.128404)])
-def test_mean_of_wake_phi(num_particles: int, mean: float) -> None:
+def test_ReweightedWakeSleep_mean_of_wake_phi(num_particles: int, mean: float) -> None:
     found = moments(*tuple_gradients(ReweightedWakeSleep(num_particles)))
     assert found[0] == pytest.approx(mean, abs=1e-6)
     zero = torch.zeros((), dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_mean_of_wake_phi(num_particles: int, mean: float) -> None:
     assert found == pytest.approx([value.item() for value in exact], abs=1e-10)
 
 
-def test_the_models_gradient_and_the_value_are_those_of_the_importance_weighted_bound() -> None:
+def test_ReweightedWakeSleep_models_gradient_and_the_value_are_those_of_the_importance_weighted_bound() -> None:
     ours, bound = (gradients(loss, X) for loss in (ReweightedWakeSleep(4), IWELBO(4, "score")))
     assert ours[0] == pytest.approx(bound[0])
     torch.testing.assert_close(ours[1]["theta"], bound[1]["theta"])
@@ -93,7 +93,7 @@ def exact_sleep(x: Tensor, theta: float = -0.5, offset: float = 0.3, slope: floa
 
 
 @pytest.mark.parametrize("full_size", [None, 60_000])
-def test_mean_of_sleep_phi(full_size: int | None) -> None:
+def test_ReweightedWakeSleep_mean_of_sleep_phi(full_size: int | None) -> None:
     """Each datum dreams for itself; in a minibatch of 20,000 of 60,000 all is worth three times as much."""
     x = torch.ones(20_000, dtype=torch.float64)
     scale = 1 if full_size is None else 3
@@ -106,7 +106,7 @@ def test_mean_of_sleep_phi(full_size: int | None) -> None:
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_insomnia_mixes_wake_and_sleep(by_name: bool) -> None:
+def test_ReweightedWakeSleep_insomnia_mixes_wake_and_sleep(by_name: bool) -> None:
     """On the same random numbers; the dreams take the place of an argument by position or by name."""
 
     def at(insomnia: float) -> Tensor:
@@ -124,7 +124,7 @@ def test_insomnia_mixes_wake_and_sleep(by_name: bool) -> None:
     assert at(0.0)[1] != 0
 
 
-def test_weights_are_per_datum() -> None:
+def test_ReweightedWakeSleep_weights_are_per_datum() -> None:
     """A batch is its data one by one; Pyro's class pools the weights of a batch."""
     program = NormalNormal(torch.zeros(3), torch.ones(3))
     x = torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_weights_are_per_datum() -> None:
     torch.testing.assert_close(found, (weights * z).sum(0))  # d log q / d loc = z
 
 
-def test_one_datum_is_that_of_stock_pyro() -> None:
+def test_ReweightedWakeSleep_one_datum_is_that_of_stock_pyro() -> None:
     """Where pooling over the batch changes nothing; Pyro's loss is in two parts, one for each program."""
     x = X[:1]
     stock = pyro.infer.ReweightedWakeSleep(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
@@ -149,7 +149,7 @@ def test_one_datum_is_that_of_stock_pyro() -> None:
     torch.testing.assert_close(list(ours.values()), [model.theta.grad, guide.offset.grad, guide.slope.grad])
 
 
-def test_what_the_guide_cannot_dream_is_refused() -> None:
+def test_ReweightedWakeSleep_what_the_guide_cannot_dream_is_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=x.dtype), 1.0))
@@ -165,7 +165,7 @@ def test_what_the_guide_cannot_dream_is_refused() -> None:
     assert ReweightedWakeSleep(2).loss_and_grads(model, program.guide, X) > 0
 
 
-def test_a_guide_that_draws_what_the_model_does_not_is_refused() -> None:
+def test_ReweightedWakeSleep_guide_that_draws_what_the_model_does_not_is_refused() -> None:
     """An automatic guide's z is a function of a draw of its own, whose density at a dreamt z is 0."""
     program = NormalNormal(torch.zeros(3), torch.ones(3))
     message = (
@@ -185,6 +185,6 @@ def test_a_guide_that_draws_what_the_model_does_not_is_refused() -> None:
         ({"num_particles": 1}, "ReweightedWakeSleep: expected num_particles at least 2; got 1."),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_ReweightedWakeSleep_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         ReweightedWakeSleep(**options)

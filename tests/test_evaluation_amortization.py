@@ -25,7 +25,7 @@ def worsened(vae: VAE) -> VAE:
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_the_gap_is_that_of_the_closed_form(orthogonal: bool) -> None:
+def test_amortization_gap_is_that_of_the_closed_form(orthogonal: bool) -> None:
     """Below the best Gaussian of precision P: shift' P shift / 2 plus (f^2 - 1) / 2 - log f for each unit."""
     oracle = LinearVAE.random(6, 3, orthogonal=orthogonal)
     x = oracle.draw(20)
@@ -41,7 +41,7 @@ def test_the_gap_is_that_of_the_closed_form(orthogonal: bool) -> None:
     assert (result.num_particles, result.num_steps, result.unit) == (400, 500, "nats")
 
 
-def test_an_amortized_optimum_has_no_gap() -> None:
+def test_amortization_gap_of_an_amortized_optimum_is_none() -> None:
     oracle = LinearVAE.random(6, 3, orthogonal=True)
     vae = oracle.vae(diagonal=True)
     before = [p.clone() for p in vae.parameters()]
@@ -50,7 +50,7 @@ def test_an_amortized_optimum_has_no_gap() -> None:
     assert all(torch.equal(p, b) and p.grad is None for p, b in zip(vae.parameters(), before, strict=True))
 
 
-def test_a_full_covariance_is_freed_too() -> None:
+def test_amortization_gap_frees_a_full_covariance_too() -> None:
     oracle = LinearVAE.random(6, 3)
     vae, x = oracle.vae(), oracle.draw(10)
     vae.get_buffer("guide.posterior.scale_tril").mul_(1.5)
@@ -60,13 +60,13 @@ def test_a_full_covariance_is_freed_too() -> None:
     assert abs(result.gap.value - truth) < 5 * result.gap.standard_error
 
 
-def test_discrete_latents_are_refused() -> None:
+def test_amortization_gap_discrete_latents_are_refused() -> None:
     program = TwoStates(torch.zeros(2))
     with pytest.raises(ValueError, match="expected a reparameterized distribution with parameters at site 'z'"):
         amortization_gap(program, torch.ones(2, dtype=torch.float64), progress=False)
 
 
-def test_latents_that_depend_on_one_another_are_refused() -> None:
+def test_amortization_gap_latents_that_depend_on_one_another_are_refused() -> None:
     def program(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z1 = pyro.sample("z1", dist.Normal(torch.zeros_like(x), 1.0))
@@ -77,7 +77,7 @@ def test_latents_that_depend_on_one_another_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["num_steps", "num_particles"])
-def test_numbers_below_one_are_refused(name: str) -> None:
+def test_amortization_gap_numbers_below_one_are_refused(name: str) -> None:
     oracle = LinearVAE.random()
     options: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"amortization_gap: expected {name} at least 1; got 0"):

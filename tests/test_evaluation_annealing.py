@@ -31,7 +31,7 @@ def test_ais_needs_no_guide() -> None:
     assert z_scores.mean().abs() < 5 / math.sqrt(100)
 
 
-def test_one_datum_within_its_standard_error() -> None:
+def test_ais_of_one_datum_is_within_its_standard_error() -> None:
     x = torch.tensor([1.0, -3.0], dtype=torch.float64)
     result = ais(NormalNormal(x, x.exp()), x, num_particles=200, num_temperatures=20, progress=False)
     error = result.value - NormalNormal.log_marginal_likelihood(x)
@@ -41,7 +41,7 @@ def test_one_datum_within_its_standard_error() -> None:
     assert str(result).splitlines()[1].startswith("log marginal likelihood")
 
 
-def test_transitions_leave_a_tempered_posterior_as_it_is() -> None:
+def test_TemperedPosterior_transitions_leave_it_as_it_is() -> None:
     """The posterior at beta is Normal(beta x / (1 + beta), 1 / (1 + beta))."""
     x, beta = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), 0.4
     target = TemperedPosterior("test", NormalNormal(x, x.exp()).model, (x,), 20_000, "data")
@@ -54,7 +54,7 @@ def test_transitions_leave_a_tempered_posterior_as_it_is() -> None:
     assert ((z["z"].var(0) * (1 + beta) - 1).abs() < 5 * math.sqrt(2 / 20_000)).all()
 
 
-def test_the_gradient_is_that_of_the_density() -> None:
+def test_TemperedPosterior_gradient_is_that_of_the_density() -> None:
     oracle = random_oracle(0, 4, 2)
     x = oracle.draw(3)
     target = TemperedPosterior("test", oracle.vae().model, (x,), 6, "data")
@@ -91,14 +91,14 @@ class _TwoLayers:
         return torch.stack(parts).logsumexp(0)
 
 
-def test_several_latents_and_one_that_is_summed_over() -> None:
+def test_ais_of_several_latents_and_one_that_is_summed_over() -> None:
     x = torch.tensor([-1.0, 2.0, 5.0], dtype=torch.float64)
     result = ais(_TwoLayers(), x, num_particles=300, num_temperatures=15, progress=False)
     assert ((result.value - _TwoLayers.log_marginal_likelihood(x)).abs() < 5 * result.standard_error).all()
     assert (result.standard_error < 0.1).all()
 
 
-def test_a_simulation_is_an_exact_draw_of_both() -> None:
+def test_simulate_is_an_exact_draw_of_both() -> None:
     oracle = random_oracle(1, 4, 2)
     simulation = simulate(oracle.vae(), torch.zeros(20_000, 4, dtype=torch.float64))
     z, noise = simulation.latents["z"], simulation.x - oracle.bias - simulation.latents["z"] @ oracle.weight.T
@@ -107,7 +107,7 @@ def test_a_simulation_is_an_exact_draw_of_both() -> None:
     assert simulation.args == (simulation.x,)
 
 
-def test_a_simulation_replaces_every_argument_that_is_observed() -> None:
+def test_simulate_replaces_every_argument_that_is_observed() -> None:
     def model(x: Tensor, y: Tensor, size: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
@@ -122,7 +122,7 @@ def test_a_simulation_replaces_every_argument_that_is_observed() -> None:
     assert list(simulation.latents) == ["z"]
 
 
-def test_the_values_that_a_simulation_replaces_may_be_any() -> None:
+def test_simulate_takes_any_values_that_it_replaces() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
@@ -135,7 +135,7 @@ def test_the_values_that_a_simulation_replaces_may_be_any() -> None:
     assert torch.equal(simulation.latents["z"], torch.randn(30))  # no other draws were made before
 
 
-def test_an_observed_value_that_is_no_argument_cannot_be_simulated() -> None:
+def test_simulate_refuses_an_observed_value_that_is_no_argument() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x + 1)
@@ -152,18 +152,18 @@ def test_an_observed_value_that_is_no_argument_cannot_be_simulated() -> None:
         ({"num_leapfrog_steps": 0}, "expected num_leapfrog_steps at least 1; got 0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+def test_ais_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ais(random_oracle(0).vae(), torch.zeros(2, 20, dtype=torch.float64), **options)
 
 
-def test_latents_that_are_no_real_vectors_are_refused() -> None:
+def test_ais_latents_that_are_no_real_vectors_are_refused() -> None:
     program = TwoStates(torch.zeros(2))
     with pytest.raises(ValueError, match=r"expected latents that are real vectors.*got support Boolean\(\)"):
         ais(program, torch.ones(2, dtype=torch.float64), progress=False)
 
 
-def test_densities_that_change_are_refused() -> None:
+def test_ais_densities_that_change_are_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))

@@ -15,7 +15,7 @@ def test_bits_per_dim_have_the_published_values() -> None:
         bits_per_dim(80.0, 784, spacing=0)
 
 
-def test_a_density_with_its_correction_agrees_with_the_dequantized_probability() -> None:
+def test_bits_per_dim_density_with_its_correction_agrees_with_the_dequantized_probability() -> None:
     inner = likelihoods.Normal(nets.MLP(3, [5]), 4000, scale=1.0).double()
     z, x = torch.randn(3).double(), torch.randint(0, 256, (4000,)).double() / 255
     density = bits_per_dim(-inner(z).log_prob((x * 255 + 0.5) / 256), 4000, spacing=1 / 256)

@@ -25,7 +25,7 @@ def normal(x: float) -> float:
 
 
 @pytest.mark.parametrize(("factor", "calibrated"), [(0.5, False), (1.0, True), (2.0, False)])
-def test_guides_narrower_and_wider_than_the_posterior_are_seen(factor: float, calibrated: bool) -> None:
+def test_calibration_guides_narrower_and_wider_than_the_posterior_are_seen(factor: float, calibrated: bool) -> None:
     result = calibrate(factor)
     assert (result.p_value > 0.001) == calibrated
     for estimate, quantile in ((result.coverage_50, 0.6745), (result.coverage_90, 1.6449)):
@@ -34,7 +34,7 @@ def test_guides_narrower_and_wider_than_the_posterior_are_seen(factor: float, ca
     assert (result.coverage_90.unit, result.coverage_90.num_data, result.num_particles) == ("of latents", 1000, 99)
 
 
-def test_ranks_are_uniform_for_the_exact_posterior() -> None:
+def test_calibration_ranks_are_uniform_for_the_exact_posterior() -> None:
     result = calibrate(1.0)
     ranks = result.ranks["z"].double()
     assert ranks.shape == (1000, 3)
@@ -45,7 +45,7 @@ def test_ranks_are_uniform_for_the_exact_posterior() -> None:
     assert "p-value of uniform ranks" in str(result)
 
 
-def test_ranks_of_discrete_latents_break_ties_by_lot() -> None:
+def test_calibration_ranks_of_discrete_latents_break_ties_by_lot() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(torch.full_like(x, 0.3)))
@@ -69,7 +69,7 @@ def test_ranks_of_discrete_latents_break_ties_by_lot() -> None:
     assert off.p_value < 1e-6
 
 
-def test_too_few_data_are_refused() -> None:
+def test_calibration_too_few_data_are_refused() -> None:
     vae = ORACLE.vae()
     with pytest.raises(ValueError, match="expected at least 100 data, five for each bin; got 99"):
         calibration(vae, simulate(vae, torch.zeros(99, 6, dtype=torch.float64)))

@@ -31,7 +31,7 @@ def random_oracle(seed: int, data_dim: int = 20, latent_dim: int = 5) -> LinearV
     return replace(LinearVAE.random(data_dim, latent_dim, seed=seed), scale=0.3 + 0.1 * seed)
 
 
-def test_equal_weights_pass() -> None:
+def test_log_marginal_likelihood_equal_weights_pass() -> None:
     oracle = random_oracle(0)
     x = oracle.draw(30)
     result = log_marginal_likelihood(oracle.vae(), x, num_particles=300, progress=False)
@@ -42,7 +42,7 @@ def test_equal_weights_pass() -> None:
     assert result.unreliable == []
 
 
-def test_no_more_draws_are_made_than_asked_for_and_the_value_is_no_loss() -> None:
+def test_log_marginal_likelihood_no_more_draws_are_made_than_asked_for_and_the_value_is_no_loss() -> None:
     x = torch.tensor([0.3, -2.0], dtype=torch.float64)
     program = NormalNormal(torch.zeros(2), torch.ones(2))  # the prior as the guide
     torch.manual_seed(1)
@@ -55,7 +55,7 @@ def test_no_more_draws_are_made_than_asked_for_and_the_value_is_no_loss() -> Non
 
 
 @pytest.mark.parametrize("memory", [2**15, 2**17, 2**20])
-def test_the_value_does_not_depend_on_how_the_work_is_cut_up(memory: int) -> None:
+def test_log_marginal_likelihood_value_does_not_depend_on_how_the_work_is_cut_up(memory: int) -> None:
     oracle = random_oracle(1)
     x = oracle.draw(7)
     exact = oracle.log_marginal_likelihood(x)
@@ -66,7 +66,9 @@ def test_the_value_does_not_depend_on_how_the_work_is_cut_up(memory: int) -> Non
 
 @pytest.mark.parametrize("num_particles", [300, 3000])
 @pytest.mark.parametrize("memory", [2**16, 2**18])
-def test_memory_stays_within_the_budget_whatever_the_number_of_particles(memory: int, num_particles: int) -> None:
+def test_log_marginal_likelihood_memory_stays_within_the_budget_whatever_the_number_of_particles(
+    memory: int, num_particles: int
+) -> None:
     oracle = random_oracle(2)
     x, vae = oracle.draw(10), scaled(oracle, 1.25)
 
@@ -76,7 +78,7 @@ def test_memory_stays_within_the_budget_whatever_the_number_of_particles(memory:
     assert memory / 2 < peak_memory(run) <= memory
 
 
-def test_a_budget_for_less_than_one_draw_is_refused() -> None:
+def test_log_marginal_likelihood_budget_for_less_than_one_draw_is_refused() -> None:
     oracle = random_oracle(0)
     with pytest.raises(ValueError, match=r"expected memory for one draw at a time, [\d,]+ bytes; got 100\. Allow more"):
         log_marginal_likelihood(oracle.vae(), oracle.draw(2), memory=100, progress=False)
@@ -90,19 +92,19 @@ def test_a_budget_for_less_than_one_draw_is_refused() -> None:
         ({"memory": 0}, "expected memory at least 1; got 0"),
     ],
 )
-def test_numbers_below_one_are_refused(options: dict[str, Any], message: str) -> None:
+def test_log_marginal_likelihood_numbers_below_one_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         log_marginal_likelihood(random_oracle(0).vae(), torch.zeros(2, 20, dtype=torch.float64), **options)
 
 
-def test_no_data_are_refused() -> None:
+def test_log_marginal_likelihood_no_data_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"expected data of shape \(N, \.\.\.\) and contexts of as many rows; got \[\(0"
     ):
         log_marginal_likelihood(random_oracle(0).vae(), torch.zeros(0, 20, dtype=torch.float64))
 
 
-def test_a_guide_whose_parameters_belong_to_the_data_takes_all_of_them_at_once() -> None:
+def test_log_marginal_likelihood_guide_whose_parameters_belong_to_the_data_takes_all_of_them_at_once() -> None:
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
     program = NormalNormal.exact(x)
     with pytest.raises(ValueError, match=r"Pass batch_size=5 where its parameters belong to the data"):
@@ -111,7 +113,7 @@ def test_a_guide_whose_parameters_belong_to_the_data_takes_all_of_them_at_once()
     assert torch.allclose(result.value, NormalNormal.log_marginal_likelihood(x))
 
 
-def test_functions_with_parameters_in_the_store_are_served(global_store: None) -> None:
+def test_log_marginal_likelihood_functions_with_parameters_in_the_store_are_served(global_store: None) -> None:
     x = torch.linspace(-1, 1, 3, dtype=torch.float64)
     program = NormalNormal.exact(x, functions=True)
     program.guide(x)
@@ -120,7 +122,7 @@ def test_functions_with_parameters_in_the_store_are_served(global_store: None) -
     assert sorted(pyro.get_param_store()) == ["loc", "log_scale"]
 
 
-def test_anything_with_a_model_and_a_guide_is_a_program() -> None:
+def test_log_marginal_likelihood_anything_with_a_model_and_a_guide_is_a_program() -> None:
     x = torch.ones(4, dtype=torch.float64)
     oracle = TwoStates(torch.zeros(4))
     result = log_marginal_likelihood(
@@ -129,7 +131,7 @@ def test_anything_with_a_model_and_a_guide_is_a_program() -> None:
     assert ((result.value - TwoStates.log_marginal_likelihood).abs() < 5 * result.standard_error).all()
 
 
-def test_latents_that_the_model_sums_over_are_summed_out() -> None:
+def test_log_marginal_likelihood_latents_that_the_model_sums_over_are_summed_out() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             kind = pyro.sample("kind", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
@@ -146,7 +148,7 @@ def test_latents_that_the_model_sums_over_are_summed_out() -> None:
     assert ((result.value - parts.logsumexp(0)).abs() < 5 * result.standard_error).all()
 
 
-def test_a_subsampling_scale_is_no_part_of_the_value() -> None:
+def test_log_marginal_likelihood_subsampling_scale_is_no_part_of_the_value() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
@@ -161,17 +163,20 @@ def test_a_subsampling_scale_is_no_part_of_the_value() -> None:
     assert torch.allclose(result.value, NormalNormal.log_marginal_likelihood(x))
 
 
-def test_the_warning_names_the_data() -> None:
+def test_log_marginal_likelihood_warning_names_the_data() -> None:
     x = torch.zeros(3, dtype=torch.float64)
     program = NormalNormal(torch.tensor([0.0, 5.0, 0.0]), torch.tensor([0.5**0.5, 0.3, 0.5**0.5]))
     with pytest.warns(UserWarning, match=r"got more for 1 of 3 data: 1\. Their values"):
         result = log_marginal_likelihood(program, x, num_particles=2000, batch_size=3, progress=False)
     assert result.unreliable == [1]
+    twelve = NormalNormal(torch.full((12,), 5.0), torch.full((12,), 0.3))
+    with pytest.warns(UserWarning, match=r"for 12 of 12 data: 0, [\d, ]* 9 and 2 more\. Their values"):
+        log_marginal_likelihood(twelve, torch.zeros(12).double(), num_particles=2000, batch_size=12, progress=False)
 
 
 @pytest.mark.parametrize("num_particles", [30, 100, 1000])
 @pytest.mark.parametrize("scale", [0.3, 0.5, 0.8, 1.5])
-def test_k_hat_is_that_of_arviz(num_particles: int, scale: float) -> None:
+def test_pareto_k_is_that_of_arviz(num_particles: int, scale: float) -> None:
     arviz = pytest.importorskip("arviz")
     z = torch.randn(num_particles, dtype=torch.float64) * scale
     log_weights = (z / scale) ** 2 / 2 - z**2 / 2
@@ -187,11 +192,11 @@ def test_k_hat_is_that_of_arviz(num_particles: int, scale: float) -> None:
         (torch.linspace(-1, 0, 5), math.nan),
     ],
 )
-def test_k_hat_of_degenerate_weights(log_weights: Tensor, expected: float) -> None:
+def test_pareto_k_of_degenerate_weights(log_weights: Tensor, expected: float) -> None:
     assert pareto_k(log_weights) == pytest.approx(expected, nan_ok=True)
 
 
-def test_the_mean_and_its_table() -> None:
+def test_LogMarginalLikelihood_mean_and_its_table() -> None:
     oracle = random_oracle(0)
     x = oracle.draw(20)
     result = log_marginal_likelihood(oracle.vae(), x, num_particles=100, progress=False)
@@ -206,7 +211,7 @@ def test_the_mean_and_its_table() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", [None, 2**18])
-def test_samples_are_the_posteriors(memory: int | None) -> None:
+def test_posterior_samples_are_the_posteriors(memory: int | None) -> None:
     oracle = random_oracle(0)
     x = oracle.draw(10)
     z = posterior_samples(
@@ -220,7 +225,7 @@ def test_samples_are_the_posteriors(memory: int | None) -> None:
     assert torch.allclose(z.std(0), scale.expand(10, 5), rtol=5 * math.sqrt(1 / 4000 + 1.4 / 40_000))
 
 
-def test_samples_of_every_latent_keep_their_shape() -> None:
+def test_posterior_samples_of_every_latent_keep_their_shape() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
@@ -256,7 +261,7 @@ def with_zero_weights() -> SimpleProgram:
 
 
 @pytest.mark.parametrize("memory", [None, 2**15])
-def test_weights_of_zero_count(memory: int | None) -> None:
+def test_log_marginal_likelihood_weights_of_zero_count(memory: int | None) -> None:
     x = torch.tensor([-1.0, 0.0, 1.0, 100.0], dtype=torch.float64)
     with pytest.warns(UserWarning, match="got more for 1 of 4 data: 3"):
         result = log_marginal_likelihood(with_zero_weights(), x, num_particles=2000, memory=memory, progress=False)
@@ -269,7 +274,7 @@ def test_weights_of_zero_count(memory: int | None) -> None:
     assert z[:, 3].isfinite().all()
 
 
-def test_a_single_draw_has_a_value_and_no_error() -> None:
+def test_log_marginal_likelihood_single_draw_has_a_value_and_no_error() -> None:
     x = torch.tensor([0.3, -2.0], dtype=torch.float64)
     torch.manual_seed(1)
     result = log_marginal_likelihood(
@@ -284,7 +289,7 @@ def test_a_single_draw_has_a_value_and_no_error() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
-def test_data_stay_in_order_whatever_the_batches(batch_size: int) -> None:
+def test_log_marginal_likelihood_data_stay_in_order_whatever_the_batches(batch_size: int) -> None:
     oracle = random_oracle(1)
     x = oracle.draw(7)
     result = log_marginal_likelihood(oracle.vae(), x, num_particles=200, batch_size=batch_size, progress=False)
@@ -303,7 +308,7 @@ def bernoulli_vae() -> VAE:
 
 
 @pytest.mark.parametrize(("value", "message"), [(0.5, r"got values in \[0, 1\]"), (math.nan, "1 NaN or infinite")])
-def test_every_datum_is_checked(value: float, message: str) -> None:
+def test_log_marginal_likelihood_every_datum_is_checked(value: float, message: str) -> None:
     x = torch.ones(9, 4)
     x[:4] = 0
     x[7, 2] = value
@@ -311,7 +316,7 @@ def test_every_datum_is_checked(value: float, message: str) -> None:
         log_marginal_likelihood(bernoulli_vae(), x, num_particles=10, progress=False)
 
 
-def test_densities_that_are_no_numbers_are_refused_by_name() -> None:
+def test_log_marginal_likelihood_densities_that_are_no_numbers_are_refused_by_name() -> None:
     x = torch.ones(9, 4)
     x[torch.tensor([3, 7])] = math.nan
     with (
@@ -321,13 +326,15 @@ def test_densities_that_are_no_numbers_are_refused_by_name() -> None:
         log_marginal_likelihood(bernoulli_vae(), x, num_particles=10, progress=False)
 
 
-def test_a_context_of_another_length_is_refused() -> None:
+def test_log_marginal_likelihood_context_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match=r"contexts of as many rows; got \[\(3,\), \(4,\)\]"):
         log_marginal_likelihood(with_zero_weights(), torch.zeros(3), torch.zeros(4), progress=False)
 
 
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
-def test_the_generator_moves_by_the_draws_alone_also_where_runs_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_marginal_likelihood_generator_moves_by_the_draws_alone_also_where_runs_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     vae, x = bernoulli_vae(), torch.bernoulli(torch.full((6, 4), 0.5))
     seen = []
     for least in (1, 10**9):
@@ -339,12 +346,12 @@ def test_the_generator_moves_by_the_draws_alone_also_where_runs_are_recorded(mon
     assert torch.equal(*(state for _, state in seen))
 
 
-def test_less_than_one_sample_is_refused() -> None:
+def test_posterior_samples_refuses_less_than_one_sample() -> None:
     with pytest.raises(ValueError, match="expected num_samples at least 1; got 0"):
         posterior_samples(random_oracle(0).vae(), torch.zeros(2, 20, dtype=torch.float64), num_samples=0)
 
 
-def test_a_program_that_cannot_be_recorded_is_run_as_it_is() -> None:
+def test_log_marginal_likelihood_program_that_cannot_be_recorded_is_run_as_it_is() -> None:
     """Its guide branches on the data, so that one run does not tell the operations of another."""
 
     def guide(x: Tensor) -> None:
@@ -369,7 +376,7 @@ def test_a_program_that_cannot_be_recorded_is_run_as_it_is() -> None:
         (lambda x: [x.add_(1)], (torch.ones(3),), False),
     ],
 )
-def test_a_record_repeats_what_its_function_does(
+def test_record_repeats_what_its_function_does(
     function: Callable[..., list[Tensor]], args: tuple[Tensor, ...], works: bool
 ) -> None:
     run = recorded(function, [args])
@@ -383,7 +390,7 @@ def test_a_record_repeats_what_its_function_does(
         assert torch.equal(second[0], function(*args)[0])
 
 
-def test_a_convolutional_network_in_single_precision() -> None:
+def test_log_marginal_likelihood_convolutional_network_in_single_precision() -> None:
     vae = VAE(
         prior=priors.StandardNormal(2),
         likelihood=likelihoods.Bernoulli(nets.ConvDecoder(2, (1, 8, 8), [4]), (1, 8, 8)),

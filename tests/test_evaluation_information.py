@@ -26,7 +26,7 @@ EIGENVALUES = ORACLE.weight.square().sum(0) + ORACLE.scale**2
 
 
 @pytest.mark.slow
-def test_mutual_information_and_marginal_kl_are_those_of_the_closed_form() -> None:
+def test_elbo_surgery_mutual_information_and_marginal_kl_are_those_of_the_closed_form() -> None:
     """The posterior is diagonal, and the aggregate posterior of the model's data is the prior."""
     surgery = elbo_surgery(ORACLE.vae(diagonal=True), ORACLE.draw(2000))
     truth = ((EIGENVALUES / ORACLE.scale**2).log() / 2).sum().item()
@@ -39,7 +39,7 @@ def test_mutual_information_and_marginal_kl_are_those_of_the_closed_form() -> No
     assert 0 < surgery.marginal_kl.value < 0.06
 
 
-def test_the_parts_add_up() -> None:
+def test_elbo_surgery_parts_add_up() -> None:
     vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(50)
     surgery = elbo_surgery(vae, x, num_particles=3, memory=2**15)
     assert surgery.rate.value == pytest.approx(surgery.mutual_information.value + surgery.marginal_kl.value)
@@ -48,21 +48,21 @@ def test_the_parts_add_up() -> None:
     assert (surgery.rate.num_data, surgery.rate.num_particles, surgery.rate.unit) == (50, 3, "nats")
 
 
-def test_the_mutual_information_with_an_index_is_at_most_the_logarithm_of_its_size() -> None:
+def test_elbo_surgery_mutual_information_with_an_index_is_at_most_the_logarithm_of_its_size() -> None:
     oracle = LinearVAE(10 * ORACLE.weight, ORACLE.bias, 0.01)
     surgery = elbo_surgery(oracle.vae(diagonal=True), oracle.draw(20))
     assert surgery.mutual_information.value == pytest.approx(math.log(20))
     assert surgery.mutual_information_bound.value > 10
 
 
-def test_a_collapsed_posterior_tells_nothing() -> None:
+def test_elbo_surgery_collapsed_posterior_tells_nothing() -> None:
     oracle = LinearVAE(torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 1.0)
     surgery = elbo_surgery(oracle.vae(diagonal=True), oracle.draw(30))
     for part in (surgery.rate, surgery.mutual_information, surgery.marginal_kl, surgery.mutual_information_bound):
         assert part.value == pytest.approx(0, abs=1e-12)
 
 
-def test_several_latents_that_depend_on_one_another() -> None:
+def test_elbo_surgery_several_latents_that_depend_on_one_another() -> None:
     """z1 ~ q(z1|x), z2 ~ q(z2|z1): what z2 adds to z1 is the same for every datum, so the information is z1's."""
 
     def guide(x: Tensor) -> None:
@@ -90,7 +90,7 @@ def conditional(prior: priors.Prior | conditionals.Conditional) -> ConditionalVA
     )
 
 
-def test_a_context_that_the_prior_sees_leaves_no_marginal_kl() -> None:
+def test_elbo_surgery_context_that_the_prior_sees_leaves_no_marginal_kl() -> None:
     x, context = torch.randn(8, 5), torch.randn(8, 3)
     surgery = elbo_surgery(conditional(priors.StandardNormal(2)), x, context, num_particles=2)
     assert surgery.rate.value == pytest.approx(surgery.mutual_information.value + surgery.marginal_kl.value, abs=1e-5)
@@ -99,7 +99,7 @@ def test_a_context_that_the_prior_sees_leaves_no_marginal_kl() -> None:
         elbo_surgery(vae, x, context)
 
 
-def test_the_comparison_keeps_to_its_budget_and_does_not_depend_on_it() -> None:
+def test_elbo_surgery_comparison_keeps_to_its_budget_and_does_not_depend_on_it() -> None:
     vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(50)
     surgeries = []
     for memory in (2**15, 2**22):
@@ -111,7 +111,7 @@ def test_the_comparison_keeps_to_its_budget_and_does_not_depend_on_it() -> None:
 
 
 @pytest.mark.parametrize(("num_data", "num_particles"), [(1, 1), (3, 0)])
-def test_too_few_are_refused(num_data: int, num_particles: int) -> None:
+def test_elbo_surgery_too_few_are_refused(num_data: int, num_particles: int) -> None:
     with pytest.raises(ValueError, match=f"expected at least 2 data and 1 particle; got {num_data} and"):
         elbo_surgery(ORACLE.vae(diagonal=True), ORACLE.draw(num_data), num_particles=num_particles)
 
@@ -139,7 +139,7 @@ def curve() -> RateDistortionCurve:
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_rate_and_distortion_are_those_of_the_closed_form(curve: RateDistortionCurve, beta: float) -> None:
+def test_rate_distortion_is_that_of_the_closed_form(curve: RateDistortionCurve, beta: float) -> None:
     _, to_loc, variance = tempered(beta)
     x = ORACLE.draw(1000)
     loc = (x - ORACLE.bias) @ to_loc.T
@@ -155,7 +155,7 @@ def test_rate_and_distortion_are_those_of_the_closed_form(curve: RateDistortionC
     assert list(point.rate_by_site) == ["z"]
 
 
-def test_the_slope_of_the_curve_is_minus_beta(curve: RateDistortionCurve) -> None:
+def test_rate_distortion_curve_slope_is_minus_beta(curve: RateDistortionCurve) -> None:
     assert list(curve.points) == sorted(BETAS)
     points = list(curve.points.items())
     for (low, one), (high, other) in itertools.pairwise(points):
@@ -163,7 +163,7 @@ def test_the_slope_of_the_curve_is_minus_beta(curve: RateDistortionCurve) -> Non
         assert low < -slope < high
 
 
-def test_the_curve_as_a_table_and_as_json(curve: RateDistortionCurve) -> None:
+def test_rate_distortion_curve_as_a_table_and_as_json(curve: RateDistortionCurve) -> None:
     sizes = ["data", "particles"]
     lines = str(curve).splitlines()
     assert lines[0].split() == ["beta", "rate", "±", "s.e.", "distortion", "±", "s.e.", "elbo", "±", "s.e.", *sizes]
@@ -171,7 +171,7 @@ def test_the_curve_as_a_table_and_as_json(curve: RateDistortionCurve) -> None:
     assert json.loads(curve.to_json())["rate, beta=0.25"]["value"] == curve.points[0.25].rate.value
 
 
-def test_the_reconstruction_error_is_that_of_the_likelihood() -> None:
+def test_reconstruction_error_is_that_of_the_likelihood() -> None:
     vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(30)
     torch.manual_seed(1)
     error = reconstruction_error(vae, x, num_particles=4)
@@ -181,6 +181,6 @@ def test_the_reconstruction_error_is_that_of_the_likelihood() -> None:
     assert (error.unit, error.num_data, error.num_particles) == ("nats", 30, 4)
 
 
-def test_no_particles_are_refused() -> None:
+def test_rate_distortion_refuses_no_particles() -> None:
     with pytest.raises(ValueError, match="rate_distortion: expected num_particles at least 1; got 0"):
         rate_distortion(ORACLE.vae(), ORACLE.draw(2), num_particles=0)

@@ -77,7 +77,7 @@ def test_log_marginal_likelihood_is_within_its_standard_errors(seed: int) -> Non
     assert result.unreliable == []
 
 
-def test_the_exact_posterior_gives_the_exact_value(seed: int) -> None:
+def test_log_marginal_likelihood_is_exact_for_the_exact_posterior(seed: int) -> None:
     oracle = any_oracle(seed)
     x = oracle.draw(N, seed)
     result = log_marginal_likelihood(oracle.vae(), x, progress=False)
@@ -85,7 +85,7 @@ def test_the_exact_posterior_gives_the_exact_value(seed: int) -> None:
     assert result.unreliable == []
 
 
-def test_annealing_is_accurate_and_its_bounds_enclose_log_p(seed: int) -> None:
+def test_ais_is_accurate_and_bdmc_encloses_log_p(seed: int) -> None:
     oracle = any_oracle(seed)
     vae = scaled(oracle, 1.25)  # which annealing does not use
     simulation = simulate(vae, TEMPLATE)
@@ -100,7 +100,7 @@ def test_annealing_is_accurate_and_its_bounds_enclose_log_p(seed: int) -> None:
     assert min(alone.acceptance.min(), bounds.acceptance.min()) > 0.6
 
 
-def test_mutual_information_and_marginal_kl_are_those_of_the_closed_form(seed: int) -> None:
+def test_elbo_surgery_is_that_of_the_closed_form(seed: int) -> None:
     oracle = diagonal_oracle(seed)
     vae = oracle.vae(diagonal=True)
     surgery = elbo_surgery(vae, simulate(vae, TEMPLATE).x, num_particles=20)
@@ -128,7 +128,7 @@ def test_active_units_are_those_of_the_closed_form(seed: int) -> None:
     assert units.count == L - 1
 
 
-def test_figures_of_the_maximum_likelihood_estimate_are_exact_on_its_own_data(seed: int) -> None:
+def test_evaluation_of_the_maximum_likelihood_estimate_is_exact_on_its_own_data(seed: int) -> None:
     """The means of the posterior have mean 0 and variances 1 - s^2 / lambda_i on the training data."""
     x = any_oracle(seed).draw(N, seed)
     oracle = LinearVAE.maximum_likelihood(x, L)
@@ -143,7 +143,7 @@ def test_figures_of_the_maximum_likelihood_estimate_are_exact_on_its_own_data(se
     assert value == pytest.approx(LinearVAE.maximum_log_likelihood(x, L), abs=1e-6)
 
 
-def test_the_amortization_gap_is_that_of_the_closed_form(seed: int) -> None:
+def test_amortization_gap_is_that_of_the_closed_form(seed: int) -> None:
     """A guide of f times the exact scales is (f^2 - 1) / 2 - log f nats below the best, for each unit."""
     oracle = diagonal_oracle(seed)
     vae = oracle.vae(diagonal=True)
@@ -158,7 +158,7 @@ def test_the_amortization_gap_is_that_of_the_closed_form(seed: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
-def test_narrow_and_wide_guides_are_flagged_and_exact_ones_pass(seed: int) -> None:
+def test_evaluation_flags_narrow_and_wide_guides_and_passes_exact_ones(seed: int) -> None:
     oracle = any_oracle(seed)
     narrow, exact, wide = (scaled(oracle, factor) for factor in (0.5, 1.0, 2.0))
     simulation = simulate(exact, TEMPLATE)

@@ -58,7 +58,7 @@ FIGURES: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_modules_are_evaluated_as_eval_sets_them_and_left_as_they_were(name: str) -> None:
+def test_in_evaluation_mode_sets_modules_and_leaves_them_as_they_were(name: str) -> None:
     vae, x = with_noisy_nets(), torch.randn(100, 4)
     before = copy.deepcopy(vae.state_dict())
     values = []
@@ -74,7 +74,7 @@ def test_modules_are_evaluated_as_eval_sets_them_and_left_as_they_were(name: str
     assert all(p.grad is None for p in vae.parameters())
 
 
-def test_modes_are_left_as_they_were_after_an_error_and_inside_of_handlers() -> None:
+def test_in_evaluation_mode_leaves_modes_after_an_error_and_inside_of_handlers() -> None:
     vae, x = with_noisy_nets(), torch.randn(5, 4)
     with pytest.raises(ValueError, match="expected num_particles at least 1"):
         elbo_terms(vae, x, num_particles=0)
@@ -85,7 +85,7 @@ def test_modes_are_left_as_they_were_after_an_error_and_inside_of_handlers() -> 
     assert all(module.training for module in vae.modules())
 
 
-def test_labels_do_not_weigh_in_twice() -> None:
+def test_evaluation_labels_do_not_weigh_in_twice() -> None:
     """The weighted log q(label|x) of training is no part of log p(x, label)."""
     vae = SemiSupervisedVAE(
         prior=priors.StandardNormal(2),
@@ -109,7 +109,7 @@ def test_labels_do_not_weigh_in_twice() -> None:
     assert ((alone.value - total).abs() < 5 * error).all()
 
 
-def test_missing_values_are_summed_out() -> None:
+def test_evaluation_missing_values_are_summed_out() -> None:
     """A datum without any value has log p(x) = 0."""
     vae = VAE(
         prior=priors.StandardNormal(2),
@@ -141,7 +141,7 @@ def hierarchical(inference: Any) -> HierarchicalVAE:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
 @pytest.mark.parametrize("inference", ["bottom-up", "top-down"])
-def test_hierarchies_are_served(inference: str) -> None:
+def test_evaluation_hierarchies_are_served(inference: str) -> None:
     vae, x = hierarchical(inference), torch.randn(100, 4)
     value = log_marginal_likelihood(vae, x[:5], num_particles=4000, progress=False)
     annealed = ais(vae, x[:5], num_particles=200, num_temperatures=20, progress=False)
@@ -158,7 +158,7 @@ def test_hierarchies_are_served(inference: str) -> None:
 
 
 @pytest.mark.slow
-def test_contexts_are_passed_on() -> None:
+def test_evaluation_contexts_are_passed_on() -> None:
     vae = ConditionalVAE(
         prior=conditionals.DiagonalNormal(nets.MLP(3, []), 2),
         likelihood=likelihoods.Normal(nets.MLP(2, [], context_shapes=[3]), 4, scale=1.0),

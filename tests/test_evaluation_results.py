@@ -12,14 +12,14 @@ from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.results import Result, table
 
 
-def test_the_error_of_an_average_is_that_of_data_drawn_from_a_population() -> None:
+def test_Estimate_error_is_that_of_data_drawn_from_a_population() -> None:
     estimate = Estimate.of(torch.tensor([1.0, 2.0, 3.0, 6.0]), num_particles=7)
     assert estimate.value == 3.0
     assert estimate.standard_error == pytest.approx(math.sqrt(14 / 3 / 4))
     assert (estimate.unit, estimate.num_data, estimate.num_particles) == ("nats", 4, 7)
 
 
-def test_a_single_datum_has_no_standard_error() -> None:
+def test_Estimate_of_a_single_datum_has_no_standard_error() -> None:
     assert math.isnan(Estimate.of(torch.ones(1), 1).standard_error)
 
 
@@ -34,7 +34,7 @@ def test_a_single_datum_has_no_standard_error() -> None:
         (2.5, 0.0, "2.5 ± 0"),
     ],
 )
-def test_a_value_is_rounded_to_two_digits_of_its_error(value: float, error: float, text: str) -> None:
+def test_rounded_keeps_two_digits_of_the_error(value: float, error: float, text: str) -> None:
     assert str(Estimate(value, error, "nats", 1000, 5)) == f"{text} nats (N = 1,000, K = 5)"
 
 
@@ -51,7 +51,7 @@ EXAMPLE = _Example(
 )
 
 
-def test_a_result_turns_into_json_that_any_reader_takes() -> None:
+def test_Result_turns_into_json_that_any_reader_takes() -> None:
     total = {"value": 1.0, "standard_error": 0.5, "unit": "nats", "num_data": 2, "num_particles": 3}
     by_site = {"value": 2.0, "standard_error": None, "unit": "bits", "num_data": 2, "num_particles": 3}
     assert json.loads(EXAMPLE.to_json(), parse_constant=pytest.fail) == {
@@ -63,7 +63,7 @@ def test_a_result_turns_into_json_that_any_reader_takes() -> None:
     }
 
 
-def test_a_result_prints_as_a_table() -> None:
+def test_Result_prints_as_a_table() -> None:
     assert str(EXAMPLE).splitlines() == [
         "            value  ± s.e.  unit  data  particles",
         "total        1.00    0.50  nats     2          3",
@@ -71,5 +71,5 @@ def test_a_result_prints_as_a_table() -> None:
     ]
 
 
-def test_columns_are_aligned() -> None:
+def test_table_aligns_columns() -> None:
     assert table(["a", "b"], [["long", "1"], ["x", "100"]]) == "a       b\nlong    1\nx     100"

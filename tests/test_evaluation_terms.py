@@ -18,7 +18,7 @@ from pyro_vae.evaluation import elbo_terms
 
 @pytest.mark.parametrize("num_particles", [1, 7])
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_the_exact_posterior_gives_log_p_for_every_datum_and_draw(num_particles: int, diagonal: bool) -> None:
+def test_elbo_terms_exact_posterior_gives_log_p_for_every_datum_and_draw(num_particles: int, diagonal: bool) -> None:
     oracle = LinearVAE.random(orthogonal=diagonal)
     vae, x = oracle.vae(diagonal=diagonal), oracle.draw(6)
     draws = [elbo_terms(vae, x, num_particles=num_particles) for _ in range(3)]
@@ -33,7 +33,7 @@ def test_the_exact_posterior_gives_log_p_for_every_datum_and_draw(num_particles:
 
 
 @pytest.mark.parametrize("num_particles", [1, 7])
-def test_analytic_kl_is_the_closed_form(num_particles: int) -> None:
+def test_elbo_terms_analytic_kl_is_the_closed_form(num_particles: int) -> None:
     oracle = LinearVAE.random(orthogonal=True)
     vae, x = oracle.vae(diagonal=True), oracle.draw(6)
     terms = elbo_terms(vae, x, num_particles=num_particles, analytic_kl=True)
@@ -43,7 +43,7 @@ def test_analytic_kl_is_the_closed_form(num_particles: int) -> None:
 
 
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_the_gap_of_a_diagonal_guide(analytic_kl: bool) -> None:
+def test_elbo_terms_gap_of_a_diagonal_guide(analytic_kl: bool) -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True), oracle.draw(4)
     draws = torch.stack([elbo_terms(vae, x, num_particles=50, analytic_kl=analytic_kl).elbo for _ in range(40)])
@@ -52,7 +52,7 @@ def test_the_gap_of_a_diagonal_guide(analytic_kl: bool) -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_a_batch_is_its_data_one_by_one(num_particles: int) -> None:
+def test_elbo_terms_batch_is_its_data_one_by_one(num_particles: int) -> None:
     oracle = LinearVAE.random(orthogonal=True)
     vae, x = oracle.vae(diagonal=True), oracle.draw(4)
     together = elbo_terms(vae, x, num_particles=num_particles, analytic_kl=True)
@@ -65,7 +65,7 @@ def test_a_batch_is_its_data_one_by_one(num_particles: int) -> None:
     )
 
 
-def test_discrete_latents_have_terms() -> None:
+def test_elbo_terms_discrete_latents_have_terms() -> None:
     n = 3000
     program, x = TwoStates(torch.zeros(n)), torch.ones(n, dtype=torch.float64)
     terms = elbo_terms(program, x, num_particles=2)
@@ -98,7 +98,7 @@ def layered() -> tuple[SimpleProgram, Tensor]:
 
 
 @pytest.mark.parametrize("num_particles", [1, 5])
-def test_inner_plates_are_summed_masks_apply_and_scales_do_not(num_particles: int) -> None:
+def test_elbo_terms_inner_plates_are_summed_masks_apply_and_scales_do_not(num_particles: int) -> None:
     program, x = layered()
     # With z summed out, x_i ~ Normal(top, 2), so that the guide above is the exact posterior.
     pair = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.tensor([[3.0, 1], [1, 3]]).double())
@@ -114,7 +114,7 @@ def test_inner_plates_are_summed_masks_apply_and_scales_do_not(num_particles: in
     assert analytic.kl_by_site["z"].shape == (3,)
 
 
-def test_a_context_is_passed_on() -> None:
+def test_elbo_terms_context_is_passed_on() -> None:
     vae = VAE(
         priors.StandardNormal(2),
         likelihoods.Normal(nets.MLP(2, [4], context_shapes=[3]), 5, scale=1.0),
@@ -136,7 +136,7 @@ def test_a_context_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("functions", [False, True])
-def test_the_param_store_is_left_as_it_was(functions: bool) -> None:
+def test_elbo_terms_param_store_is_left_as_it_was(functions: bool) -> None:
     x = torch.ones(3, dtype=torch.float64)
     program = NormalNormal(torch.zeros(3), torch.ones(3), functions=functions)
     elbo_terms(program, x, num_particles=2)
@@ -144,7 +144,7 @@ def test_the_param_store_is_left_as_it_was(functions: bool) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_parameters_of_the_global_store_are_seen() -> None:
+def test_elbo_terms_parameters_of_the_global_store_are_seen() -> None:
     x = torch.ones(3, dtype=torch.float64)
     program = NormalNormal(torch.zeros(3), torch.ones(3), functions=True)
     loc, scale = NormalNormal.posterior(x)
@@ -155,7 +155,7 @@ def test_parameters_of_the_global_store_are_seen() -> None:
     assert {name: id(p) for name, p in pyro.get_param_store().named_parameters()} == {n: id(p) for n, p in own.items()}
 
 
-def test_the_generator_moves_by_the_draws_alone() -> None:
+def test_elbo_terms_generator_moves_by_the_draws_alone() -> None:
     program, x = NormalNormal(torch.zeros(3), torch.ones(3)), torch.ones(3, dtype=torch.float64)
     torch.manual_seed(1)
     elbo_terms(program, x, num_particles=2)
@@ -203,7 +203,7 @@ def mixture() -> VAE:
         ),
     ],
 )
-def test_what_has_no_terms_is_refused(call: Callable[[], object], message: str) -> None:
+def test_elbo_terms_what_has_no_terms_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
     assert len(pyro.get_param_store()) == 0

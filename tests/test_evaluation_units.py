@@ -22,7 +22,7 @@ def padded(oracle: LinearVAE, unused: int) -> LinearVAE:
     return LinearVAE(torch.cat([oracle.weight, zeros], 1), oracle.bias, oracle.scale)
 
 
-def test_variances_of_posterior_means_are_those_of_the_closed_form() -> None:
+def test_active_units_variances_of_posterior_means_are_those_of_the_closed_form() -> None:
     units = active_units(ORACLE.vae(diagonal=True), ORACLE.draw(4000))
     eigenvalues = ORACLE.weight.square().sum(0) + ORACLE.scale**2
     error = units.variance["z"] - (1 - ORACLE.scale**2 / eigenvalues)
@@ -32,7 +32,7 @@ def test_variances_of_posterior_means_are_those_of_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(1.3, 1), (0.7, 0)])
-def test_a_unit_is_active_where_its_eigenvalue_says_so(ratio: float, count: int) -> None:
+def test_active_units_unit_is_active_where_its_eigenvalue_says_so(ratio: float, count: int) -> None:
     """Unit i is active iff lambda_i > s^2 / (1 - threshold)."""
     excess = math.sqrt(ratio * (1 / 0.99 - 1))  # of lambda / s^2 over 1
     weight = torch.zeros(3, 1, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_a_unit_is_active_where_its_eigenvalue_says_so(ratio: float, count: int)
     assert active_units(oracle.vae(diagonal=True), oracle.draw(20_000)).count == count
 
 
-def test_units_that_the_decoder_does_not_see_are_inactive_and_cutting_them_costs_nothing() -> None:
+def test_active_units_units_that_the_decoder_does_not_see_are_inactive_and_cutting_them_costs_nothing() -> None:
     oracle = padded(ORACLE, 2)
     vae, x = oracle.vae(diagonal=True), oracle.draw(200)
     units = active_units(vae, x)
@@ -51,7 +51,7 @@ def test_units_that_the_decoder_does_not_see_are_inactive_and_cutting_them_costs
     assert (cut.value - oracle.log_marginal_likelihood(x)).abs().max() < 1e-10
 
 
-def test_cutting_a_unit_that_matters_gives_the_likelihood_of_the_model_without_it() -> None:
+def test_active_units_cutting_a_unit_that_matters_gives_the_likelihood_of_the_model_without_it() -> None:
     vae, x = ORACLE.vae(diagonal=True), ORACLE.draw(500)
     units = active_units(vae, x, threshold=0.75)  # makes inactive the first, of variance .67
     assert units.active["z"].tolist() == [False, True, True]
@@ -61,7 +61,7 @@ def test_cutting_a_unit_that_matters_gives_the_likelihood_of_the_model_without_i
     assert (cut.value - without.log_marginal_likelihood(x[:20])).abs().max() < 1e-9
 
 
-def test_units_of_one_distribution_cannot_be_cut_apart() -> None:
+def test_active_units_units_of_one_distribution_cannot_be_cut_apart() -> None:
     oracle = padded(LinearVAE.random(6, 2), 1)
     vae, x = oracle.vae(), oracle.draw(50)
     cut = active_units(vae, x).cut(vae)
@@ -75,7 +75,7 @@ def two_layers(x: Tensor) -> None:
         pyro.sample("z2", dist.Normal(2 * z1, 1.0).to_event(1))
 
 
-def test_noise_of_other_latents_is_not_counted_as_activity() -> None:
+def test_active_units_noise_of_other_latents_is_not_counted_as_activity() -> None:
     """Given x, z2 has mean 2x; at one draw of z1 its conditional mean varies by 4 * .25 more."""
 
     def model(x: Tensor) -> None:
@@ -92,7 +92,7 @@ def test_noise_of_other_latents_is_not_counted_as_activity() -> None:
     assert ((single.variance["z2"] - 5.0).abs() < 5 * single.standard_error["z2"]).all()
 
 
-def test_a_distribution_without_a_mean_is_averaged_over_draws() -> None:
+def test_active_units_distribution_without_a_mean_is_averaged_over_draws() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             shift = dist.transforms.AffineTransform(x, 0.5, event_dim=1)
@@ -111,7 +111,7 @@ def test_a_distribution_without_a_mean_is_averaged_over_draws() -> None:
     assert units.estimator == {"z": "means of draws"}
 
 
-def test_a_figure_says_how_it_was_made() -> None:
+def test_active_units_figure_says_how_it_was_made() -> None:
     oracle = padded(ORACLE, 2)
     units = active_units(oracle.vae(diagonal=True), oracle.draw(200))
     assert str(units).splitlines() == [
@@ -123,12 +123,12 @@ def test_a_figure_says_how_it_was_made() -> None:
     assert len(told["variance"]["z"]) == 5
 
 
-def test_too_few_data_are_refused() -> None:
+def test_active_units_too_few_data_are_refused() -> None:
     with pytest.raises(ValueError, match="expected at least 2 data and 1 particle; got 1 and 1"):
         active_units(SimpleNamespace(model=two_layers, guide=two_layers), torch.zeros(1, 2))
 
 
-def test_another_plate_is_refused() -> None:
+def test_active_units_another_plate_is_refused() -> None:
     vae, x = ORACLE.vae(), ORACLE.draw(3)
     with pytest.raises(ValueError, match="Site 'z': expected to be inside the plate 'rows'"):
         active_units(vae, x, plate="rows")

@@ -18,20 +18,20 @@ from pyro_vae import ConditionalVAE, checkpoint, conditionals, likelihoods, nets
 
 
 @pytest.mark.parametrize("name", members.PROGRAMS)
-def test_a_program_is_no_network(name: str) -> None:
+def test_ProgramModule_is_no_network(name: str) -> None:
     program, args = members.PROGRAMS[name]()
     with pytest.raises(TypeError, match="expected a call of one of its parts"):
         program(*args)
 
 
-def test_plots_and_testing_are_reached_from_the_package() -> None:
+def test_pyro_vae_has_plots_and_testing() -> None:
     code = "import pyro_vae; pyro_vae.plots.images, pyro_vae.testing.check_prior"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="module 'pyro_vae' has no attribute 'plot'"):
         _ = pyro_vae.plot
 
 
-def test_no_public_name_hides_a_module() -> None:
+def test_pyro_vae_has_no_public_name_that_hides_a_module() -> None:
     root = Path(pyro_vae.__file__).parent
     for path in root.rglob("*.py"):
         if path.stem != "__init__" and path.parent != root:
@@ -49,14 +49,14 @@ def _conditional_vae() -> ConditionalVAE:
 
 
 @pytest.mark.parametrize(("context", "error"), [((5,), TypeError), ((torch.eye(10)[3],), ValueError), ((), ValueError)])
-def test_a_conditional_vae_samples_a_row_for_each_context(context: Any, error: type[Exception]) -> None:
+def test_ConditionalVAE_samples_a_row_for_each_context(context: Any, error: type[Exception]) -> None:
     vae = _conditional_vae()
     assert vae.sample(torch.eye(10)[:3]).shape == (3, 4)
     with pytest.raises(error, match=r"ConditionalVAE.sample: expected contexts of shapes \[\('N', 10\)\]; got"):
         vae.sample(*context)
 
 
-def test_the_logarithm_of_a_library_size_is_no_library_size() -> None:
+def test_Poisson_refuses_the_logarithm_of_a_library_size() -> None:
     x = torch.poisson(torch.full((6, 20), 40.0))
     likelihood = likelihoods.Poisson(nets.MLP(2, []), 20, library_size=True)
     likelihood.check_data(x, x.sum(-1))
@@ -64,14 +64,14 @@ def test_the_logarithm_of_a_library_size_is_no_library_size() -> None:
         likelihood.check_data(x, x.sum(-1).log())
 
 
-def test_a_checkpoint_in_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
+def test_save_in_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         checkpoint.save(tmp_path / "nowhere" / "a.safetensors", torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="expected a module with values; got Linear on the meta device"):
         checkpoint.load(tmp_path / "a", torch.nn.Linear(1, 1, device="meta"))
 
 
-def test_checkpoints_have_the_mode_of_files_and_threads_do_not_collide(tmp_path: Path) -> None:
+def test_save_makes_files_of_the_usual_mode_and_threads_do_not_collide(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         threads = [

@@ -81,7 +81,7 @@ def wrong_imports(path: Path, source: str) -> list[str]:
     return wrong
 
 
-def test_every_module_has_its_place() -> None:
+def test_imports_give_every_module_its_place() -> None:
     modules = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
     assert modules <= MAY_IMPORT.keys()
 
@@ -118,7 +118,7 @@ def circles(modules: dict[str, str]) -> list[set[str]]:
     return [set(group) for group in groups]
 
 
-def test_no_modules_import_each_other() -> None:
+def test_imports_make_no_circle() -> None:
     sources = {
         ".".join(["pyro_vae", *path.relative_to(ROOT).with_suffix("").parts]): path.read_text(encoding="utf-8")
         for path in ROOT.rglob("*.py")
@@ -127,7 +127,7 @@ def test_no_modules_import_each_other() -> None:
     assert circles(sources) == []
 
 
-def test_a_circle_of_imports_is_seen() -> None:
+def test_circles_sees_one() -> None:
     sources = {
         "p.a": "from p.b import f",
         "p.b": "def g():\n    from p import c",
@@ -152,7 +152,7 @@ def test_a_circle_of_imports_is_seen() -> None:
         ("priors/base.py", "from pyro_vae.testing import check_prior", ["pyro_vae.testing.check_prior"]),
     ],
 )
-def test_an_arrow_turned_round_is_seen(path: str, source: str, wrong: list[str]) -> None:
+def test_wrong_imports_sees_an_arrow_turned_round(path: str, source: str, wrong: list[str]) -> None:
     assert wrong_imports(Path(path), source) == wrong
 
 
@@ -211,7 +211,7 @@ def test_importing_waits_for_a_figure_to_import_matplotlib() -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_global_state_is_seen() -> None:
+def test_changed_by_sees_a_changed_global_state() -> None:
     statement = (
         "pyro.set_rng_seed(0); pyro.param('a', torch.zeros(1)); pyro.enable_validation(False); logging.basicConfig()"
     )

@@ -20,7 +20,7 @@ PRIVATE = re.compile(
 )
 
 
-def test_private_names_stand_in_one_file() -> None:
+def test_internals_has_the_private_names_in_one_file() -> None:
     found = {
         path.relative_to(ROOT).as_posix(): match[0]
         for path in ROOT.rglob("*.py")
@@ -30,11 +30,11 @@ def test_private_names_stand_in_one_file() -> None:
 
 
 @pytest.mark.parametrize("line", ["import torch._inductor", "from torch._guards import tracing", "x._cdata"])
-def test_a_private_name_is_seen(line: str) -> None:
+def test_internals_private_name_is_seen(line: str) -> None:
     assert PRIVATE.search(line)
 
 
-def test_children_and_calls_of_a_module() -> None:
+def test_children_of_and_calls_of_a_module() -> None:
     outer = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU())
     assert internals.children_of(outer) == [2, outer[0], outer[1], 0]
     assert internals.calls_of(outer) == []
@@ -45,7 +45,7 @@ def test_children_and_calls_of_a_module() -> None:
     assert internals.calls_of(outer) == [outer, hook, None]
 
 
-def test_a_graph_is_recorded_and_compiled() -> None:
+def test_compile_graph_takes_a_recorded_graph() -> None:
     def function(x: torch.Tensor) -> list[torch.Tensor]:
         y = x.clone()
         y.mul_(2)
@@ -58,12 +58,31 @@ def test_a_graph_is_recorded_and_compiled() -> None:
     assert internals.compile_graph(graph, [x])(x)[0].tolist() == [0, 2, 4]
 
 
-def test_products_by_onednn() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_is_out_of_memory_knows_torchs_words(error: Exception) -> None:
+    assert internals.is_out_of_memory(error)
+    assert not internals.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_is_out_of_memory_knows_what_torch_raises() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert internals.is_out_of_memory(caught.value)
+
+
+def test_linear_by_onednn_is_a_product() -> None:
     x, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     torch.testing.assert_close(internals.linear_by_onednn(x, weight, bias), x @ weight.T + bias)
 
 
-def test_draws_of_the_gamma_distribution_have_gradients() -> None:
+def test_standard_gamma_has_gradients() -> None:
     a = torch.full((10_000,), 2.0, requires_grad=True)
     draws = internals.standard_gamma(a)
     assert abs(draws.mean().item() - 2) < 5 * (2 / 10_000) ** 0.5
@@ -71,13 +90,13 @@ def test_draws_of_the_gamma_distribution_have_gradients() -> None:
     assert gradient.mean().item() == pytest.approx(1, abs=0.05)  # d E[x] / da, standard error .01
 
 
-def test_views_share_their_storage() -> None:
+def test_storage_key_is_shared_by_views() -> None:
     x = torch.zeros(4)
     assert internals.storage_key(x) == internals.storage_key(x[1:])
     assert internals.storage_key(x) != internals.storage_key(x.clone())
 
 
-def test_parameters_of_pyro_are_seen() -> None:
+def test_without_pyro_parameters_sees_parameters_of_pyro() -> None:
     assert internals.without_pyro_parameters(PyroModule("module"))
     module = PyroModule("module")
     module.scale = PyroParam(torch.ones(()), dist.constraints.positive)

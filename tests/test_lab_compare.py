@@ -23,6 +23,7 @@ from pyro_vae import elbo
 from pyro_vae.elbo import ELBO, IWELBO, OVIS, VIMCO, Score
 from pyro_vae.lab import Comparison, Row, compare
 from pyro_vae.lab.moments import Moments
+from pyro_vae.lab.references import named_estimators
 
 ONE = torch.ones(1, dtype=torch.float64)
 
@@ -69,7 +70,7 @@ def within(value: float, error: float, expected: float) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_signal_to_noise_ratios() -> None:
+def test_compare_table_of_signal_to_noise_ratios() -> None:
     program, x = normal_normal()
     estimators = {f"{gradient}, {k}": IWELBO(k, gradient) for k in (1, 4, 16) for gradient in ("dreg", "stl")}
     estimators |= {f"pathwise, {k}": IWELBO(k) for k in (1, 4, 16)}
@@ -84,7 +85,7 @@ def test_the_table_of_signal_to_noise_ratios() -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_variances_of_a_discrete_latent() -> None:
+def test_compare_table_of_variances_of_a_discrete_latent() -> None:
     program = TwoStates(0 * ONE)
     for k in (2, 3, 5):
         exact = {"guide.logit": torch.tensor([exact_gradient(log_mean, k)], dtype=torch.float64)}
@@ -99,7 +100,7 @@ def test_the_table_of_variances_of_a_discrete_latent() -> None:
             assert row.biased == (name == "ovis, biased")
 
 
-def test_a_small_comparison_holds_its_errors() -> None:
+def test_compare_holds_its_errors_in_a_small_comparison() -> None:
     program, x = normal_normal()
     found = run(program, x, [IWELBO(4), IWELBO(4, "stl")], draws=1000, groups={"loc": ["guide.loc"]})
     for gradient in ("pathwise", "stl"):
@@ -112,7 +113,7 @@ def test_a_small_comparison_holds_its_errors() -> None:
     assert (stl.num_parameters, stl.num_particles, found.row("IWELBO stl, K=4").num_parameters) == (1, 4, 2)
 
 
-def test_bound_and_gap() -> None:
+def test_compare_bound_and_gap() -> None:
     program, x = normal_normal(3)
     truth = NormalNormal.log_marginal_likelihood(x)
     expected = NormalNormal.elbo(x, x, x * math.sqrt(2 / 3))[0].item()
@@ -129,7 +130,7 @@ def test_bound_and_gap() -> None:
     assert estimated.rows[0].gap_error > estimated.rows[0].bound_error
 
 
-def test_gradients_are_of_the_sum_over_the_data() -> None:
+def test_compare_gradients_are_of_the_sum_over_the_data() -> None:
     rows = {}
     for n in (1, 5):
         program, x = normal_normal(n)
@@ -139,7 +140,7 @@ def test_gradients_are_of_the_sum_over_the_data() -> None:
 
 
 @pytest.mark.slow
-def test_at_the_exact_posterior_stl_and_dreg_have_no_variance_and_nothing_is_flagged() -> None:
+def test_compare_at_the_exact_posterior_stl_and_dreg_have_no_variance_and_nothing_is_flagged() -> None:
     x = torch.tensor([1.3, -0.4], dtype=torch.float64)
     estimators: dict[str, elbo.Estimator] = {"path": ELBO(), "kl": ELBO(analytic_kl=True), "stl": ELBO(gradient="stl")}
     estimators |= {"IWAE": IWELBO(4), "IWAE, stl": IWELBO(4, "stl"), "IWAE, dreg": IWELBO(4, "dreg")}
@@ -153,7 +154,7 @@ def test_at_the_exact_posterior_stl_and_dreg_have_no_variance_and_nothing_is_fla
     assert all(row.bias_p_value > 0.001 for row in found.rows)
 
 
-def test_parameters_that_model_and_guide_share_are_in_both_groups() -> None:
+def test_compare_parameters_that_model_and_guide_share_are_in_both_groups() -> None:
     def model(x: Tensor) -> None:
         loc, scale = (
             pyro.param("shared", torch.zeros(2)),
@@ -214,7 +215,7 @@ FAMILIES: dict[str, Programs] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_many_draws_at_once_are_distributed_as_one_at_a_time(name: str) -> None:
+def test_Sampler_draws_many_at_once_as_one_at_a_time(name: str) -> None:
     program, x = FAMILIES[name], torch.tensor([0.5, 1.5], dtype=torch.float64)
     estimator = ELBO(gradient="score" if name in ("Bernoulli", "Categorical", "Poisson") else "pathwise")
     found = run(program, x, {"many": estimator, "one": OneByOne(estimator)}, draws=10_000, reference=estimator)
@@ -249,7 +250,7 @@ class Pooled(IWELBO):
 
 
 @pytest.mark.slow
-def test_weights_pooled_over_the_batch_are_exposed() -> None:
+def test_compare_weights_pooled_over_the_batch_are_exposed() -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True), oracle.draw(6)
     estimators = {
@@ -265,7 +266,7 @@ def test_weights_pooled_over_the_batch_are_exposed() -> None:
     assert ["*" in line for line in str(found).splitlines()[1:9]] == [row.biased for row in found.rows]
 
 
-def test_a_bound_of_ones_own_is_compared_with_itself_unless_told_otherwise() -> None:
+def test_compare_bound_of_ones_own_is_compared_with_itself_unless_told_otherwise() -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True), oracle.draw(6)
     found = run(vae, x, {"pooled": Pooled(8)}, draws=500, log_marginal_likelihood=oracle.log_marginal_likelihood(x))
@@ -274,7 +275,7 @@ def test_a_bound_of_ones_own_is_compared_with_itself_unless_told_otherwise() -> 
 
 
 @pytest.mark.slow
-def test_unbiased_gradients_are_not_flagged() -> None:
+def test_compare_unbiased_gradients_are_not_flagged() -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True), oracle.draw(4)
     ours: list[elbo.Estimator] = [ELBO(), ELBO(2, gradient="stl"), ELBO(analytic_kl=True), ELBO(gradient="score")]
@@ -293,7 +294,7 @@ def test_unbiased_gradients_are_not_flagged() -> None:
 
 
 @pytest.mark.slow
-def test_discrete_latents_take_every_gradient_there_is() -> None:
+def test_compare_discrete_latents_take_every_gradient_there_is() -> None:
     program = TwoStates(torch.tensor([0.4, -0.3], dtype=torch.float64))
     estimators: list[pyro.infer.ELBO] = [
         IWELBO(3, "score"),
@@ -317,7 +318,7 @@ def test_discrete_latents_take_every_gradient_there_is() -> None:
     assert run(program, ONE.expand(2), [ELBO(gradient="enumerate")], draws=100, reference=off).rows[0].biased
 
 
-def test_flows_without_an_inverse_are_compared_with_pathwise_gradients() -> None:
+def test_compare_flows_without_an_inverse_are_compared_with_pathwise_gradients() -> None:
     flow = dist.transforms.Planar(2)
 
     def guide(x: Tensor) -> None:
@@ -345,7 +346,7 @@ def draws(count: int) -> Tensor:
     return torch.stack([0.3 + noise[:, 0] + noise[:, 1], 2 * noise[:, 1], (noise[:, 2] ** 2 - 1) / 2], -1)
 
 
-def test_standard_errors_are_the_spread_over_repetitions() -> None:
+def test_Moments_has_standard_errors_that_are_the_spread_over_repetitions() -> None:
     """The spread over 400 repetitions is known within 3.5%, its standard error; so the ratio is within 18% of 1."""
     mean = torch.tensor([0.3, 0.0, 0.0], dtype=torch.float64)
     found: dict[str, list[tuple[float, float]]] = {"variance": [], "snr": [], "cosine": []}
@@ -368,7 +369,7 @@ def test_standard_errors_are_the_spread_over_repetitions() -> None:
 
 
 @pytest.mark.parametrize("reference_draws", [0, 1500])
-def test_p_values_are_uniform_without_bias_and_small_with_it(reference_draws: int) -> None:
+def test_Moments_has_p_values_that_are_uniform_without_bias_and_small_with_it(reference_draws: int) -> None:
     """400 p-values: their mean has a standard error of .0144, and the share below .05 one of .0109."""
     exact = torch.tensor([0.3, 0.0, 0.0], dtype=torch.float64)
     p_values: list[float] = []
@@ -396,7 +397,7 @@ def test_p_values_are_uniform_without_bias_and_small_with_it(reference_draws: in
 
 
 @pytest.mark.slow
-def test_p_values_of_repeated_comparisons_are_uniform() -> None:
+def test_compare_p_values_of_repeated_comparisons_are_uniform() -> None:
     """200 p-values: their mean has a standard error of .0204, the spread of the bounds one of 5%."""
     x = torch.tensor([1.0, -0.5], dtype=torch.float64)
     program = NormalNormal(0 * x, 1 + 0 * x)
@@ -424,7 +425,7 @@ class Normalized(PyroModule):
             pyro.sample("z", dist.Normal(self.net(x[:, None])[:, 0], 1.0))
 
 
-def test_nothing_is_left_behind() -> None:
+def test_compare_nothing_is_left_behind() -> None:
     x = torch.tensor([1.0, -0.5, 2.0])
     guide, baseline = Normalized(), nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 1), nn.Flatten(0))
     program = NormalNormal(x, x)
@@ -449,7 +450,7 @@ def test_nothing_is_left_behind() -> None:
     assert all(parameter.grad is None for parameter in baseline.parameters())
 
 
-def test_parameters_of_the_global_store_are_used_and_left(global_store: None) -> None:
+def test_compare_parameters_of_the_global_store_are_used_and_left(global_store: None) -> None:
     program = NormalNormal(0 * ONE, ONE, functions=True)
     pyro.param("loc", 0.75 * ONE)
     found = run(program, ONE, [ELBO()], groups={"loc": ["guide.loc"]})
@@ -460,7 +461,7 @@ def test_parameters_of_the_global_store_are_used_and_left(global_store: None) ->
     assert pyro.param("loc").grad is None
 
 
-def test_a_seed_gives_the_same_figures_again() -> None:
+def test_compare_seed_gives_the_same_figures_again() -> None:
     program, x = normal_normal()
 
     def measured(seed: int) -> list[tuple[float, float]]:
@@ -474,7 +475,7 @@ def test_a_seed_gives_the_same_figures_again() -> None:
 
 
 @pytest.mark.cuda
-def test_on_a_gpu() -> None:
+def test_compare_on_a_gpu() -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(diagonal=True).cuda(), oracle.draw(4).cuda()
     log_p = oracle.log_marginal_likelihood(x.cpu())
@@ -496,7 +497,7 @@ def row(name: str, k: int, snr: float = 1.0, variance: float = 2.0, group: str =
     return Row(**values | {"snr": snr, "variance": variance})
 
 
-def test_table_and_files() -> None:
+def test_Comparison_table_and_files() -> None:
     program, x = normal_normal()
     found = run(program, x, [IWELBO(2), IWELBO(2, "stl"), IWELBO(2, VIMCO("arithmetic")), IWELBO(2)], draws=500)
     names = ["IWELBO pathwise, K=2", "IWELBO stl, K=2", "IWELBO vimco(mean=arithmetic), K=2", "IWELBO pathwise, K=2 #2"]
@@ -513,7 +514,23 @@ def test_table_and_files() -> None:
     assert decoded["num_data"] == 1
 
 
-def test_figures() -> None:
+def test_family_tells_mappings_from_sites_apart() -> None:
+    mappings: list[dict[str, Any]] = [
+        {"k": "enumerate", "z": "pathwise"},
+        {"k": "score", "z": "pathwise"},
+        {"k": Score("running_mean"), "z": "pathwise"},
+        {"k": "score", "z": "score"},
+    ]
+    named = named_estimators("compare", [ELBO(gradient=mapping) for mapping in mappings])
+    assert list(named) == [
+        "ELBO k:enumerate z:pathwise, K=1",
+        "ELBO k:score z:pathwise, K=1",
+        "ELBO k:score(baseline=running_mean) z:pathwise, K=1",
+        "ELBO k,z:score, K=1",
+    ]
+
+
+def test_Comparison_figures() -> None:
     found = run(*normal_normal(), [ELBO()], draws=100)
     rows = (row("A", 4, 2.0), row("A", 1, 1.0), row("B", 1, 3.0, variance=1e-30), row("B", 1, group="model"))
     found = Comparison(rows, found.log_marginal_likelihood, True, {}, 1)
@@ -532,7 +549,7 @@ def test_figures() -> None:
     assert all(product[0].item() == pytest.approx(product[1].item()) for product in products)
 
 
-def test_a_row_that_is_not_there() -> None:
+def test_Comparison_row_that_is_not_there() -> None:
     found = run(*normal_normal(), [ELBO()], draws=100)
     with pytest.raises(KeyError, match="ELBO stl"):
         found.row("ELBO stl, K=1")
@@ -571,14 +588,14 @@ def test_a_row_that_is_not_there() -> None:
         ({"plate": "rows"}, ValueError, "plate"),
     ],
 )
-def test_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_compare_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
     program, x = normal_normal()
     arguments: dict[str, Any] = {"x": x, "estimators": [ELBO()], "draws": 100, "progress": False} | options
     with pytest.raises(error, match=message):
         compare(program.model, program.guide, **arguments)
 
 
-def test_estimators_whose_bound_is_not_known_take_a_reference() -> None:
+def test_compare_estimators_whose_bound_is_not_known_take_a_reference() -> None:
     program, x = normal_normal()
     with pytest.raises(ValueError, match="expected a reference for OneByOne, whose bound is not known here"):
         run(program, x, [OneByOne(ELBO())], draws=100)
@@ -587,7 +604,7 @@ def test_estimators_whose_bound_is_not_known_take_a_reference() -> None:
     assert not found.rows[0].biased
 
 
-def test_a_program_without_parameters_is_refused() -> None:
+def test_compare_program_without_parameters_is_refused() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, 1.0))

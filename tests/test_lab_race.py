@@ -46,7 +46,7 @@ def values(found: Race, name: str) -> list[tuple[float, float]]:
     return [(point.negative_elbo.value, point.nll.value) for point in found.curves[name]]
 
 
-def test_all_start_from_the_same_weights_and_take_as_many_steps() -> None:
+def test_race_all_start_from_the_same_weights_and_take_as_many_steps() -> None:
     found = run({"ELBO": ELBO(), "IWAE": IWELBO(3), "Pyro": pyro.infer.Trace_ELBO()})
     assert {name: [point.step for point in points] for name, points in found.curves.items()} == {
         name: [0, 3, 6] for name in ("ELBO", "IWAE", "Pyro")
@@ -59,12 +59,12 @@ def test_all_start_from_the_same_weights_and_take_as_many_steps() -> None:
     assert [point.seconds > 0 for point in found.curves["ELBO"]] == [False, True, True]
 
 
-def test_a_seed_gives_the_same_race_again() -> None:
+def test_race_seed_gives_the_same_race_again() -> None:
     found = [values(run([ELBO()], seed=seed), "ELBO pathwise, K=1") for seed in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
 
 
-def test_nothing_is_left_behind() -> None:
+def test_race_nothing_is_left_behind() -> None:
     vae, baseline = program(), nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
     vae.eval()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
@@ -80,7 +80,7 @@ def test_nothing_is_left_behind() -> None:
     assert all(torch.equal(a, b) for a, b in zip(start, baseline.parameters(), strict=True))
 
 
-def test_parameters_that_are_drawn_at_the_start_are_the_same_for_all() -> None:
+def test_race_parameters_that_are_drawn_at_the_start_are_the_same_for_all() -> None:
     def model(x: Tensor) -> None:
         weight = pyro.param("weight", lambda: torch.randn(2, 6))
         with pyro.plate("data", len(x)):
@@ -107,7 +107,7 @@ class Watched(nets.MLP):
         return super().forward(*inputs)
 
 
-def test_a_program_in_evaluation_mode_is_trained_in_training_mode() -> None:
+def test_race_program_in_evaluation_mode_is_trained_in_training_mode() -> None:
     vae = VAE(
         prior=priors.StandardNormal(2),
         likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=6),
@@ -125,7 +125,7 @@ class Slow(ELBO):
         return super().loss_and_grads(*args, **kwargs)
 
 
-def test_equal_time_is_that_of_the_steps() -> None:
+def test_race_equal_time_is_that_of_the_steps() -> None:
     found = run({"fast": ELBO(), "slow": Slow()}, steps=None, seconds=0.2)
     for points in found.curves.values():
         assert [point.seconds >= share for point, share in zip(points, (0.0, 0.1, 0.2), strict=True)] == [True] * 3
@@ -137,7 +137,7 @@ def test_equal_time_is_that_of_the_steps() -> None:
 
 
 @pytest.mark.slow
-def test_training_nears_the_maximum_likelihood() -> None:
+def test_race_training_nears_the_maximum_likelihood() -> None:
     """Of a linear VAE, by both estimators: the validation NLL comes near that of the truth."""
     oracle = LinearVAE.random(orthogonal=True)
     train, validation = oracle.draw(2000).float(), oracle.draw(500, seed=1).float()
@@ -155,7 +155,7 @@ def test_training_nears_the_maximum_likelihood() -> None:
         assert points[-1].negative_elbo.value >= points[-1].nll.value - 0.05
 
 
-def test_table_figure_and_file() -> None:
+def test_Race_table_figure_and_file() -> None:
     found = run([ELBO(), IWELBO(3)])
     names = ["ELBO pathwise, K=1", "IWELBO pathwise, K=3"]
     header, first, second, note = str(found).splitlines()
@@ -187,12 +187,12 @@ def test_table_figure_and_file() -> None:
         ({"optimizer": partial(torch.optim.SGD, lr=math.inf)}, FloatingPointError, "expected a finite loss"),
     ],
 )
-def test_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_race_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run(**{"estimators": [ELBO()], **options})
 
 
 @pytest.mark.cuda
-def test_on_a_gpu() -> None:
+def test_race_on_a_gpu() -> None:
     found = race(program().cuda(), bits(40).cuda(), bits(20).cuda(), [ELBO()], optimizer=ADAM, steps=5, progress=False)
     assert len(found.curves["ELBO pathwise, K=1"]) == 6

@@ -29,7 +29,7 @@ def parents(likelihood: likelihoods.Likelihood, lead: Size) -> list[Tensor]:
 # Losses are likelihoods
 
 
-def test_cross_entropy_is_the_negative_bernoulli_log_likelihood() -> None:
+def test_Bernoulli_is_the_negative_cross_entropy() -> None:
     likelihood = likelihoods.Bernoulli(body(), (1, 4, 4)).double()
     z, x = torch.randn(6, LATENT).double(), torch.randint(0, 2, (6, 1, 4, 4)).double()
     logits = likelihood.head(likelihood.body(z))["logits"]
@@ -37,7 +37,7 @@ def test_cross_entropy_is_the_negative_bernoulli_log_likelihood() -> None:
     torch.testing.assert_close(cross_entropy, -likelihood(z).log_prob(x), atol=1e-6, rtol=0)
 
 
-def test_half_squared_error_is_a_unit_normal_up_to_its_constant() -> None:
+def test_Normal_of_unit_variance_is_half_the_squared_error_up_to_its_constant() -> None:
     likelihood = likelihoods.Normal(body(), (1, 4, 4), scale=1.0).double()
     z, x = torch.randn(6, LATENT).double(), torch.randn(6, 1, 4, 4).double()
     p = likelihood(z)
@@ -47,7 +47,7 @@ def test_half_squared_error_is_a_unit_normal_up_to_its_constant() -> None:
 
 
 @pytest.mark.parametrize(("reduce", "variance"), [(torch.sum, 1 / 2), (torch.mean, 16 / 2)])
-def test_other_squared_errors_are_normals_of_other_scales(reduce: Callable[..., Tensor], variance: float) -> None:
+def test_Normal_of_other_scales_is_other_squared_errors(reduce: Callable[..., Tensor], variance: float) -> None:
     likelihood = likelihoods.Normal(body(), 16, scale=math.sqrt(variance)).double()
     z, x = torch.randn(6, LATENT).double(), torch.randn(6, 16).double()
     p = likelihood(z)
@@ -55,7 +55,7 @@ def test_other_squared_errors_are_normals_of_other_scales(reduce: Callable[..., 
     torch.testing.assert_close(reduce((p.mean - x) ** 2, -1) + constant, -p.log_prob(x), atol=1e-6, rtol=0)
 
 
-def test_absolute_error_is_a_unit_laplace_up_to_its_constant() -> None:
+def test_Laplace_of_unit_scale_is_the_absolute_error_up_to_its_constant() -> None:
     p = likelihoods.Laplace(body(), 4, scale=1.0).double()(torch.randn(6, LATENT).double())
     x = torch.randn(6, 4).double()
     torch.testing.assert_close((p.mean - x).abs().sum(-1) + 4 * math.log(2), -p.log_prob(x), atol=1e-6, rtol=0)
@@ -68,7 +68,7 @@ EXACT_MEAN = [name for name in members.LIKELIHOODS if name not in ("MixtureOfDis
 
 
 @pytest.mark.parametrize("name", EXACT_MEAN)
-def test_the_mean_is_that_of_the_samples(name: str) -> None:
+def test_Likelihood_mean_is_that_of_the_samples(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]().double()
     with torch.no_grad():
         p = likelihood(*(value.double() for value in parents(likelihood, Size())))
@@ -79,7 +79,9 @@ def test_the_mean_is_that_of_the_samples(name: str) -> None:
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
 @pytest.mark.parametrize("magnitude", [1e-6, 1e4])
-def test_extreme_outputs_of_the_network_leave_density_and_gradient_finite(name: str, magnitude: float) -> None:
+def test_Likelihood_extreme_outputs_of_the_network_leave_density_and_gradient_finite(
+    name: str, magnitude: float
+) -> None:
     likelihood = members.LIKELIHOODS[name]()
     given = parents(likelihood, Size([200]))
     with torch.no_grad():
@@ -95,7 +97,7 @@ def test_extreme_outputs_of_the_network_leave_density_and_gradient_finite(name: 
 
 
 @pytest.mark.parametrize("name", [name for name in members.LIKELIHOODS if "Dequantized" not in name])
-def test_a_log_density_can_be_recorded(name: str) -> None:
+def test_Likelihood_log_density_can_be_recorded(name: str) -> None:
     """As the compiled step does: one graph, without a look at the data's values."""
     likelihood = members.LIKELIHOODS[name]()
     given, other = parents(likelihood, Size([6])), parents(likelihood, Size([6]))
@@ -107,7 +109,7 @@ def test_a_log_density_can_be_recorded(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_density_and_mean_stay_on_the_device_of_the_parameters(name: str) -> None:
+def test_Likelihood_density_and_mean_stay_on_the_device_of_the_parameters(name: str) -> None:
     """On the meta device, which refuses tensors of another one as a GPU does, and needs none."""
     likelihood = members.LIKELIHOODS[name]().to("meta")
     given = [value.to("meta") for value in parents(likelihood, Size([6]))]
@@ -119,7 +121,7 @@ def test_density_and_mean_stay_on_the_device_of_the_parameters(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_a_vae_with_it_trains_and_samples(name: str) -> None:
+def test_Likelihood_vae_with_it_trains_and_samples(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]()
     vae = VAE(
         prior=priors.StandardNormal(LATENT),
@@ -162,7 +164,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_data_outside_the_support_are_refused_with_a_remedy(name: str) -> None:
+def test_Likelihood_data_outside_the_support_are_refused_with_a_remedy(name: str) -> None:
     value, message = REFUSED[name]
     likelihood = members.LIKELIHOODS[name]()
     with pytest.raises(ValueError, match=message):
@@ -170,7 +172,7 @@ def test_data_outside_the_support_are_refused_with_a_remedy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_data_of_another_shape_or_type_are_refused(name: str) -> None:
+def test_Likelihood_data_of_another_shape_or_type_are_refused(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]()
     shape = ", ".join(map(str, likelihood.event_shape))
     with pytest.raises(ValueError, match=rf"likelihood: expected data of shape \(N, {shape}\); got \(2, 9\)"):
@@ -180,14 +182,14 @@ def test_data_of_another_shape_or_type_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_a_repr_says_what_is_modeled(name: str) -> None:
+def test_Likelihood_repr_says_what_is_modeled(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]()
     assert f"event_shape={tuple(likelihood.event_shape)}" in repr(likelihood)
     assert likelihood.accepts
     assert likelihood.remedy
 
 
-def test_contexts_too_few_or_too_many_are_refused() -> None:
+def test_Likelihood_contexts_too_few_or_too_many_are_refused() -> None:
     message = (
         r"Poisson likelihood: expected 1 inputs of the body and library_size; got 1 in all\. Give z and the contexts"
     )
@@ -201,7 +203,7 @@ def test_contexts_too_few_or_too_many_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [likelihoods.Normal, likelihoods.Laplace, likelihoods.StudentT, likelihoods.Beta])
-def test_a_scale_is_fixed_learned_or_per_element(kind: Callable[..., likelihoods.Normal]) -> None:
+def test_Normal_scale_is_fixed_learned_or_per_element(kind: Callable[..., likelihoods.Normal]) -> None:
     fixed, learned, each = (kind(body(), 4, scale=scale) for scale in (0.5, "learned", "per_element"))
     assert [len(list(one.parameters())) for one in (fixed, learned, each)] == [
         len(list(learned.parameters())) + change for change in (-1, 0, -1)
@@ -223,7 +225,7 @@ def test_a_scale_is_fixed_learned_or_per_element(kind: Callable[..., likelihoods
         kind(body(), 4, min_scale=-1.0)
 
 
-def test_a_learned_scale_cannot_collapse() -> None:
+def test_Normal_learned_scale_cannot_collapse() -> None:
     likelihood = likelihoods.Normal(body(), 4, min_scale=0.01)
     assert likelihood.raw_scale is not None
     with torch.no_grad():
@@ -232,7 +234,7 @@ def test_a_learned_scale_cannot_collapse() -> None:
     assert p.base_dist.scale.unique().tolist() == pytest.approx([0.01])
 
 
-def test_degrees_of_freedom_leave_a_mean() -> None:
+def test_StudentT_degrees_of_freedom_leave_a_mean() -> None:
     likelihood = likelihoods.StudentT(body(), 4)
     assert likelihood.raw_df is not None
     with torch.no_grad():
@@ -243,7 +245,7 @@ def test_degrees_of_freedom_leave_a_mean() -> None:
             likelihoods.StudentT(body(), 4, df=wrong)  # type: ignore[arg-type]
 
 
-def test_the_mode_of_a_beta_is_where_the_network_puts_it() -> None:
+def test_Beta_mode_is_where_the_network_puts_it() -> None:
     likelihood = likelihoods.Beta(body(), 1, scale=0.1).double()
     loc = torch.tensor([-1.0]).double()
     x = torch.linspace(0.001, 0.999, 999).double()[:, None]
@@ -254,7 +256,7 @@ def test_the_mode_of_a_beta_is_where_the_network_puts_it() -> None:
 # The sigma-VAE
 
 
-def test_the_optimal_scale_gives_the_closed_form_of_the_negative_log_likelihood() -> None:
+def test_SigmaNormal_optimal_scale_gives_the_closed_form_of_the_negative_log_likelihood() -> None:
     likelihood = likelihoods.SigmaNormal(body(), (1, 5, 5)).double()
     z = torch.randn(100, LATENT).double()
     mean = likelihood(z).mean.detach()
@@ -268,7 +270,7 @@ def test_the_optimal_scale_gives_the_closed_form_of_the_negative_log_likelihood(
         assert -worse.log_prob(x).mean().item() / 25 > -0.8836466
 
 
-def test_the_scale_is_state_and_no_parameter() -> None:
+def test_SigmaNormal_scale_is_state_and_no_parameter() -> None:
     likelihood = likelihoods.SigmaNormal(body(), 4)
     x = torch.randn(8, 4)
     storage = likelihood.scale.data_ptr()
@@ -282,7 +284,7 @@ def test_the_scale_is_state_and_no_parameter() -> None:
     assert torch.equal(likelihood.scale, before)
 
 
-def test_the_calibrated_scale_has_a_floor_and_leaves_missing_values_out() -> None:
+def test_SigmaNormal_calibrated_scale_has_a_floor_and_leaves_missing_values_out() -> None:
     likelihood = likelihoods.SigmaNormal(body(), 2, min_scale=0.01)
     likelihood.calibrate(torch.ones(3, 2), torch.ones(3, 2))
     assert likelihood.scale.item() == pytest.approx(0.01)
@@ -294,7 +296,7 @@ def test_the_calibrated_scale_has_a_floor_and_leaves_missing_values_out() -> Non
         likelihoods.SigmaNormal(body(), 2, min_scale=0)
 
 
-def test_calibration_reaches_the_likelihood_inside() -> None:
+def test_SigmaNormal_inside_of_another_likelihood_is_calibrated() -> None:
     x, mean = torch.rand(50, 3).mul(16).round() / 16, torch.full((50, 3), 0.5)
     error = (x - mean).square().mean().sqrt()
     missing = likelihoods.MissingAtRandom(likelihoods.SigmaNormal(body(), 3))

@@ -28,7 +28,7 @@ def scvi_log_negative_binomial(x: Tensor, mu: Tensor, theta: Tensor) -> Tensor:
     )
 
 
-def test_the_negative_binomial_is_scvis_and_torchs() -> None:
+def test_NegativeBinomial_is_scvis_and_torchs() -> None:
     likelihood = likelihoods.NegativeBinomial(body(), 6, library_size=True).double()
     with torch.no_grad():
         likelihood.log_dispersion.copy_(torch.linspace(-2, 3, 6))
@@ -43,7 +43,7 @@ def test_the_negative_binomial_is_scvis_and_torchs() -> None:
     torch.testing.assert_close(p.variance, mu + mu**2 / theta)
 
 
-def test_the_zero_inflated_negative_binomial_is_scvis() -> None:
+def test_ZeroInflatedNegativeBinomial_is_scvis() -> None:
     likelihood = likelihoods.ZeroInflatedNegativeBinomial(body(), 6, library_size=True).double()
     library_size = torch.tensor([20.0, 200.0]).double()
     logits, pi = torch.randn(2, 6).double(), torch.randn(2, 6).double()
@@ -59,7 +59,9 @@ def test_the_zero_inflated_negative_binomial_is_scvis() -> None:
 @pytest.mark.parametrize(
     "kind", [likelihoods.Poisson, likelihoods.NegativeBinomial, likelihoods.ZeroInflatedNegativeBinomial]
 )
-def test_the_library_size_scales_the_mean_and_enters_no_network(kind: Callable[..., likelihoods.Likelihood]) -> None:
+def test_Poisson_library_size_scales_the_mean_and_enters_no_network(
+    kind: Callable[..., likelihoods.Likelihood],
+) -> None:
     likelihood = kind(body(), (2, 3), library_size=True)
     z, library_size = torch.randn(4, LATENT), torch.tensor([10.0, 20.0, 30.0, 40.0])
     p = likelihood(z, library_size)
@@ -75,12 +77,12 @@ def test_the_library_size_scales_the_mean_and_enters_no_network(kind: Callable[.
         likelihood.check_data(torch.ones(4, 2, 3), 0 * library_size)
 
 
-def test_without_a_library_size_the_mean_is_the_exponential() -> None:
+def test_Poisson_without_a_library_size_has_the_exponential_for_its_mean() -> None:
     likelihood = likelihoods.Poisson(body(), 2)
     assert likelihood.distribution(logits=torch.tensor([0.0, math.log(7)])).mean.tolist() == pytest.approx([1, 7])
 
 
-def test_a_body_may_take_a_context_beside_the_library_size() -> None:
+def test_Poisson_body_may_take_a_context_beside_the_library_size() -> None:
     likelihood = likelihoods.Poisson(body(context_shapes=[2]), 5, library_size=True)
     z, label, library_size = torch.zeros(3, LATENT), torch.eye(3, 2), torch.full((3,), 9.0)
     p = likelihood(z, label, library_size)
@@ -89,7 +91,7 @@ def test_a_body_may_take_a_context_beside_the_library_size() -> None:
     likelihood.check_data(torch.ones(3, 5), label, library_size)
 
 
-def test_documents_have_the_length_they_are_given() -> None:
+def test_Multinomial_documents_have_the_length_they_are_given() -> None:
     likelihood = likelihoods.Multinomial(body(), 5)
     x = torch.tensor([[1.0, 0.0, 2.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0, 1.0]])
     likelihood.check_data(x, x.sum(-1))
@@ -105,7 +107,7 @@ def test_documents_have_the_length_they_are_given() -> None:
         likelihoods.Multinomial(body(), (2, 3))
 
 
-def test_a_binomial_of_255_trials_is_torchs_on_the_levels() -> None:
+def test_Binomial_of_255_trials_is_torchs_on_the_levels() -> None:
     likelihood = likelihoods.Binomial(body(), (1, 2, 2))
     logits, k = torch.randn(1, 2, 2), torch.randint(0, 256, (9, 1, 2, 2)).float()
     expected = torch.distributions.Binomial(255, logits=logits).log_prob(k).sum((1, 2, 3))
@@ -119,7 +121,7 @@ def test_a_binomial_of_255_trials_is_torchs_on_the_levels() -> None:
 # Categories and levels
 
 
-def test_categories_are_softmaxes_of_the_logits_of_each_element() -> None:
+def test_Categorical_is_a_softmax_of_the_logits_of_each_element() -> None:
     likelihood = likelihoods.Categorical(4, body(), (3, 2, 2))
     assert likelihood.parameter_shapes() == {"logits": (12, 2, 2)}
     logits = torch.randn(5, 12, 2, 2)
@@ -134,7 +136,7 @@ def test_categories_are_softmaxes_of_the_logits_of_each_element() -> None:
         likelihoods.Categorical(3, body(), 4, spacing=0)
 
 
-def test_levels_cost_a_convolution_and_no_large_layer() -> None:
+def test_DiscretizedLogistic_levels_cost_a_convolution_and_no_large_layer() -> None:
     convolutional = nets.ConvDecoder(LATENT, (3, 32, 32), [64])
     mixture = likelihoods.MixtureOfDiscretizedLogistics(convolutional, (3, 32, 32))
     assert mixture.head.layer.weight.numel() == 6400
@@ -142,7 +144,7 @@ def test_levels_cost_a_convolution_and_no_large_layer() -> None:
     assert likelihoods.Categorical(256, convolutional, (3, 32, 32)).head.layer.weight.numel() == 64 * 768
 
 
-def test_the_mixture_counts_in_pixels_from_minus_one_to_one() -> None:
+def test_MixtureOfDiscretizedLogistics_counts_in_pixels_from_minus_one_to_one() -> None:
     likelihood = likelihoods.MixtureOfDiscretizedLogistics(
         nets.ConvDecoder(LATENT, (3, 1, 1), [2]), (3, 1, 1), num_components=1
     ).double()
@@ -163,6 +165,6 @@ def test_the_mixture_counts_in_pixels_from_minus_one_to_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [likelihoods.DiscretizedLogistic, likelihoods.MixtureOfDiscretizedLogistics])
-def test_one_level_is_refused(kind: Callable[..., likelihoods.Likelihood]) -> None:
+def test_DiscretizedLogistic_refuses_one_level(kind: Callable[..., likelihoods.Likelihood]) -> None:
     with pytest.raises(ValueError, match=r"likelihood: expected levels at least 2; got 1\. Use 256 for 8 bits"):
         kind(body(), (1, 2, 2), levels=1)

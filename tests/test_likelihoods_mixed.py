@@ -15,7 +15,7 @@ def body(**options: object) -> nets.MLP:
     return nets.MLP(LATENT, [5], **options)  # type: ignore[arg-type]
 
 
-def test_mixed_parts_share_one_head_and_add_up() -> None:
+def test_Mixed_parts_share_one_head_and_add_up() -> None:
     parts: list[tuple[int | slice, MakePart]] = [
         (slice(0, 4, 2), partial(likelihoods.Normal, scale="per_element")),
         (3, likelihoods.Poisson),
@@ -36,7 +36,7 @@ def test_mixed_parts_share_one_head_and_add_up() -> None:
     torch.testing.assert_close(mixed(z).log_prob(x), expected)
 
 
-def test_mixed_parts_keep_their_parameters_and_first_biases() -> None:
+def test_Mixed_parts_keep_their_parameters_and_first_biases() -> None:
     mixed = likelihoods.Mixed(
         body(),
         parts=[
@@ -65,12 +65,12 @@ def test_mixed_parts_keep_their_parameters_and_first_biases() -> None:
         ([-1], r"expected columns as an int or a slice with a stop, counted from 0; got slice\(-1, 0, None\)"),
     ],
 )
-def test_columns_left_out_or_given_twice_are_refused(columns: list[int | slice], message: str) -> None:
+def test_Mixed_columns_left_out_or_given_twice_are_refused(columns: list[int | slice], message: str) -> None:
     with pytest.raises(ValueError, match=f"Mixed likelihood: .*{message}"):
         likelihoods.Mixed(body(), parts=[(column, likelihoods.Normal) for column in columns])
 
 
-def test_parts_with_a_context_are_refused() -> None:
+def test_Mixed_parts_with_a_context_are_refused() -> None:
     with pytest.raises(
         ValueError, match="expected parts without a context; got Multinomial, which takes document_length"
     ):

@@ -67,31 +67,31 @@ SHARES: dict[str, MakeLikelihood] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAY)
-def test_gray_digits(name: str) -> None:
+def test_likelihoods_of_gray_digits(name: str) -> None:
     assert_falls(losses(GRAY[name], data.load("digits").train))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
-def test_digits_as_counts(name: str) -> None:
+def test_likelihoods_of_digits_as_counts(name: str) -> None:
     assert_falls(losses(COUNTS[name], data.as_dataset(digits())))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARES)
-def test_digits_as_documents_of_a_known_length(name: str) -> None:
+def test_Multinomial_of_digits_as_documents_of_a_known_length(name: str) -> None:
     x = digits().flatten(1)
     assert_falls(losses(SHARES[name], data.as_dataset(x).conditioned_on(x.sum(-1))))
 
 
 @pytest.mark.slow
-def test_binary_digits() -> None:
+def test_Bernoulli_of_binary_digits() -> None:
     train = data.load("digits", binarize="dynamic").train
     assert_falls(losses(lambda body: likelihoods.Bernoulli(body, IMAGE), train))
 
 
 @pytest.mark.slow
-def test_a_mixture_on_feature_maps() -> None:
+def test_MixtureOfDiscretizedLogistics_on_feature_maps() -> None:
     def mixture(body: nets.Body) -> likelihoods.Likelihood:
         return likelihoods.MixtureOfDiscretizedLogistics(body, IMAGE, levels=17, num_components=5)
 
@@ -111,7 +111,7 @@ def standardized(x: Tensor) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("count", [likelihoods.Poisson, likelihoods.NegativeBinomial])
-def test_wine_with_magnesium_as_a_count(count: type[likelihoods.Poisson], missing: bool) -> None:
+def test_Mixed_of_wine_with_magnesium_as_a_count(count: type[likelihoods.Poisson], missing: bool) -> None:
     raw = torch.tensor(load_wine().data, dtype=torch.float32)
     magnesium = load_wine().feature_names.index("magnesium")
     x = standardized(raw)
@@ -135,7 +135,7 @@ def test_wine_with_magnesium_as_a_count(count: type[likelihoods.Poisson], missin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [False, True])
-def test_breast_cancer_with_its_class_as_a_category(missing: bool) -> None:
+def test_Mixed_of_breast_cancer_with_its_class_as_a_category(missing: bool) -> None:
     bunch = load_breast_cancer()
     x = standardized(torch.tensor(bunch.data, dtype=torch.float32))
     x = torch.cat([x, torch.tensor(bunch.target, dtype=torch.float32)[:, None]], -1)
@@ -149,7 +149,7 @@ def test_breast_cancer_with_its_class_as_a_category(missing: bool) -> None:
     assert_falls(losses(mixed, data.as_dataset(with_cells_missing(x) if missing else x)))
 
 
-def test_fit_sets_the_scale_of_a_sigma_vae_and_it_is_the_root_mean_squared_error() -> None:
+def test_SigmaNormal_scale_is_set_by_fit_and_is_the_root_mean_squared_error() -> None:
     torch.manual_seed(0)
     train = data.load("digits").train
     likelihood = likelihoods.SigmaNormal(nets.MLP(2, [16]), IMAGE)

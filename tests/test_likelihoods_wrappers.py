@@ -23,7 +23,7 @@ def parents(likelihood: likelihoods.Likelihood, lead: Size) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in members.LIKELIHOODS if "MissingAtRandom" not in name])
-def test_missing_values_are_left_out_of_every_product_over_elements(name: str) -> None:
+def test_MissingAtRandom_leaves_missing_values_out_of_every_product_over_elements(name: str) -> None:
     likelihood = members.LIKELIHOODS[name]()
     if likelihood.support.event_dim > 0:
         with pytest.raises(ValueError, match="MissingAtRandom likelihood: expected a product over elements; got"):
@@ -49,7 +49,7 @@ def test_missing_values_are_left_out_of_every_product_over_elements(name: str) -
     assert bool(wrapped(*given).sample().isfinite().all())
 
 
-def test_missing_values_are_refused_unless_they_are_declared() -> None:
+def test_MissingAtRandom_declares_missing_values_which_are_refused_otherwise() -> None:
     x = torch.tensor([[0.0, torch.nan]])
     likelihood = likelihoods.Normal(body(), 2)
     with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
@@ -57,11 +57,11 @@ def test_missing_values_are_refused_unless_they_are_declared() -> None:
     likelihoods.MissingAtRandom(likelihood).check_data(x)
     with pytest.raises(ValueError, match=r"Normal likelihood: expected finite real values; got.*1 NaN or infinite"):
         likelihoods.MissingAtRandom(likelihood).check_data(torch.tensor([[torch.inf, torch.nan]]))
-    with pytest.raises(TypeError, match=r"MissingAtRandom: expected likelihood a Likelihood; got type"):
+    with pytest.raises(TypeError, match=r"MissingAtRandom: expected likelihood to be a Likelihood; got type"):
         likelihoods.MissingAtRandom(likelihoods.Normal)  # type: ignore[arg-type]
 
 
-def test_a_wrapped_likelihood_has_one_network_and_one_state() -> None:
+def test_MissingAtRandom_has_one_network_and_one_state_with_what_it_wraps() -> None:
     inner = likelihoods.Normal(body(), 4)
     wrapped = likelihoods.MissingAtRandom(inner)
     assert wrapped.body is inner.body
@@ -72,7 +72,7 @@ def test_a_wrapped_likelihood_has_one_network_and_one_state() -> None:
 # Dequantization
 
 
-def test_only_continuous_likelihoods_of_complete_data_are_dequantized() -> None:
+def test_Dequantized_takes_only_continuous_likelihoods_of_complete_data() -> None:
     message = "Dequantized likelihood: expected a continuous likelihood of complete data; got "
     with pytest.raises(ValueError, match=f"{message}Poisson. Use the likelihood as it is"):
         likelihoods.Dequantized(likelihoods.Poisson(body(), 4))
@@ -83,7 +83,7 @@ def test_only_continuous_likelihoods_of_complete_data_are_dequantized() -> None:
 
 
 @pytest.mark.parametrize("kind", [likelihoods.Beta, likelihoods.LogitNormal, likelihoods.ContinuousBernoulli])
-def test_levels_at_the_ends_are_dequantized_into_the_open_interval(kind: Callable[..., likelihoods.Likelihood]) -> None:
+def test_Dequantized_keeps_levels_at_the_ends_in_the_open_interval(kind: Callable[..., likelihoods.Likelihood]) -> None:
     likelihood = likelihoods.Dequantized(kind(body(), 1000))
     x = torch.cat([torch.zeros(50, 1000), torch.ones(50, 1000)])
     likelihood.check_data(x)
@@ -93,7 +93,7 @@ def test_levels_at_the_ends_are_dequantized_into_the_open_interval(kind: Callabl
 # Standardized
 
 
-def test_a_standardized_likelihood_is_a_density_of_the_data_in_their_own_units() -> None:
+def test_Standardized_is_a_density_of_the_data_in_their_own_units() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 3).double() * torch.tensor([1e-4, 1.0, 1e5]) + torch.tensor([1.0, -5.0, 3e6])
     likelihood = likelihoods.Standardized(likelihoods.Normal(body(), 3, scale="per_element"), nets.Standardize.of(x))
@@ -104,7 +104,7 @@ def test_a_standardized_likelihood_is_a_density_of_the_data_in_their_own_units()
     torch.testing.assert_close(elementwise_log_prob(p, x), expected)
 
 
-def test_millimeters_for_meters_train_the_same_network_and_cost_the_jacobian() -> None:
+def test_Standardized_of_millimeters_for_meters_trains_the_same_network_and_costs_the_jacobian() -> None:
     def trained(factor: float) -> float:
         torch.manual_seed(0)
         x = torch.randn(200, 3) @ torch.randn(3, 3) + 2
@@ -125,14 +125,14 @@ def test_millimeters_for_meters_train_the_same_network_and_cost_the_jacobian() -
     assert micrometers + math.log(1e6) == pytest.approx(meters, abs=1e-4)
 
 
-def test_a_standardized_likelihood_is_calibrated_in_standardized_units() -> None:
+def test_Standardized_is_calibrated_in_standardized_units() -> None:
     standardize = nets.Standardize(torch.tensor([2.0, 5.0]), torch.tensor([10.0, 0.1]))
     likelihood = likelihoods.Standardized(likelihoods.SigmaNormal(body(), 2), standardize)
     likelihood.calibrate(torch.tensor([[12.0, 5.1]]), torch.tensor([[7.0, 5.05]]))
     torch.testing.assert_close(likelihood(torch.zeros(LATENT)).stddev, torch.tensor([5.0, 0.05]))
 
 
-def test_missing_values_of_standardized_data_are_left_out() -> None:
+def test_Standardized_leaves_missing_values_out() -> None:
     standardize = nets.Standardize(torch.tensor([2.0, 5.0]), torch.tensor([10.0, 0.1]))
     inner = likelihoods.Standardized(likelihoods.Normal(body(), 2), standardize)
     p = likelihoods.MissingAtRandom(inner)(torch.zeros(1, LATENT))
@@ -140,7 +140,7 @@ def test_missing_values_of_standardized_data_are_left_out() -> None:
     torch.testing.assert_close(p.log_prob(torch.tensor([[torch.nan, 5.0]])), whole[:, 1])
 
 
-def test_only_reals_of_complete_data_are_standardized() -> None:
+def test_Standardized_takes_only_reals_of_complete_data() -> None:
     standardize = nets.Standardize(torch.zeros(4), torch.ones(4))
     with pytest.raises(ValueError, match="Standardized likelihood: expected a likelihood of reals; got Poisson"):
         likelihoods.Standardized(likelihoods.Poisson(body(), 4), standardize)

@@ -36,18 +36,18 @@ def inputs(body: Body, lead: Sequence[int]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 4), (3, 2, 4), (0,), (2, 0)], ids=str)
-def test_features_have_the_leading_dims_of_the_inputs(body: Body, lead: tuple[int, ...]) -> None:
+def test_Body_features_have_the_leading_dims_of_the_inputs(body: Body, lead: tuple[int, ...]) -> None:
     assert body(*inputs(body, lead)).shape == lead + body.feature_shape
 
 
-def test_leading_dims_are_independent_rows(body: Body) -> None:
+def test_Body_leading_dims_are_independent_rows(body: Body) -> None:
     values = inputs(body, (2, 3))
     rows = [body(*(value[i, j] for value in values)) for i in range(2) for j in range(3)]
     torch.testing.assert_close(body(*values).flatten(0, 1), torch.stack(rows))
 
 
 @pytest.mark.parametrize("name", ["MLP, contexts", "ConvEncoder, contexts", "ConvDecoder, contexts"])
-def test_contexts_broadcast_and_matter(name: str) -> None:
+def test_Body_contexts_broadcast_and_matter(name: str) -> None:
     body = BODIES[name]()
     value, *contexts = inputs(body, (4,))
     particles = torch.randn(5, *value.shape)
@@ -61,7 +61,7 @@ def test_contexts_broadcast_and_matter(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 8), (28, 28), (29, 17), (33, 2)])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_conv_bodies_fit_every_image_size(size: tuple[int, int], depth: int) -> None:
+def test_ConvEncoder_and_ConvDecoder_fit_every_image_size(size: tuple[int, int], depth: int) -> None:
     image = (2, *size)
     encoder, decoder = ConvEncoder(image, [3] * depth), ConvDecoder(4, image, [3] * depth)
     halved = tuple(-(-n // 2**depth) for n in size)
@@ -70,14 +70,14 @@ def test_conv_bodies_fit_every_image_size(size: tuple[int, int], depth: int) -> 
     assert decoder.coarsest == (3, *halved)
 
 
-def test_the_channels_of_a_conv_decoder() -> None:
+def test_ConvDecoder_channels() -> None:
     decoder = ConvDecoder(4, (3, 8, 8), [7, 6, 5])
     shapes = [tuple(m.weight.shape[:2]) for m in decoder.layers if isinstance(m, nn.ConvTranspose2d)]
     assert shapes == [(7, 6), (6, 5), (5, 5)]
     assert decoder.feature_shape == (5, 8, 8)
 
 
-def test_the_activation_is_a_choice() -> None:
+def test_Body_activation_is_a_choice() -> None:
     for body in (
         MLP(3, [4, 4], activation=nn.Softplus),
         ConvEncoder((1, 4, 4), [2, 2], activation=nn.Softplus),
@@ -93,20 +93,20 @@ def test_the_activation_is_a_choice() -> None:
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 4), (0,)], ids=str)
-def test_heads_make_every_parameter(body: Body, lead: tuple[int, ...]) -> None:
+def test_Head_makes_every_parameter(body: Body, lead: tuple[int, ...]) -> None:
     spatial = body.feature_shape[1:] if len(body.feature_shape) == 3 else (2, 2)
     shapes = {"loc": Size((2, *spatial)), "scale": Size((1, *spatial)), "weight": Size((3, *spatial))}
     parameters = body.head(shapes)(body(*inputs(body, lead)))
     assert {name: value.shape for name, value in parameters.items()} == {n: lead + s for n, s in shapes.items()}
 
 
-def test_a_head_makes_scalars() -> None:
+def test_Head_makes_scalars() -> None:
     body = MLP((2, 2), [])
     parameters = body.head({"rate": Size(()), "loc": Size((2,))})(body(torch.zeros(4, 2, 2)))
     assert {name: tuple(value.shape) for name, value in parameters.items()} == {"rate": (4,), "loc": (4, 2)}
 
 
-def test_a_head_is_a_convolution_only_where_height_and_width_stay() -> None:
+def test_ConvHead_is_made_only_where_height_and_width_stay() -> None:
     decoder, encoder, mlp = ConvDecoder(3, (1, 6, 6), [4]), ConvEncoder((1, 6, 6), [4]), MLP(3, [4])
     assert isinstance(decoder.head({"logits": Size((1, 6, 6))}), ConvHead)
     assert isinstance(decoder.head({"logits": Size((1, 6, 6)), "scale": Size((1,))}), LinearHead)
@@ -115,7 +115,7 @@ def test_a_head_is_a_convolution_only_where_height_and_width_stay() -> None:
     assert isinstance(mlp.head({"logits": Size((1, 6, 6))}), LinearHead)
 
 
-def test_a_conv_head_does_not_grow_with_the_image() -> None:
+def test_ConvHead_does_not_grow_with_the_image() -> None:
     def count(side: int) -> int:
         head = ConvDecoder(3, (3, side, side), [64]).head({"parameters": Size((100, side, side))})
         return sum(p.numel() for p in head.parameters())
@@ -124,7 +124,7 @@ def test_a_conv_head_does_not_grow_with_the_image() -> None:
 
 
 @pytest.mark.parametrize("body", [MLP(3, [4]), ConvDecoder(3, (2, 4, 5), [4])], ids=["linear", "conv"])
-def test_set_bias_sets_one_parameter(body: Body) -> None:
+def test_Head_set_bias_sets_one_parameter(body: Body) -> None:
     shapes = {"loc": Size((2, 4, 5)), "scale": Size((2, 4, 5))}
     head = body.head(shapes)
     nn.init.zeros_(head.layer.weight)
@@ -139,7 +139,7 @@ def test_set_bias_sets_one_parameter(body: Body) -> None:
     assert head.layer.bias.requires_grad
 
 
-def test_set_bias_per_element_is_exact_in_a_linear_head_and_a_channel_mean_in_a_conv_head() -> None:
+def test_Head_set_bias_is_exact_per_element_in_a_linear_one_and_a_channel_mean_in_a_conv_one() -> None:
     value = torch.arange(8.0).reshape(2, 2, 2)
     for body, expected in (
         (MLP(3, [4]), value),
@@ -164,7 +164,7 @@ def conv_vae(likelihood: type[Likelihood] = likelihoods.Bernoulli) -> VAE:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_conv_nets_serve_vectorised_particles_of_stock_pyro() -> None:
+def test_ConvDecoder_serves_vectorised_particles_of_stock_pyro() -> None:
     vae = conv_vae()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     x = torch.rand(3, 1, 5, 7).round()
@@ -177,7 +177,7 @@ def test_conv_nets_serve_vectorised_particles_of_stock_pyro() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_vectorised_particles_agree_with_looped_ones() -> None:
+def test_ConvDecoder_of_vectorised_particles_agrees_with_looped_ones() -> None:
     vae, x = conv_vae(), torch.rand(3, 1, 5, 7).round()
     means, squared_errors = [], []
     for vectorize in (True, False):
@@ -243,12 +243,12 @@ def test_vectorised_particles_agree_with_looped_ones() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_Body_refuses_what_does_not_fit(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
 
 
-def test_a_body_of_ones_own_implements_features() -> None:
+def test_Body_of_ones_own_implements_features() -> None:
     class Doubled(Body):
         def features(self, *inputs: Tensor) -> Tensor:
             return 2 * inputs[0]

@@ -13,7 +13,7 @@ ONE = torch.ones(1, dtype=torch.float64)
 ZERO = torch.zeros((), dtype=torch.float64)
 
 
-def test_normal_normal_agrees_with_quadrature() -> None:
+def test_NormalNormal_agrees_with_quadrature() -> None:
     z = torch.linspace(-12, 12, 20001, dtype=torch.float64)
     x, loc, scale = torch.tensor([1.3], dtype=torch.float64), 0.4 * ONE, 0.8 * ONE
     log_joint = torch.distributions.Normal(0.0, 1.0).log_prob(z) + torch.distributions.Normal(z, 1.0).log_prob(x)
@@ -30,7 +30,7 @@ def test_normal_normal_agrees_with_quadrature() -> None:
     )
 
 
-def test_normal_normal_gradients() -> None:
+def test_NormalNormal_gradients() -> None:
     x = torch.tensor([1.3], dtype=torch.float64)
     loc, log_scale = torch.tensor([0.4], requires_grad=True), torch.tensor([-0.3], requires_grad=True)
     gradients = torch.autograd.grad(NormalNormal.elbo(x, loc, log_scale.exp()).sum(), [loc, log_scale])
@@ -41,7 +41,7 @@ def test_normal_normal_gradients() -> None:
 
 
 @pytest.mark.parametrize(("alpha", "value"), [(0.5, -1.657737), (0.75, -1.765226), (-1.0, -1.360258)])
-def test_normal_normal_renyi(alpha: float, value: float) -> None:
+def test_NormalNormal_renyi(alpha: float, value: float) -> None:
     assert NormalNormal.renyi_of_prior(ONE, alpha).item() == pytest.approx(value, abs=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_normal_normal_renyi(alpha: float, value: float) -> None:
     ("partitions", "left", "right"),
     [(1, -1.918939, -1.293939), (2, -1.696716, -1.384216), (10, -1.547802, -1.485302)],
 )
-def test_normal_normal_thermodynamic_integral(partitions: int, left: float, right: float) -> None:
+def test_NormalNormal_thermodynamic_integral(partitions: int, left: float, right: float) -> None:
     values = [value.item() for value in NormalNormal.tvo_of_prior(ONE, partitions)]
     assert values == pytest.approx([left, right], abs=1e-6)
 
@@ -72,7 +72,9 @@ def reinforce(log_weights: Tensor, scores: Tensor) -> Tensor:
         (5, -0.901928, 0.033027, 0.128404, 1.598428),
     ],
 )
-def test_two_states(num_particles: int, bound: float, gradient: float, wake: float, variance: float) -> None:
+def test_TwoStates_agrees_with_enumeration(
+    num_particles: int, bound: float, gradient: float, wake: float, variance: float
+) -> None:
     logit = ZERO.clone().requires_grad_()
     value = TwoStates.bound(num_particles, logit)
     assert value.item() == pytest.approx(bound, abs=1e-6)
@@ -85,7 +87,7 @@ def test_two_states(num_particles: int, bound: float, gradient: float, wake: flo
 
 
 @pytest.mark.usefixtures("global_store")
-def test_two_states_draws_what_it_is_given() -> None:
+def test_TwoStates_draws_what_it_is_given() -> None:
     draws = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.float64)
     program = TwoStates(torch.zeros(2), draws)
     particles = pyro.plate("particles", 3, dim=-2)
@@ -93,7 +95,7 @@ def test_two_states_draws_what_it_is_given() -> None:
     torch.testing.assert_close(trace.nodes["z"]["value"], draws.expand(3, 2), rtol=0, atol=0)
 
 
-def test_linear_vae_agrees_with_bayes_rule() -> None:
+def test_LinearVAE_agrees_with_bayes_rule() -> None:
     oracle = LinearVAE.random()
     x, z = oracle.draw(6), torch.randn(6, 2, dtype=torch.float64)
     loc, covariance = oracle.posterior(x)
@@ -110,7 +112,7 @@ def test_linear_vae_agrees_with_bayes_rule() -> None:
     assert oracle.diagonal_gap() > 0.1
 
 
-def test_linear_vae_at_the_maximum_likelihood() -> None:
+def test_LinearVAE_at_the_maximum_likelihood() -> None:
     x = LinearVAE.random().draw(40)
     turn = torch.tensor([[math.cos(0.6), -math.sin(0.6)], [math.sin(0.6), math.cos(0.6)]], dtype=torch.float64)
     best, turned = LinearVAE.maximum_likelihood(x, 2), LinearVAE.maximum_likelihood(x, 2, turn)

@@ -20,7 +20,7 @@ def test_images_are_laid_out_in_rows_with_a_white_border() -> None:
     assert torch.all(grid[12:, 5:] == 1)  # no sixth image
 
 
-def test_colors_and_values_outside_the_unit_interval() -> None:
+def test_images_of_colors_and_values_outside_the_unit_interval() -> None:
     (axes,) = plots.images(torch.tensor([-1.0, 0.5, 2.0]).reshape(1, 3, 1, 1)).axes
     assert torch.as_tensor(axes.images[0].get_array())[1, 1].tolist() == [0.0, 0.5, 1.0]
 
@@ -34,12 +34,12 @@ def test_reconstructions_stand_below_their_originals() -> None:
     assert grid[13, 5] == 1  # the last pair of rows has one image
 
 
-def test_other_shapes_are_refused() -> None:
+def test_images_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"plots.images: expected images \(N, 1 or 3, height, width\); got \(4, 9\)"):
         plots.images(torch.zeros(4, 9))
 
 
-def test_curves_draw_every_term_that_a_history_has() -> None:
+def test_curves_draws_every_term_that_a_history_has() -> None:
     rows = [
         {"epoch": float(e), "train_elbo": -9.0 / e, "train_expected_log_likelihood": -8.0 / e, "train_kl": 1.0 / e}
         for e in (1, 2)

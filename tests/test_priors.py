@@ -26,13 +26,13 @@ def unwrapped(support: Any) -> constraints.Constraint:
 
 
 @pytest.mark.parametrize("name", members.PRIORS)
-def test_support_is_that_of_the_distribution(name: str) -> None:
+def test_Prior_has_the_support_of_its_distribution(name: str) -> None:
     prior = members.PRIORS[name]()
     assert repr(prior.support) == repr(unwrapped(prior().support))
 
 
 @pytest.mark.parametrize("prior", [priors.OneHotCategorical, priors.RelaxedOneHotCategorical, priors.Bernoulli])
-def test_latents_of_several_dims(prior: type[priors.Prior]) -> None:
+def test_Prior_takes_latents_of_several_dims(prior: type[priors.Prior]) -> None:
     p = prior((4, 3))()
     assert (p.batch_shape, p.event_shape, p.sample().shape) == ((), (4, 3), (4, 3))
 
@@ -51,12 +51,12 @@ KL: dict[str, tuple[dist.TorchDistribution, priors.Prior, float]] = {
 
 
 @pytest.mark.parametrize("name", KL)
-def test_divergence_from_the_prior(name: str) -> None:
+def test_Prior_divergence_from_it(name: str) -> None:
     q, prior, expected = KL[name]
     assert kl_divergence(q, prior()).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_scale_and_concentration_are_those_given() -> None:
+def test_Prior_has_the_scale_and_concentration_that_are_given() -> None:
     assert priors.Laplace(2, scale=0.3)().stddev[0].item() == pytest.approx(0.3 * math.sqrt(2))
     assert priors.Dirichlet(2, concentration=0.3)().proportions.mean.tolist() == [0.5, 0.5]
     assert priors.Dirichlet(2, concentration=0.5)().proportions.variance[0].item() == pytest.approx(1 / 8)
@@ -65,7 +65,7 @@ def test_scale_and_concentration_are_those_given() -> None:
     assert log_ratio.std().item() == pytest.approx(3, abs=5 * 3 / math.sqrt(2 * 20000))  # 5 standard errors
 
 
-def test_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
+def test_RelaxedBernoulli_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
     for prior in (priors.RelaxedBernoulli(2, temperature=1.0), priors.RelaxedOneHotCategorical(3, temperature=1.0)):
         z = prior().sample()
         before = prior().log_prob(z)
@@ -90,12 +90,12 @@ def test_temperature_can_be_changed_at_any_step_and_is_saved() -> None:
         (lambda: priors.RealNVP(2, num_layers=0), "Flow: expected num_layers at least 1; got 0"),
     ],
 )
-def test_errors(build: Callable[[], object], message: str) -> None:
+def test_Prior_errors(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_mixture_keeps_given_means_and_learns_others() -> None:
+def test_MixtureOfNormals_keeps_given_means_and_learns_others() -> None:
     means = torch.randn(3, 2)
     given = priors.MixtureOfNormals(2, loc=means)
     assert sorted(name for name, _ in given.named_parameters()) == ["log_scale", "logits"]
@@ -115,7 +115,7 @@ def vamp_vae(prior: priors.VampPrior) -> VAE:
     return VAE(prior, likelihoods.Bernoulli(nets.MLP(3, [5]), (1, 2, 2)), posterior())
 
 
-def test_vamp_prior_is_the_average_of_the_posteriors() -> None:
+def test_VampPrior_is_the_average_of_the_posteriors() -> None:
     vae = vamp_vae(priors.VampPrior(torch.rand(6, 1, 2, 2))).double()
     assert isinstance(vae.prior, priors.VampPrior)
     z = torch.randn(7, 3, dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_vamp_prior_is_the_average_of_the_posteriors() -> None:
     torch.testing.assert_close(vae.prior().log_prob(z), each.exp().mean(0).log())
 
 
-def test_vamp_prior_of_equal_pseudo_inputs_is_the_posterior_there() -> None:
+def test_VampPrior_of_equal_pseudo_inputs_is_the_posterior_there() -> None:
     # which holds only with -log K
     u = torch.rand(1, 1, 2, 2)
     vae = vamp_vae(priors.VampPrior(u.expand(5, 1, 2, 2)))
@@ -131,7 +131,7 @@ def test_vamp_prior_of_equal_pseudo_inputs_is_the_posterior_there() -> None:
     torch.testing.assert_close(vae.prior().log_prob(z), vae.posterior(u[0]).log_prob(z))
 
 
-def test_vamp_prior_scales_pixels_and_clamps() -> None:
+def test_VampPrior_scales_pixels_and_clamps() -> None:
     pixels = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
     torch.testing.assert_close(
         priors.VampPrior(pixels).pseudo_inputs.detach().flatten(), torch.tensor([0.0, 0.2, 0.4, 1.0])
@@ -144,7 +144,7 @@ def test_vamp_prior_scales_pixels_and_clamps() -> None:
     torch.testing.assert_close(free, q(outside).log_prob(z).squeeze())
 
 
-def test_vamp_prior_does_not_register_the_posterior_twice() -> None:
+def test_VampPrior_does_not_register_the_posterior_twice() -> None:
     vae = vamp_vae(priors.VampPrior(torch.rand(4, 1, 2, 2)))
     assert [name for name in vae.state_dict() if "prior" in name] == ["model.prior.pseudo_inputs"]
     assert len(list(vae.parameters())) == len({id(p) for p in vae.parameters()})
@@ -153,7 +153,7 @@ def test_vamp_prior_does_not_register_the_posterior_twice() -> None:
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])
-def test_a_copied_vamp_prior_is_bound_to_the_copied_posterior(copier: Callable[[VAE], VAE]) -> None:
+def test_VampPrior_of_a_copy_is_bound_to_the_copied_posterior(copier: Callable[[VAE], VAE]) -> None:
     vae = vamp_vae(priors.VampPrior(torch.rand(4, 1, 2, 2)))
     copied, z = copier(vae), torch.randn(3)
     torch.testing.assert_close(copied.prior().log_prob(z), vae.prior().log_prob(z))
@@ -165,7 +165,7 @@ def test_a_copied_vamp_prior_is_bound_to_the_copied_posterior(copier: Callable[[
     torch.testing.assert_close(copied.prior().log_prob(z), each.exp().mean(0).log())
 
 
-def test_training_moves_pseudo_inputs_and_posterior() -> None:
+def test_VampPrior_training_moves_pseudo_inputs_and_posterior() -> None:
     vae = vamp_vae(priors.VampPrior(torch.full((4, 1, 2, 2), 0.5)))
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), loss=elbo.ELBO())
@@ -173,14 +173,14 @@ def test_training_moves_pseudo_inputs_and_posterior() -> None:
     assert all(not value.equal(before[name]) for name, value in vae.state_dict().items())
 
 
-def test_vamp_prior_moves_with_its_posterior() -> None:
+def test_VampPrior_moves_with_its_posterior() -> None:
     vae = vamp_vae(priors.VampPrior(torch.rand(4, 1, 2, 2))).double()
     assert vae.prior().log_prob(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
     prior = priors.VampPrior(torch.rand(4, 1, 2, 2)).bind(posterior())
     assert prior.double()().sample().dtype == torch.float64
 
 
-def test_vamp_prior_errors() -> None:
+def test_VampPrior_errors() -> None:
     with pytest.raises(ValueError, match=r"expected pseudo_inputs of shape \(K, \*event_shape\); got \(0, 4\)"):
         priors.VampPrior(torch.zeros(0, 4))
     prior = priors.VampPrior(torch.rand(4, 1, 2, 2))
@@ -206,7 +206,7 @@ def count_passes(prior: priors.Prior, call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("kind", [priors.RealNVP, priors.NeuralSpline, priors.MaskedAutoregressive])
-def test_flow_density_takes_one_pass_in_any_dimension(kind: Callable[..., FlowPrior]) -> None:
+def test_FlowPrior_density_takes_one_pass_in_any_dimension(kind: Callable[..., FlowPrior]) -> None:
     prior = kind(7, hidden=[8])
     z = torch.randn(5, 7)
     assert count_passes(prior, lambda: prior().log_prob(z)) == 1
@@ -216,7 +216,7 @@ def test_flow_density_takes_one_pass_in_any_dimension(kind: Callable[..., FlowPr
 
 @pytest.mark.parametrize("kind", [priors.RealNVP, priors.NeuralSpline, priors.MaskedAutoregressive])
 @pytest.mark.parametrize("dim", [1, 5])
-def test_flow_density_is_the_change_of_variables(kind: Callable[..., FlowPrior], dim: int) -> None:
+def test_FlowPrior_density_is_the_change_of_variables(kind: Callable[..., FlowPrior], dim: int) -> None:
     prior = kind(dim, hidden=[8]).double()
     z = torch.randn(dim, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(prior.layers(), z)
@@ -226,7 +226,7 @@ def test_flow_density_is_the_change_of_variables(kind: Callable[..., FlowPrior],
     torch.testing.assert_close(prior.layers().inv(prior.layers()(draw)), draw)
 
 
-def test_showing_a_flow_draws_nothing() -> None:
+def test_FlowPrior_repr_draws_nothing() -> None:
     prior = priors.NeuralSpline(3)
     state = torch.get_rng_state()
     assert repr(prior).startswith("NeuralSpline(\n  (layers): FlowLayers(spline, dim=3, num_layers=4")
@@ -248,7 +248,7 @@ def fits(prior: priors.Prior, conditional: conditionals.Conditional) -> bool:
 
 @pytest.mark.parametrize("conditional", members.CONDITIONALS)
 @pytest.mark.parametrize("prior", members.PRIORS)
-def test_pair_trains_or_is_refused(prior: str, conditional: str) -> None:
+def test_VAE_of_a_pair_trains_or_is_refused(prior: str, conditional: str) -> None:
     p, q = members.PRIORS[prior](), members.CONDITIONALS[conditional]()
     if not fits(p, q):
         with pytest.raises(
@@ -270,7 +270,7 @@ def test_pair_trains_or_is_refused(prior: str, conditional: str) -> None:
     assert any(not value.equal(before[name]) for name, value in vae.posterior.named_parameters())
 
 
-def test_refusal_names_what_fits() -> None:
+def test_VAE_refusal_names_what_fits() -> None:
     with pytest.raises(
         ValueError,
         match=r"^VAE: expected a posterior on the support of the prior StandardNormal, real vectors; got "
@@ -299,7 +299,7 @@ CLOSED_FORMS = {
 
 
 @pytest.mark.parametrize("prior", members.PRIORS)
-def test_closed_form_divergences_agree_with_monte_carlo(prior: str) -> None:
+def test_Prior_closed_form_divergences_agree_with_monte_carlo(prior: str) -> None:
     # within 5 standard errors of a mean over 20000 draws; and no others are claimed
     p = members.PRIORS[prior]().double()
     for conditional, build in members.CONDITIONALS.items():

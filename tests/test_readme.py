@@ -31,12 +31,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return names
 
 
-def test_the_code_of_use_it_runs(names: dict[str, Any]) -> None:
+def test_README_code_of_use_it_runs(names: dict[str, Any]) -> None:
     assert len(names["history"]) == 1
     assert names["vae"].sample(2).shape == (2, 1, 28, 28)
 
 
-def test_every_part_is_replaced_by_one_line(names: dict[str, Any]) -> None:
+def test_README_parts_are_replaced_by_one_line_each(names: dict[str, Any]) -> None:
     vae = names["vae"]
     parts = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
     for line in REPLACEMENTS.strip().splitlines():
@@ -49,14 +49,14 @@ def test_every_part_is_replaced_by_one_line(names: dict[str, Any]) -> None:
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
 
 
-def test_the_code_of_speed_runs(names: dict[str, Any]) -> None:
+def test_README_code_of_speed_runs(names: dict[str, Any]) -> None:
     exec(SPEED, names)
     assert names["svi"].step(names["x"]) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")  # of a guide that is not trained
-def test_the_code_of_compare_estimators_runs(names: dict[str, Any]) -> None:
+def test_README_code_of_compare_estimators_runs(names: dict[str, Any]) -> None:
     small = COMPARE.replace("x, estimators, draws=200", "x[:2], estimators, draws=100, reference_draws=100")
     exec(small.replace("steps=1000", "steps=5, num_particles=5"), names)
     assert {row.estimator for row in names["found"].rows} == set(names["race"].curves)
@@ -65,6 +65,6 @@ def test_the_code_of_compare_estimators_runs(names: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
-def test_the_code_of_measuring_runs(names: dict[str, Any]) -> None:
+def test_README_code_of_measuring_runs(names: dict[str, Any]) -> None:
     exec(MEASURE.replace("=5000", "=50").replace("=500", "=2"), names)
     assert names["result"].value.shape == (100,)

@@ -132,6 +132,7 @@ RUNS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], dict[st
     "steps": (vae, bits, lambda: {"steps": 57, "epochs": None}),
     "no seed": (vae, bits, lambda: {"seed": None}),
 }
+QUICK = {"ELBO with a schedule", "score, running mean", "early stopping", "bits of each batch", "functions", "no seed"}
 EAGER_ALONE = {"functions, Pyro's graph", "Pyro's clipped Adam"}
 
 
@@ -193,7 +194,7 @@ def cases() -> list[Any]:
     for name, compile, every in itertools.product(RUNS, (False, True), ("1 epoch", "7 steps")):
         if compile and name in EAGER_ALONE:
             continue
-        quick = not compile and every == "7 steps"
+        quick = not compile and every == "7 steps" and name in QUICK
         table.append(pytest.param(name, compile, every, marks=() if quick else pytest.mark.slow))
     return table
 

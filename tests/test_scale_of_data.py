@@ -27,7 +27,7 @@ def vae_of(encoder: nets.Body, decoder_likelihood: Any, dims: int) -> VAE:
 # Scales
 
 
-def test_the_scale_of_a_conditional_is_exact_where_it_is_ordinary_and_finite_everywhere() -> None:
+def test_DiagonalNormal_scale_is_exact_where_it_is_ordinary_and_finite_everywhere() -> None:
     log_scale = torch.linspace(-16, 16, 101)
     assert torch.equal(positive(log_scale), log_scale.exp())
     extreme = torch.tensor([-1e30, -1e4, -17.0, 17.0, 1e4, 1e30], requires_grad=True)
@@ -40,7 +40,7 @@ def test_the_scale_of_a_conditional_is_exact_where_it_is_ordinary_and_finite_eve
 
 
 @pytest.mark.parametrize("deviation", [100.0, 1000.0])
-def test_reals_on_a_large_scale_train(deviation: float) -> None:
+def test_Standardized_trains_on_reals_on_a_large_scale(deviation: float) -> None:
     # exp of what ReLU networks make of them was infinite, in torch's words of 1,841 characters
     torch.manual_seed(0)
     x = deviation * torch.randn(300, 20)
@@ -51,7 +51,7 @@ def test_reals_on_a_large_scale_train(deviation: float) -> None:
     assert fit(standardized, x, epochs=3, seed=0, progress=False)["train_kl"][-1] < 100
 
 
-def test_counts_train_with_log1p() -> None:
+def test_MLP_with_log1p_trains_on_counts() -> None:
     torch.manual_seed(0)
     x = torch.poisson(torch.rand(300, 10) * 1e4)
     vae = vae_of(RELU(10, [128], transform="log1p"), likelihoods.NegativeBinomial, 10)
@@ -59,7 +59,7 @@ def test_counts_train_with_log1p() -> None:
     assert all(math.isfinite(value) for value in history["loss"])
 
 
-def test_standardize_leaves_missing_values_out_and_constant_columns_alone() -> None:
+def test_Standardize_leaves_missing_values_out_and_constant_columns_alone() -> None:
     x = torch.tensor([[1.0, 5.0, math.nan], [3.0, 5.0, 2.0], [5.0, 5.0, 4.0]])
     standardize = nets.Standardize.of(x)
     torch.testing.assert_close(standardize.mean, torch.tensor([3.0, 5.0, 3.0]))
@@ -70,7 +70,7 @@ def test_standardize_leaves_missing_values_out_and_constant_columns_alone() -> N
     ]
 
 
-def test_what_is_no_transform_is_refused() -> None:
+def test_Body_refuses_what_is_no_transform() -> None:
     with pytest.raises(TypeError, match="MLP: expected transform 'log1p', a module or a function; got 'log'"):
         nets.MLP(3, [2], transform="log")  # type: ignore[arg-type]
 
@@ -88,7 +88,7 @@ def gray_vae(shape: tuple[int, ...]) -> VAE:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("wrong", [(5, 1, 8, 8), (8, 8), (5, 64), (5, 8, 8, 1)])
-def test_data_of_one_dim_more_or_less_are_refused_at_every_entrance(wrong: tuple[int, ...]) -> None:
+def test_check_batch_refuses_data_of_one_dim_more_or_less_at_every_entrance(wrong: tuple[int, ...]) -> None:
     vae, x = gray_vae((8, 8)), torch.zeros(wrong)
     message = re.escape(f"expected data of shape (N, 8, 8); got {wrong}")
     simulation = evaluation.Simulation(x, (), {"z": torch.zeros(5, 2)})
@@ -113,7 +113,7 @@ def test_data_of_one_dim_more_or_less_are_refused_at_every_entrance(wrong: tuple
             call()
 
 
-def test_series_train_in_their_shape() -> None:
+def test_VAE_trains_on_series_in_their_shape() -> None:
     x = (torch.rand(30, 24, 6) < 0.5).float()
     vae = gray_vae((24, 6))
     fit(vae, x, epochs=1, progress=False)
@@ -124,14 +124,14 @@ def test_series_train_in_their_shape() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("x", [np.zeros((5, 8, 8), np.float32), [0.0], "x", None, (torch.zeros(5, 8, 8),)])
-def test_what_is_no_tensor_is_refused_by_name(x: Any) -> None:
+def test_VAE_refuses_what_is_no_tensor_by_name(x: Any) -> None:
     vae = gray_vae((8, 8))
     for call in (vae.guide, partial(evaluation.elbo_terms, vae), partial(evaluation.ais, vae)):
         with pytest.raises((TypeError, ValueError), match=r"expected (x a tensor|data x); got"):
             call(x)
 
 
-def test_another_precision_is_named() -> None:
+def test_VAE_names_another_precision() -> None:
     vae = gray_vae((8, 8))
     with pytest.raises(TypeError, match=r"MLP: expected inputs of torch.float32 .*; got torch.float64"):
         vae.encode(torch.zeros(5, 8, 8, dtype=torch.float64))
@@ -160,7 +160,7 @@ def missing_vae(masked: bool) -> VAE:
     )
 
 
-def test_a_mask_tells_missing_values_from_zeros() -> None:
+def test_Body_masked_tells_missing_values_from_zeros() -> None:
     zeros, missing = torch.zeros(1, 3), torch.full((1, 3), torch.nan)
     for masked in (False, True):
         vae = missing_vae(masked)
@@ -172,7 +172,7 @@ def test_a_mask_tells_missing_values_from_zeros() -> None:
 
 
 @pytest.mark.slow
-def test_a_row_with_nothing_observed_has_the_moments_of_the_prior() -> None:
+def test_MissingAtRandom_row_with_nothing_observed_has_the_moments_of_the_prior() -> None:
     torch.manual_seed(0)
     x = correlated(2000)
     x[torch.rand(2000, 3) < 0.3] = torch.nan
@@ -198,7 +198,7 @@ CONTEXTS = {
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
-def test_contexts_have_one_row_for_each_datum_at_every_entrance(context: torch.Tensor) -> None:
+def test_check_contexts_asks_for_one_row_for_each_datum_at_every_entrance(context: torch.Tensor) -> None:
     shape = (1, 2, 2)
     vae = ConditionalVAE(
         prior=priors.StandardNormal(3),
@@ -224,7 +224,7 @@ def test_contexts_have_one_row_for_each_datum_at_every_entrance(context: torch.T
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1), (4, 2), (1, 4)])
-def test_a_library_size_is_one_number_for_each_datum(shape: tuple[int, ...]) -> None:
+def test_Poisson_library_size_is_one_number_for_each_datum(shape: tuple[int, ...]) -> None:
     vae = vae_of(nets.MLP(3, [4]), partial(likelihoods.Poisson, library_size=True), 3)
     x = torch.ones(4, 3)
     for right in (torch.ones(4), torch.ones(4, 1)):
@@ -235,18 +235,18 @@ def test_a_library_size_is_one_number_for_each_datum(shape: tuple[int, ...]) -> 
         evaluation.elbo_terms(vae, x, torch.ones(shape))
 
 
-def test_a_constant_column_has_deviation_1_at_every_precision() -> None:
+def test_Standardize_gives_a_constant_column_deviation_1_at_every_precision() -> None:
     x = torch.stack([torch.randn(1001).double(), torch.full((1001,), 0.1, dtype=torch.float64)], 1)
     assert nets.Standardize.of(x).deviation[1].item() == 1
     whole = nets.Standardize.of(torch.tensor([[1, 10], [2, 11], [2, 11]]))
     torch.testing.assert_close(whole.mean, torch.tensor([5 / 3, 32 / 3]))
-    with pytest.raises(TypeError, match=r"Standardize.of: expected x a Tensor; got"):
+    with pytest.raises(TypeError, match=r"Standardize.of: expected x to be a Tensor; got"):
         nets.Standardize.of([[1.0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Standardize.of: expected finite data.*got \(1, 1\) with infinite values"):
         nets.Standardize.of(torch.tensor([[math.inf]]))
 
 
-def test_a_table_in_double_precision_trains_with_a_scale_of_its_own() -> None:
+def test_Standardize_of_a_table_in_double_precision_trains() -> None:
     table = torch.randn(200, 5).double() * torch.tensor([1e5, 1.0, 1e-6, 1.0, 10.0]).double() + 3
     table[::5, 1] = torch.nan
     standardize = nets.Standardize.of(table)
@@ -261,7 +261,7 @@ def test_a_table_in_double_precision_trains_with_a_scale_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_missing_value_is_the_mean_to_a_network_that_standardizes(masked: bool) -> None:
+def test_Standardize_gives_a_network_the_mean_for_a_missing_value(masked: bool) -> None:
     standardize = nets.Standardize(torch.tensor([101_000.0, 5.0]), torch.tensor([1000.0, 2.0]))
     body = nets.MLP(2, [4], transform=standardize, masked=masked)
     likelihood = likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(2, [4]), 2))
@@ -272,18 +272,18 @@ def test_a_missing_value_is_the_mean_to_a_network_that_standardizes(masked: bool
     assert seen[0].tolist() == [[0, 1, *([0, 1] if masked else [])]]
 
 
-def test_what_a_transform_makes_nan_is_not_taken_for_missing() -> None:
+def test_Body_tells_what_a_transform_makes_nan_from_missing() -> None:
     body = nets.MLP(1, [4], transform="log1p", masked=True)
     assert bool(body(torch.tensor([[-5.0]])).isnan().all())
     assert bool(body(torch.tensor([[math.nan]])).isfinite().all())
 
 
-def test_a_transform_of_other_columns_is_refused() -> None:
+def test_Standardize_of_other_columns_is_refused() -> None:
     with pytest.raises(ValueError, match=r"MLP: expected a transform with a mean of shape \(5,\); got \(4,\)"):
         nets.MLP(5, [8], transform=nets.Standardize(torch.zeros(4), torch.ones(4)))
 
 
-def test_parts_of_a_program_are_not_replaced_in_silence() -> None:
+def test_ProgramModule_parts_are_not_replaced_in_silence() -> None:
     vae = vae_of(nets.MLP(3, [4]), likelihoods.Normal, 3)
     for name, part in (("likelihood", vae.likelihood), ("prior", priors.Normal(2)), ("posterior", vae.posterior)):
         with pytest.raises(AttributeError, match=rf"VAE: expected its {name} to stay; got another. Build a new one"):
@@ -292,7 +292,7 @@ def test_parts_of_a_program_are_not_replaced_in_silence() -> None:
 
 
 @pytest.mark.parametrize("binarize", ["dynamic", "static", "threshold"])
-def test_bits_under_a_density_are_refused(binarize: Any) -> None:
+def test_fit_refuses_bits_under_a_density(binarize: Any) -> None:
     train = data.load("digits", binarize=binarize).train
     for likelihood in (likelihoods.ContinuousBernoulli, likelihoods.Normal):
         vae = VAE(
@@ -304,7 +304,7 @@ def test_bits_under_a_density_are_refused(binarize: Any) -> None:
             fit(vae, train, epochs=1, progress=False)
 
 
-def test_splits_and_names_are_no_sets() -> None:
+def test_as_dataset_refuses_splits_and_names() -> None:
     with pytest.raises(TypeError, match=r"expected one set; got the Splits of data.load. Pass its .train"):
         data.as_dataset(data.load("digits"))
     with pytest.raises(TypeError, match=r"expected data; got the word 'digits'. Load a set with data.load\('digits'\)"):

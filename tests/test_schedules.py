@@ -6,7 +6,7 @@ from pyro_vae import schedules
 
 
 @pytest.mark.parametrize("kind", [schedules.linear, schedules.cosine])
-def test_curves_go_from_start_to_end_and_stay(kind: Any) -> None:
+def test_linear_and_cosine_go_from_start_to_end_and_stay(kind: Any) -> None:
     curve = kind(0.2, 3.0, epochs=4)
     values = [curve(epoch / 10) for epoch in range(60)]
     assert values[0] == pytest.approx(0.2)
@@ -15,7 +15,7 @@ def test_curves_go_from_start_to_end_and_stay(kind: Any) -> None:
     assert curve(2) == pytest.approx(1.6)
 
 
-def test_cycles_begin_anew() -> None:
+def test_cyclical_begins_anew() -> None:
     curve = schedules.cyclical(0.0, 2.0, period=5, rising=0.4)
     assert [curve(epoch) for epoch in (0, 1, 2, 4.99, 5, 6, 11)] == pytest.approx([0, 1, 2, 2, 0, 1, 1])
 
@@ -31,6 +31,6 @@ def test_cycles_begin_anew() -> None:
         ),
     ],
 )
-def test_what_is_no_schedule_is_refused(make: Any, message: str) -> None:
+def test_schedules_refuse_what_is_none(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -20,16 +20,16 @@ REASONS = {
 }
 
 
-def test_the_picture_of_the_modules_is_true() -> None:
+def test_structure_picture_of_the_modules_is_true() -> None:
     assert f"```mermaid\n{structure.diagram()}\n```" in CONTRIBUTING.read_text(encoding="utf-8")
 
 
-def test_functions_are_short() -> None:
+def test_structure_has_short_functions() -> None:
     every = [function for path in structure.ROOT.rglob("*.py") for function in structure.functions(path)]
     assert {f.name: f.lines for f in every if f.lines > MOST_LINES} == {}
 
 
-def test_large_classes_have_their_reasons() -> None:
+def test_structure_large_classes_have_their_reasons() -> None:
     every = [one for path in structure.ROOT.rglob("*.py") for one in structure.classes(path)]
     large = {one.name for one in every if one.methods > MOST_METHODS or one.attributes > MOST_ATTRIBUTES}
     assert large == set(REASONS)

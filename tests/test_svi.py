@@ -104,7 +104,7 @@ def stock_losses(programs: Programs, optimizer: pyro.optim.PyroOptim, **options:
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
 @pytest.mark.parametrize("optimizer", PYRO_OPTIMIZERS.values(), ids=list(PYRO_OPTIMIZERS))
-def test_a_pyro_optimizer_takes_the_steps_of_stock_svi(
+def test_SVI_pyro_optimizer_takes_the_steps_of_stock_svi(
     optimizer: Callable[[], pyro.optim.PyroOptim], programs: Programs, loss: Callable[[], pyro.infer.ELBO]
 ) -> None:
     stock = stock_losses(programs, optimizer())
@@ -119,7 +119,7 @@ def test_a_pyro_optimizer_takes_the_steps_of_stock_svi(
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_torch_optimizer_takes_the_steps_of_its_pyro_wrapper(
+def test_SVI_torch_optimizer_takes_the_steps_of_its_pyro_wrapper(
     fused: bool, programs: Programs, loss: Callable[[], pyro.infer.ELBO]
 ) -> None:
     stock = stock_losses(programs, PYRO_OPTIMIZERS["Adam"]())
@@ -132,7 +132,7 @@ def test_a_torch_optimizer_takes_the_steps_of_its_pyro_wrapper(
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_loss_in_two_parts_is_their_sum() -> None:
+def test_SVI_loss_in_two_parts_is_their_sum() -> None:
     def loss() -> pyro.infer.ELBO:
         return pyro.infer.ReweightedWakeSleep(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
 
@@ -147,7 +147,7 @@ def test_a_loss_in_two_parts_is_their_sum() -> None:
     assert sums == pytest.approx([first + second for first, second in parts], rel=1e-5)
 
 
-def test_evaluate_loss_takes_no_step() -> None:
+def test_SVI_evaluate_loss_takes_no_step() -> None:
     svi = SVI(*function_programs()[:2], ADAM, elbo.ELBO())
     svi.step(X)
     before = {name: p.detach().clone() for name, p in svi.named_parameters().items()}
@@ -160,7 +160,7 @@ def test_evaluate_loss_takes_no_step() -> None:
 
 
 @pytest.mark.parametrize("first", ["evaluate_loss", "initialize", "step"])
-def test_training_is_the_same_whatever_is_called_first(first: str) -> None:
+def test_SVI_training_is_the_same_whatever_is_called_first(first: str) -> None:
     svi, reference = (SVI(*function_programs()[:2], ADAM, elbo.ELBO()) for _ in range(2))
     losses = losses_of(reference, X)
     if first == "step":
@@ -181,7 +181,7 @@ STATEMENTS = {"functions": ["loc", "log_scale"], "modules": [], "AutoNormal": ["
 @pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
-def test_the_global_store_has_parameters_of_statements_alone(
+def test_SVI_global_store_has_parameters_of_statements_alone(
     name: str, loss: Callable[[], pyro.infer.ELBO], isolated: bool
 ) -> None:
     model, guide, x = PROGRAMS[name]()
@@ -196,7 +196,7 @@ def test_the_global_store_has_parameters_of_statements_alone(
 
 
 @pytest.mark.usefixtures("global_store")
-def test_the_global_store_keeps_what_it_had_where_parameters_are_isolated() -> None:
+def test_SVI_global_store_keeps_what_it_had_where_parameters_are_isolated() -> None:
     own = pyro.param("loc", torch.tensor([5.0]))
     svi = SVI(*function_programs()[:2], ADAM, elbo.ELBO(), isolated=True)
     svi.step(X)
@@ -208,7 +208,7 @@ def test_the_global_store_keeps_what_it_had_where_parameters_are_isolated() -> N
     assert own.tolist() == [5.0]
 
 
-def test_isolated_objects_keep_the_parameters_of_one_program_apart() -> None:
+def test_SVI_isolated_objects_keep_the_parameters_of_one_program_apart() -> None:
     program = normal_normal(functions=True)
     first, second = (SVI(program.model, program.guide, ADAM, elbo.ELBO(), isolated=True) for _ in range(2))
     losses_of(first, X)
@@ -218,7 +218,7 @@ def test_isolated_objects_keep_the_parameters_of_one_program_apart() -> None:
     assert not torch.equal(second.named_parameters()["loc"], before)
 
 
-def test_constrained_parameters_are_optimized_unconstrained() -> None:
+def test_SVI_constrained_parameters_are_optimized_unconstrained() -> None:
     class Guide(PyroModule):
         def __init__(self) -> None:
             super().__init__()
@@ -244,7 +244,7 @@ def test_constrained_parameters_are_optimized_unconstrained() -> None:
 
 
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_step_runs_each_program_once(programs: Programs) -> None:
+def test_SVI_step_runs_each_program_once(programs: Programs) -> None:
     model, guide, x = programs()
     runs: list[str] = []
 
@@ -272,7 +272,7 @@ def test_a_step_runs_each_program_once(programs: Programs) -> None:
 # Parameters that come later, or twice, or never
 
 
-def test_parameters_that_appear_later_join() -> None:
+def test_SVI_parameters_that_appear_later_join() -> None:
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         shift = pyro.param("shift", torch.tensor(0.5)) if len(x) > 1 else torch.tensor(0.0)
@@ -295,7 +295,7 @@ def test_parameters_that_appear_later_join() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
-def test_parameters_that_the_user_gave_the_optimizer_are_not_added_again() -> None:
+def test_SVI_parameters_that_the_user_gave_the_optimizer_are_not_added_again() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     frozen = next(iter(vae.guide.parameters())).requires_grad_(False)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
@@ -308,7 +308,7 @@ def test_parameters_that_the_user_gave_the_optimizer_are_not_added_again() -> No
     assert not torch.equal(frozen, before)
 
 
-def test_parameters_of_modules_that_appear_later_join() -> None:
+def test_SVI_parameters_of_modules_that_appear_later_join() -> None:
     program = normal_normal()
 
     class Model(PyroModule):
@@ -327,7 +327,7 @@ def test_parameters_of_modules_that_appear_later_join() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.* was not registered in the param store because requires_grad=False")
-def test_frozen_parameters_stay() -> None:
+def test_SVI_frozen_parameters_stay() -> None:
     vae = small_vae()
     vae.likelihood.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
@@ -336,7 +336,7 @@ def test_frozen_parameters_stay() -> None:
     assert still == {name for name in before if name.startswith("model.likelihood")}
 
 
-def test_parameters_that_pyro_would_copy_are_refused() -> None:
+def test_SVI_parameters_that_pyro_would_copy_are_refused() -> None:
     vae = small_vae()
     layer = vae.likelihood.head.layer
     layer.weight = nn.Parameter(layer.weight.detach().T.contiguous().T)
@@ -374,7 +374,7 @@ class SharedGuide(SharedNet):
 
 
 @pytest.mark.parametrize("optimizer", [ADAM, PYRO_OPTIMIZERS["Adam"]()], ids=["torch", "pyro"])
-def test_a_shared_parameter_is_moved_once(optimizer: Any) -> None:
+def test_SVI_shared_parameter_is_moved_once(optimizer: Any) -> None:
     net = nn.Linear(1, 1)
     before = [p.detach().clone() for p in net.parameters()]
     svi = SVI(SharedModel("model", net), SharedGuide("guide", net), optimizer, elbo.ELBO())
@@ -390,7 +390,7 @@ def test_a_shared_parameter_is_moved_once(optimizer: Any) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("max_grad_norm", [None, 0.25, 1e6])
-def test_the_gradient_of_all_parameters_together_is_clipped(shared: bool, max_grad_norm: float | None) -> None:
+def test_SVI_gradient_of_all_parameters_together_is_clipped(shared: bool, max_grad_norm: float | None) -> None:
     net = nn.Linear(1, 1)
     other = net if shared else nn.Linear(1, 1)
     other.load_state_dict(net.state_dict())
@@ -443,7 +443,7 @@ ON, OFF = (True, True, True), (False, False, False)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
-def test_the_first_step_of_every_shape_is_validated_and_no_other(loss: Callable[[], pyro.infer.ELBO]) -> None:
+def test_SVI_first_step_of_every_shape_is_validated_and_no_other(loss: Callable[[], pyro.infer.ELBO]) -> None:
     svi, seen = watched_svi(loss())
     svi.initialize(X)  # computes no density, so it validates nothing for the first step
     seen.clear()
@@ -457,14 +457,14 @@ def test_the_first_step_of_every_shape_is_validated_and_no_other(loss: Callable[
     assert seen[7:] == [ON, OFF, OFF]
 
 
-def test_evaluate_loss_validates_the_first_call_of_every_shape() -> None:
+def test_SVI_evaluate_loss_validates_the_first_call_of_every_shape() -> None:
     svi, seen = watched_svi(elbo.ELBO())
     for call in (svi.evaluate_loss, svi.evaluate_loss, svi.step):
         call(X)
     assert seen == [ON, OFF, OFF]
 
 
-def test_validation_that_the_user_switched_off_stays_off() -> None:
+def test_SVI_validation_that_the_user_switched_off_stays_off() -> None:
     svi, seen = watched_svi(elbo.ELBO())
     with pyro.validation_enabled(False):
         svi.step(X)
@@ -474,7 +474,7 @@ def test_validation_that_the_user_switched_off_stays_off() -> None:
     assert validation_flags() == ON
 
 
-def test_an_error_leaves_validation_and_the_store_as_they_were() -> None:
+def test_SVI_error_leaves_validation_and_the_store_as_they_were() -> None:
     def guide(x: Tensor) -> None:
         pyro.param("loc", torch.tensor(0.0))
         if len(x) > 2:
@@ -491,7 +491,7 @@ def test_an_error_leaves_validation_and_the_store_as_they_were() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_mistakes_are_found_at_the_first_step() -> None:
+def test_SVI_mistakes_are_found_at_the_first_step() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     svi = SVI(vae.model, lambda x: None, ADAM, elbo.ELBO())
     svi.initialize(x)
@@ -540,7 +540,7 @@ OTHER_LOSSES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("make", OTHER_LOSSES.values(), ids=list(OTHER_LOSSES))
-def test_losses_of_other_kinds_take_the_steps_of_stock_pyro(make: Callable[[], Any]) -> None:
+def test_SVI_losses_of_other_kinds_take_the_steps_of_stock_pyro(make: Callable[[], Any]) -> None:
     losses, parameters = [], []
     for kind in (pyro.infer.SVI, SVI):
         pyro.clear_param_store()
@@ -553,19 +553,19 @@ def test_losses_of_other_kinds_take_the_steps_of_stock_pyro(make: Callable[[], A
     assert parameters[1] == pytest.approx(parameters[0], rel=1e-5)
 
 
-def test_an_object_with_the_methods_of_an_elbo_is_a_loss() -> None:
+def test_SVI_object_with_the_methods_of_an_elbo_is_a_loss() -> None:
     svi = SVI(*scaled_programs(), ADAM, WithMethods())  # type: ignore[arg-type]
     assert svi.step(X) > 0.0
     assert svi.evaluate_loss(X) > 0.0
 
 
-def test_a_loss_function_without_a_gradient_is_refused() -> None:
+def test_SVI_loss_function_without_a_gradient_is_refused() -> None:
     svi = SVI(*scaled_programs(), ADAM, pyro.infer.Trace_ELBO().loss)
     with pytest.raises(TypeError, match="SVI: expected a loss function that returns a tensor; got float, which has no"):
         svi.step(X)
 
 
-def test_a_loss_without_a_value_is_held_to_its_gradients() -> None:
+def test_SVI_loss_without_a_value_is_held_to_its_gradients() -> None:
     loss = pyro.infer.TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True)
     svi = SVI(*scaled_programs(), ADAM, loss)
     assert svi.step(X) == torch.inf
@@ -574,7 +574,7 @@ def test_a_loss_without_a_value_is_held_to_its_gradients() -> None:
 
 
 @pytest.mark.parametrize("loss", [pyro.infer.Trace_ELBO, elbo.ELBO])
-def test_loss_and_grads_adds_gradients_and_takes_no_step(loss: Callable[[], Any]) -> None:
+def test_SVI_loss_and_grads_adds_gradients_and_takes_no_step(loss: Callable[[], Any]) -> None:
     model, guide = scaled_programs()
     svi = SVI(model, guide, ADAM, loss())
     svi.step(X)
@@ -603,7 +603,7 @@ def _positive(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 @pytest.mark.parametrize("optimizer", [ADAM, PYRO_OPTIMIZERS["Adam"]()], ids=["torch", "pyro"])
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
-def test_a_nan_stops_before_the_update_and_says_where_it_is(
+def test_SVI_nan_stops_before_the_update_and_says_where_it_is(
     loss: Callable[[], pyro.infer.ELBO], optimizer: Any
 ) -> None:
     vae, x = small_vae(), torch.randn(4, 5)
@@ -631,7 +631,7 @@ def test_a_nan_stops_before_the_update_and_says_where_it_is(
     assert svi.num_steps == 3
 
 
-def test_an_infinite_loss_names_the_site_of_the_guide() -> None:
+def test_SVI_infinite_loss_names_the_site_of_the_guide() -> None:
     program = normal_normal()
     svi = SVI(program.model, program.guide, ADAM, elbo.ELBO())
     svi.step(X)
@@ -644,7 +644,7 @@ def test_an_infinite_loss_names_the_site_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize("functions", [False, True])
-def test_a_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
+def test_SVI_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
     program = normal_normal(functions=functions)
     svi = SVI(program.model, program.guide, ADAM, elbo.ELBO())
     with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="at step 0"):
@@ -657,7 +657,7 @@ def test_a_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
             assert not torch.equal(parameter, before[name])
 
 
-def test_a_step_that_is_interrupted_leaves_no_gradient() -> None:
+def test_SVI_step_that_is_interrupted_leaves_no_gradient() -> None:
     class Interrupted(elbo.ELBO):
         def loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
             loss = super().loss_and_grads(*args, **kwargs)
@@ -677,7 +677,7 @@ def test_a_step_that_is_interrupted_leaves_no_gradient() -> None:
 # Before the first step
 
 
-def test_initialize_makes_the_optimizer_and_leaves_the_generator() -> None:
+def test_SVI_initialize_makes_the_optimizer_and_leaves_the_generator() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
     assert svi.optimizer is None
@@ -693,7 +693,7 @@ def test_initialize_makes_the_optimizer_and_leaves_the_generator() -> None:
     assert all(torch.equal(p, before[name]) for name, p in vae.named_parameters())
 
 
-def test_programs_without_parameters_have_a_loss_all_the_same() -> None:
+def test_SVI_programs_without_parameters_have_a_loss_all_the_same() -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
@@ -729,14 +729,14 @@ def test_programs_without_parameters_have_a_loss_all_the_same() -> None:
         ({"max_grad_norm": float("nan")}, ValueError, "SVI: expected max_grad_norm above 0; got nan."),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_SVI_what_does_not_fit_is_refused(options: dict[str, Any], error: type[Exception], message: str) -> None:
     program = normal_normal()
     with pytest.raises(error, match=re.escape(message)):
         SVI(**{"model": program.model, "guide": program.guide, "optimizer": ADAM, "loss": elbo.ELBO(), **options})
 
 
 @pytest.mark.cuda
-def test_a_step_on_cuda() -> None:
+def test_SVI_step_on_cuda() -> None:
     vae, x = small_vae().cuda(), torch.randn(4, 5, device="cuda")
     svi = SVI(vae.model, vae.guide, partial(ADAM, fused=True), elbo.ELBO(num_particles=2), max_grad_norm=1.0)
     state = torch.cuda.get_rng_state()
@@ -751,7 +751,7 @@ def test_a_step_on_cuda() -> None:
 # Batches made within the step, precision, averages
 
 
-def test_prepare_makes_the_arguments_of_the_programs() -> None:
+def test_SVI_prepare_makes_the_arguments_of_the_programs() -> None:
     images = torch.arange(50, dtype=torch.uint8).reshape(10, 5)
     dataset = data.Dataset("levels", images, levels=49)
     torch.manual_seed(0)
@@ -771,7 +771,7 @@ def test_prepare_makes_the_arguments_of_the_programs() -> None:
     assert by_batch.evaluate_loss(*dataset.batch(index)) == evaluated
 
 
-def test_averages_are_exponential_and_leave_the_parameters() -> None:
+def test_SVI_averages_are_exponential_and_leave_the_parameters() -> None:
     program = normal_normal()
     svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), ema_decay=0.8)
     with pytest.raises(ValueError, match=r"SVI\.averaged: expected averages; got none, with ema_decay=0\.8 after 0"):
@@ -791,7 +791,7 @@ def test_averages_are_exponential_and_leave_the_parameters() -> None:
         assert torch.equal(parameter, before[name])
 
 
-def test_bfloat16_changes_the_loss_by_its_rounding() -> None:
+def test_SVI_bfloat16_changes_the_loss_by_its_rounding() -> None:
     torch.manual_seed(0)
     vae, x = small_vae(), torch.randn(200, 5)
     other, losses = copy.deepcopy(vae), {}
@@ -812,7 +812,7 @@ def test_bfloat16_changes_the_loss_by_its_rounding() -> None:
         ("float16", "SVI: expected precision one of 'float32', 'tf32', 'bfloat16'; got 'float16'"),
     ],
 )
-def test_a_precision_that_is_not_to_be_had_is_refused(precision: Any, message: str) -> None:
+def test_SVI_precision_that_is_not_to_be_had_is_refused(precision: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SVI(*normal_normal_programs(), ADAM, elbo.ELBO(), precision=precision).step(X)
 
@@ -823,7 +823,7 @@ def normal_normal_programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_tf32_is_used_within_the_step_alone() -> None:
+def test_SVI_tf32_is_used_within_the_step_alone() -> None:
     vae = small_vae().cuda()
     before = torch.get_float32_matmul_precision()
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), precision="tf32")
@@ -836,7 +836,7 @@ def test_tf32_is_used_within_the_step_alone() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_pyro_optimizer_becomes_one_and_keeps_its_state(programs: Programs) -> None:
+def test_SVI_pyro_optimizer_becomes_one_and_keeps_its_state(programs: Programs) -> None:
     states = []
     for make in (pyro.infer.SVI, SVI):
         torch.manual_seed(2)

@@ -79,7 +79,7 @@ class Program(nn.Module):
         (("decoder",), "2 that no step would move: encoder.weight, encoder.bias"),
     ],
 )
-def test_unregistered_modules_are_named_before_the_first_step(
+def test_SVI_unregistered_modules_are_named_before_the_first_step(
     registered: tuple[str, ...], lost: str, loss: Callable[[], pyro.infer.ELBO]
 ) -> None:
     program = Program(*registered)
@@ -93,7 +93,7 @@ def test_unregistered_modules_are_named_before_the_first_step(
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_registered_and_frozen_modules_are_trained_and_left(compile: bool) -> None:
+def test_SVI_registered_and_frozen_modules_are_trained_and_left(compile: bool) -> None:
     program = Program("encoder", "decoder")
     program.encoder.requires_grad_(False).eval()
     before = snapshot(program)
@@ -103,7 +103,7 @@ def test_registered_and_frozen_modules_are_trained_and_left(compile: bool) -> No
     assert moved(program, before) == {"decoder.weight", "decoder.bias"}
 
 
-def test_modules_that_take_no_part_are_no_error() -> None:
+def test_SVI_modules_that_take_no_part_are_no_error() -> None:
     teacher = nn.Linear(5, 5)
 
     def model(x: Tensor) -> None:
@@ -123,7 +123,7 @@ def test_modules_that_take_no_part_are_no_error() -> None:
 # Optimizers
 
 
-def test_an_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
+def test_SVI_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     with pytest.raises(TypeError, match=r"expected optimizer to make a .*; got NoneType"):
         SVI(vae.model, vae.guide, lambda parameters: None, elbo.ELBO()).step(x)  # type: ignore[arg-type, return-value]
@@ -135,7 +135,7 @@ def test_an_optimizer_that_is_none_or_lacks_parameters_is_refused() -> None:
         SVI(vae.model, vae.guide, lambda p: torch.optim.Adam([w for w in p if w.dim() > 1]), elbo.ELBO()).step(x)
 
 
-def test_optim_is_another_name_of_optimizer() -> None:
+def test_SVI_optim_is_another_name_of_optimizer() -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     SVI(vae.model, vae.guide, optim=OPTIM.Adam({"lr": 0.1}), loss=elbo.ELBO()).step(x)
     with pytest.raises(TypeError, match="SVI: expected one optimizer; got both optimizer and optim"):
@@ -176,13 +176,13 @@ def two_models_of_one_module(make: Any, optimizer: Any) -> list[float]:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_shared_optimizer_takes_the_steps_of_stock_svi(name: str) -> None:
+def test_SVI_shared_optimizer_takes_the_steps_of_stock_svi(name: str) -> None:
     stock = two_models_of_one_module(pyro.infer.SVI, OPTIMIZERS[name]())
     assert two_models_of_one_module(SVI, OPTIMIZERS[name]()) == pytest.approx(stock, rel=1e-6)
 
 
 @pytest.mark.usefixtures("global_store")
-def test_an_optimizer_that_comes_to_be_shared_keeps_its_state_and_settings() -> None:
+def test_SVI_optimizer_that_comes_to_be_shared_keeps_its_state_and_settings() -> None:
     def losses(make: Any) -> list[float]:
         pyro.clear_param_store()
         torch.manual_seed(0)
@@ -223,14 +223,14 @@ def steps_in_turns(make: Any, optimizer: Any, options: dict[str, Any]) -> list[f
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_parameter_without_part_in_a_step_moves_as_in_pyro(name: str, compile: bool) -> None:
+def test_SVI_parameter_without_part_in_a_step_moves_as_in_pyro(name: str, compile: bool) -> None:
     stock = steps_in_turns(pyro.infer.SVI, OPTIMIZERS[name](), {})
     ours = steps_in_turns(SVI, OPTIMIZERS[name](), {"compile": compile})
     assert ours == pytest.approx(stock, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_a_parameter_without_part_in_a_step_is_left_by_a_torch_optimizer() -> None:
+def test_SVI_parameter_without_part_in_a_step_is_left_by_a_torch_optimizer() -> None:
     by_torch = steps_in_turns(SVI, ADAM, {"compile": False})
     by_pyro = steps_in_turns(SVI, OPTIMIZERS["Adam"](), {"compile": False})
     # the first network rests in steps 2 and 3, in which momentum moves it on
@@ -248,7 +248,7 @@ def slope_model(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("loss", [elbo.ELBO, Trace_ELBO])
-def test_a_second_svi_evaluates_what_the_first_has_trained(loss: Callable[[], pyro.infer.ELBO]) -> None:
+def test_SVI_second_svi_evaluates_what_the_first_has_trained(loss: Callable[[], pyro.infer.ELBO]) -> None:
     x = torch.full((5,), 3.0)
     trained = SVI(slope_model, lambda x: None, ADAM, loss())
     for _ in range(200):
@@ -262,7 +262,7 @@ def test_a_second_svi_evaluates_what_the_first_has_trained(loss: Callable[[], py
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_store_that_the_user_changes_is_followed(compile: bool) -> None:
+def test_SVI_store_that_the_user_changes_is_followed(compile: bool) -> None:
     x = torch.full((5,), 3.0)
     svi = SVI(slope_model, lambda x: None, ADAM, elbo.ELBO(), compile=compile)
     first = [svi.step(x) for _ in range(5)]
@@ -278,7 +278,7 @@ def test_a_store_that_the_user_changes_is_followed(compile: bool) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_modules_of_one_name_stay_apart() -> None:
+def test_SVI_modules_of_one_name_stay_apart() -> None:
     # In Pyro's store both would have the entry "net$$$weight", and the second would stay untrained.
     for make in (pyro.infer.SVI, SVI, SVI):
         net = nn.Linear(1, 1)
@@ -297,7 +297,7 @@ def test_modules_of_one_name_stay_apart() -> None:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_replaced_parameter_is_trained(compile: bool) -> None:
+def test_SVI_replaced_parameter_is_trained(compile: bool) -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
     for _ in range(4):
@@ -314,7 +314,7 @@ def test_a_replaced_parameter_is_trained(compile: bool) -> None:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_replaced_module_is_trained(compile: bool) -> None:
+def test_SVI_replaced_module_is_trained(compile: bool) -> None:
     vae, x = small_vae(), torch.randn(4, 5)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
     for _ in range(4):
@@ -329,7 +329,7 @@ def test_a_replaced_module_is_trained(compile: bool) -> None:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_module_that_a_function_names_may_be_bound_anew(compile: bool) -> None:
+def test_SVI_module_that_a_function_names_may_be_bound_anew(compile: bool) -> None:
     net = nn.Linear(1, 1)
 
     def model(x: Tensor) -> None:
@@ -346,7 +346,7 @@ def test_a_module_that_a_function_names_may_be_bound_anew(compile: bool) -> None
     assert moved(net, before) == {"weight", "bias"}
 
 
-def test_a_vamp_prior_follows_a_replaced_posterior() -> None:
+def test_SVI_vamp_prior_follows_a_replaced_posterior() -> None:
     vae = VAE(
         priors.VampPrior(torch.rand(3, 5)),
         likelihoods.Normal(nets.MLP(2, [4]), 5),
@@ -362,7 +362,7 @@ def test_a_vamp_prior_follows_a_replaced_posterior() -> None:
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_step_needs_no_mode_of_gradients(mode: Callable[[], Any], compile: bool) -> None:
+def test_SVI_step_needs_no_mode_of_gradients(mode: Callable[[], Any], compile: bool) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO(), compile=compile)
     before = snapshot(vae)
@@ -376,7 +376,7 @@ def test_a_step_needs_no_mode_of_gradients(mode: Callable[[], Any], compile: boo
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_step_inherits_no_gradient(compile: bool) -> None:
+def test_SVI_step_inherits_no_gradient(compile: bool) -> None:
     losses: list[list[float]] = []
     for left in (False, True):
         torch.manual_seed(0)
@@ -390,7 +390,7 @@ def test_a_step_inherits_no_gradient(compile: bool) -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_loss_without_gradient_is_refused() -> None:
+def test_SVI_loss_without_gradient_is_refused() -> None:
     class Cut(PyroModule):
         def __init__(self) -> None:
             super().__init__("cut")
@@ -404,7 +404,7 @@ def test_a_loss_without_gradient_is_refused() -> None:
         SVI(Cut(), lambda x: None, ADAM, elbo.ELBO()).step(torch.ones(3))
 
 
-def test_two_threads_train_two_programs() -> None:
+def test_SVI_two_threads_train_two_programs() -> None:
     x, errors = torch.randn(4, 5), []
 
     def train() -> None:
@@ -427,7 +427,7 @@ def test_two_threads_train_two_programs() -> None:
 # Compiled steps and rounding
 
 
-def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
+def test_SVI_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
     torch.manual_seed(0)
 
     class Normalized(nets.Body):
@@ -449,7 +449,7 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_no_difference() -> None:
     assert svi.compiler.num_graphs == 1
 
 
-def test_every_pair_of_calls_in_turn_is_one_step_each() -> None:
+def test_SVI_every_pair_of_calls_in_turn_is_one_step_each() -> None:
     # what the first call leaves must not show in the second
     for first, second in itertools.product(("step", "evaluate_loss", "initialize"), repeat=2):
         vae, x = small_vae(), torch.randn(4, 5)
@@ -477,7 +477,7 @@ def _normal_guide(network: nn.Module) -> Callable[[Tensor], None]:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("loss", [elbo.ELBO(), Trace_ELBO(), pyro.infer.TraceMeanField_ELBO()])
 @pytest.mark.parametrize("kind", [nn.Parameter, lambda t: t.requires_grad_()])
-def test_a_trainable_tensor_outside_of_modules_is_refused(loss: Any, kind: Callable[[Tensor], Tensor]) -> None:
+def test_SVI_trainable_tensor_outside_of_modules_is_refused(loss: Any, kind: Callable[[Tensor], Tensor]) -> None:
     leaf, x = kind(torch.zeros(4)), torch.randn(50, 4)
 
     def model(x: Tensor) -> None:
@@ -491,7 +491,7 @@ def test_a_trainable_tensor_outside_of_modules_is_refused(loss: Any, kind: Calla
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_module_that_takes_part_late_is_found() -> None:
+def test_SVI_module_that_takes_part_late_is_found() -> None:
     late: list[nn.Module] = []
 
     def model(x: Tensor) -> None:
@@ -511,13 +511,13 @@ def test_a_module_that_takes_part_late_is_found() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_data_that_require_gradients_are_no_parameters() -> None:
+def test_SVI_data_that_require_gradients_are_no_parameters() -> None:
     vae = small_vae()
     x = torch.ones(5, 5, requires_grad=True)
     assert math.isfinite(SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO()).step(x))
 
 
-def test_a_frozen_program_is_refused() -> None:
+def test_SVI_frozen_program_is_refused() -> None:
     vae = small_vae().requires_grad_(False)
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO())
     with pytest.raises(ValueError, match=r"SVI: expected something to train; got \d+ parameters, all of them frozen"):
@@ -525,7 +525,7 @@ def test_a_frozen_program_is_refused() -> None:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_another_model_is_trained(compile: bool) -> None:
+def test_SVI_another_model_is_trained(compile: bool) -> None:
     first, second = small_vae(), small_vae()
     svi = SVI(first.model, first.guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO(), compile=compile)
     x = torch.ones(5, 5)
@@ -542,7 +542,7 @@ def test_another_model_is_trained(compile: bool) -> None:
     assert all(moved[half:])
 
 
-def test_hooks_and_replaced_forwards_are_seen_by_compiled_steps() -> None:
+def test_SVI_hooks_and_replaced_forwards_are_seen_by_compiled_steps() -> None:
     def losses(compile: bool) -> list[float]:
         torch.manual_seed(0)
         vae = small_vae()
@@ -583,7 +583,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_tensor_that_another_graph_reads_is_refused(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_SVI_tensor_that_another_graph_reads_is_refused(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
     program = Shifted(torch.zeros(4, requires_grad=True))
     svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(), compile=compile, isolated=True)
@@ -595,7 +595,7 @@ def test_a_tensor_that_another_graph_reads_is_refused(compile: bool, monkeypatch
         svi.step(x)
 
 
-def test_arguments_are_data_wherever_they_are_but_not_what_they_were_computed_from() -> None:
+def test_SVI_arguments_are_data_wherever_they_are_but_not_what_they_were_computed_from() -> None:
     vae, x, other = small_vae(), torch.ones(5, 5), nn.Linear(5, 5)
     trainable = x.clone().requires_grad_()
     svi = SVI(lambda d: vae.model(d["x"]), lambda d: vae.guide(d["x"]), ADAM, elbo.ELBO())
@@ -609,7 +609,9 @@ def test_arguments_are_data_wherever_they_are_but_not_what_they_were_computed_fr
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("loss", [elbo.ELBO, Trace_ELBO])
-def test_a_program_that_is_frozen_between_steps_is_refused(loss: Callable[[], pyro.infer.ELBO], compile: bool) -> None:
+def test_SVI_program_that_is_frozen_between_steps_is_refused(
+    loss: Callable[[], pyro.infer.ELBO], compile: bool
+) -> None:
     vae, x = small_vae(), torch.ones(5, 5)
     svi = SVI(vae.model, vae.guide, ADAM, loss(), compile=compile)
     for _ in range(3 - compile):
@@ -621,7 +623,7 @@ def test_a_program_that_is_frozen_between_steps_is_refused(loss: Callable[[], py
     svi.step(x)
 
 
-def test_another_loss_is_checked_and_accounted_for() -> None:
+def test_SVI_another_loss_is_checked_and_accounted_for() -> None:
     vae, x, factor = small_vae(), torch.ones(5, 5), torch.ones((), requires_grad=True)
     svi = SVI(vae.model, vae.guide, ADAM, elbo.ELBO())
     for _ in range(3):
@@ -668,7 +670,7 @@ def halved(module: nn.Module, given: Any, out: Any) -> Any:
 
 
 @pytest.mark.parametrize("what", [*CHANGES, "a hook of all modules"])
-def test_what_changes_beside_forward_is_seen_by_compiled_steps(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_SVI_what_changes_beside_forward_is_seen_by_compiled_steps(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "compile_graph", lambda recorded, _: recorded)
 
     def losses(compile: bool) -> list[float]:
@@ -711,7 +713,7 @@ DOUBLE: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", DOUBLE)
-def test_a_program_that_becomes_double_is_trained_as_before(
+def test_SVI_program_that_becomes_double_is_trained_as_before(
     name: str, compile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On arguments that stay as they are, so that nothing else tells of it."""
@@ -738,7 +740,7 @@ def test_a_program_that_becomes_double_is_trained_as_before(
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_program_that_becomes_double_goes_on(compile: bool) -> None:
+def test_SVI_program_that_becomes_double_goes_on(compile: bool) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), elbo.ELBO(), compile=compile)
     x = torch.ones(5, 5)
@@ -751,7 +753,7 @@ def test_a_program_that_becomes_double_goes_on(compile: bool) -> None:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.SparseAdam])
-def test_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> None:
+def test_SVI_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, optimizer, elbo.ELBO())
     with pytest.raises(TypeError, match="SVI: expected an optimizer that takes one step by dense gradients; got"):
@@ -760,7 +762,7 @@ def test_optimizers_that_cannot_take_such_a_step_are_refused(optimizer: Any) -> 
         SVI(vae.model, vae.guide, OPTIM.SparseAdam(lambda name: {"lr": 0.1}), elbo.ELBO())
 
 
-def test_errors_of_programs_are_one_line() -> None:
+def test_SVI_errors_of_programs_are_one_line() -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), elbo.ELBO())
     with pytest.raises(ValueError, match="expected x, context and size to agree") as caught:

@@ -21,11 +21,11 @@ def normal(**changes: object) -> TorchDistribution:
     return kind(torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)).to_event(1)
 
 
-def test_a_right_density_passes() -> None:
+def test_check_density_passes_a_right_density() -> None:
     check_density(normal())
 
 
-def test_a_wrong_normalizer_is_seen() -> None:
+def test_check_density_sees_a_wrong_normalizer() -> None:
     def log_prob(self: dist.Normal, value: Tensor) -> Tensor:
         return dist.Normal.log_prob(self, value) + 0.002
 
@@ -34,7 +34,7 @@ def test_a_wrong_normalizer_is_seen() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.97, 1.03])
-def test_samples_of_another_scale_are_seen(factor: float) -> None:
+def test_check_density_sees_samples_of_another_scale(factor: float) -> None:
     def sample(self: dist.Normal, shape: _size = ()) -> Tensor:
         return dist.Normal.sample(self, shape) * factor
 
@@ -42,7 +42,7 @@ def test_samples_of_another_scale_are_seen(factor: float) -> None:
         check_density(normal(sample=sample))
 
 
-def test_elements_that_share_their_noise_are_seen() -> None:
+def test_check_density_sees_elements_that_share_their_noise() -> None:
     def sample(self: dist.Normal, shape: _size = ()) -> Tensor:
         return torch.randn(*shape, 1, dtype=torch.float64) * self.scale
 
@@ -50,7 +50,7 @@ def test_elements_that_share_their_noise_are_seen() -> None:
         check_density(normal(sample=sample))
 
 
-def test_wrong_joint_densities_are_seen() -> None:
+def test_check_density_sees_wrong_joint_densities() -> None:
     covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
 
     class Independently(dist.MultivariateNormal):
@@ -62,7 +62,7 @@ def test_wrong_joint_densities_are_seen() -> None:
         check_density(Independently(torch.zeros(2, dtype=torch.float64), covariance))
 
 
-def test_wrong_probabilities_are_seen() -> None:
+def test_check_density_sees_wrong_probabilities() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
 
     class Reversed(dist.OneHotCategorical):
@@ -96,11 +96,11 @@ def test_wrong_probabilities_are_seen() -> None:
     ],
     ids=lambda d: type(getattr(d, "base_dist", d)).__name__,
 )
-def test_many_supports_have_a_rule(d: TorchDistribution) -> None:
+def test_check_density_has_a_rule_for_many_supports(d: TorchDistribution) -> None:
     check_density(d)
 
 
-def test_densities_that_are_too_large_are_refused() -> None:
+def test_check_density_refuses_densities_that_are_too_large() -> None:
     with pytest.raises(ValueError, match="expected at most 3 dims that depend on each other; got"):
         check_density(dist.MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double()))
     with pytest.raises(ValueError, match=r"expected at most 200000 outcomes; got 2\^20"):
@@ -167,12 +167,14 @@ class Choosy(likelihoods.Normal):
         (Choosy, ValueError, r"Choosy likelihood: expected values in \[0, 1\]"),
     ],
 )
-def test_broken_likelihoods_are_seen(kind: type[likelihoods.Normal], error: type[Exception], message: str) -> None:
+def test_check_likelihood_sees_broken_ones(
+    kind: type[likelihoods.Normal], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         check_likelihood(kind(nets.MLP(2, [5]), 2))
 
 
-def test_broken_conditionals_and_priors_are_seen() -> None:
+def test_check_conditional_and_check_prior_see_broken_ones() -> None:
     class Shifted(conditionals.DiagonalNormal):
         def distribution(self, *, loc: Tensor, log_scale: Tensor) -> TorchDistribution:  # type: ignore[override]
             class Sampler(dist.Normal):
@@ -202,7 +204,7 @@ def test_broken_conditionals_and_priors_are_seen() -> None:
         check_prior(Unnormalized())
 
 
-def test_distributions_of_another_shape_or_support_are_seen() -> None:
+def test_check_distribution_sees_another_shape_or_support() -> None:
     class Outside(dist.Normal):
         support = torch.distributions.constraints.positive  # type: ignore[assignment]
 
@@ -218,7 +220,7 @@ def test_distributions_of_another_shape_or_support_are_seen() -> None:
         check_distribution(Expands(torch.zeros(2), 1.0), SIZE([2]), SIZE())
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_check_density_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     check_likelihood(likelihoods.Normal(nets.MLP(2, [5]), 2))
     drawn = torch.get_rng_state()

@@ -33,7 +33,7 @@ ROWS = torch.tensor([[1.0, -0.5], [2.0, 0.3], [-1.0, 0.0], [0.2, 0.9]], dtype=to
 
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.parametrize("num_particles", [1, 5])
-def test_weights_are_the_evidence(num_particles: int, vectorize: bool) -> None:
+def test_log_weights_weights_are_the_evidence(num_particles: int, vectorize: bool) -> None:
     oracle = LinearVAE.random()
     for program, x, truth in (
         (NormalNormal.exact(X, functions=True), X, NormalNormal.log_marginal_likelihood(X)),
@@ -49,7 +49,7 @@ def test_weights_are_the_evidence(num_particles: int, vectorize: bool) -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_chunks_are_the_same_draws(chunk_size: int) -> None:
+def test_log_weights_chunks_are_the_same_draws(chunk_size: int) -> None:
     program = TwoLayers(X, off=0.3)
     torch.manual_seed(3)
     whole = log_weights(program.model, program.guide, X, num_particles=7)
@@ -61,7 +61,7 @@ def test_chunks_are_the_same_draws(chunk_size: int) -> None:
         torch.testing.assert_close(chunked, whole, rtol=0, atol=0)
 
 
-def test_looped_and_chunked_draws_are_distributed_as_vectorised_ones() -> None:
+def test_log_weights_looped_and_chunked_draws_are_distributed_as_vectorised_ones() -> None:
     """By their means and spreads, within 5 standard errors."""
     program = Nested(off=0.4)
     ways: list[dict[str, Any]] = [{}, {"vectorize": False}, {"chunk_size": 60}]
@@ -72,7 +72,7 @@ def test_looped_and_chunked_draws_are_distributed_as_vectorised_ones() -> None:
             assert ((first.mean(0) - second.mean(0)).abs() < 5 * error).all()
 
 
-def test_weights_of_given_draws() -> None:
+def test_log_weights_weights_of_given_draws() -> None:
     """Against plain torch, away from the posterior."""
     program = TwoLayers(X, torch.randn(2, 4, 3, dtype=torch.float64), off=0.3)
     draws = program.draws()
@@ -80,7 +80,7 @@ def test_weights_of_given_draws() -> None:
     torch.testing.assert_close(log_weights(program.model, program.guide, X, num_particles=4), expected)
 
 
-def test_another_plate() -> None:
+def test_log_weights_another_plate() -> None:
     def renamed(run: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
         def program(x: Tensor) -> None:
             with pyro.plate("rows", len(x)):
@@ -112,7 +112,7 @@ def masked(run: Callable[[Tensor], None], mask: Any) -> Callable[[Tensor], None]
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_a_masked_datum_counts_nothing(name: str) -> None:
+def test_log_weights_masked_datum_counts_nothing(name: str) -> None:
     program, mask = NormalNormal(0.3 * X, 0.8 + 0 * X), torch.tensor([True, False, True])
     model, guide = masked(program.model, mask), masked(program.guide, mask)
     torch.manual_seed(3)
@@ -130,7 +130,7 @@ def test_a_masked_datum_counts_nothing(name: str) -> None:
         assert loss.item() == pytest.approx(-(BOUNDS[name](4, "pathwise").bound(plain) * mask).sum().item())
 
 
-def test_missing_parts_of_data_are_masked() -> None:
+def test_log_weights_missing_parts_of_data_are_masked() -> None:
     """Pixels that are missing leave the likelihood of the others, per datum."""
     present: Any = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
 
@@ -161,7 +161,7 @@ def test_missing_parts_of_data_are_masked() -> None:
 # Subsampling
 
 
-def test_the_scale_of_the_data_plate_is_applied_outside_the_bound() -> None:
+def test_log_weights_scale_of_the_data_plate_is_applied_outside_the_bound() -> None:
     program = Nested(size=1000, off=0.3)
     for estimator in (IWELBO(5), CIWELBO(5, beta=0.5), ELBO(5, gradient="score")):
         torch.manual_seed(3)
@@ -196,7 +196,7 @@ class Full:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_a_subsample_estimates_the_bound_of_the_full_data(vectorize: bool) -> None:
+def test_log_weights_subsample_estimates_the_bound_of_the_full_data(vectorize: bool) -> None:
     """Unbiased, below the evidence; a scale inside the logarithm, as in Pyro's class, lifts the bound above it."""
     program = Full()
     evidence = NormalNormal.log_marginal_likelihood(program.x).sum().item()
@@ -210,7 +210,7 @@ def test_a_subsample_estimates_the_bound_of_the_full_data(vectorize: bool) -> No
 
 
 @pytest.mark.parametrize("way", [{"vectorize": False}, {"chunk_size": 2}])
-def test_all_draws_are_of_the_same_subsample(way: dict[str, Any]) -> None:
+def test_log_weights_all_draws_are_of_the_same_subsample(way: dict[str, Any]) -> None:
     """Looped and chunked draws too: at the exact posterior the weights of a datum are equal, and data differ."""
     data = torch.linspace(-3, 3, 1000, dtype=torch.float64)
 
@@ -241,7 +241,7 @@ def scaled(program: NormalNormal, scale: Any) -> tuple[Callable[..., Any], Calla
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDS if not name.startswith("ELBO")])
-def test_other_scales_are_refused(name: str) -> None:
+def test_log_weights_other_scales_are_refused(name: str) -> None:
     program = NormalNormal(0.3 * X, 0.8 + 0 * X)
     estimator = BOUNDS[name](4, "pathwise")
     remedy = (
@@ -268,7 +268,7 @@ def inner_subsample(x: Tensor) -> None:
             pyro.sample("u", dist.Normal(z, 1.0))
 
 
-def test_the_elbo_takes_any_scale() -> None:
+def test_ELBO_takes_any_scale() -> None:
     program = NormalNormal(0.3 * X, 0.8 + 0 * X)
     torch.manual_seed(3)
     plain = ELBO(4).loss(program.model, program.guide, X)
@@ -341,7 +341,9 @@ def expected_weights(model: Callable[[Tensor], None], guide: Recorded, x: Tensor
 
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("model", [mixture, tied, in_inner_plate])
-def test_discrete_latents_of_the_model_are_summed_out(model: Callable[[Tensor], None], num_particles: int) -> None:
+def test_log_weights_discrete_latents_of_the_model_are_summed_out(
+    model: Callable[[Tensor], None], num_particles: int
+) -> None:
     guide = Recorded(inner=model is in_inner_plate)
     found = log_weights(model, guide, X, num_particles=num_particles)
     torch.testing.assert_close(found, expected_weights(model, guide, X))
@@ -353,7 +355,9 @@ def test_discrete_latents_of_the_model_are_summed_out(model: Callable[[Tensor], 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
 @pytest.mark.parametrize("num_particles", [1, 4])
 @pytest.mark.parametrize("model", [mixture, tied, in_inner_plate])
-def test_summed_out_latents_are_as_in_stock_pyro(model: Callable[[Tensor], None], num_particles: int) -> None:
+def test_log_weights_summed_out_latents_are_as_in_stock_pyro(
+    model: Callable[[Tensor], None], num_particles: int
+) -> None:
     guide = Recorded(inner=model is in_inner_plate)
     stock = pyro.infer.TraceEnum_ELBO(
         num_particles=num_particles,
@@ -369,7 +373,7 @@ def test_summed_out_latents_are_as_in_stock_pyro(model: Callable[[Tensor], None]
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_what_an_enumerated_latent_ties_together_has_no_terms() -> None:
+def test_log_weights_what_an_enumerated_latent_ties_together_has_no_terms() -> None:
     guide = Recorded()
     loss = ELBO(2, beta=0.5).loss(mixture, guide, X)  # the prior is a mixture
     weights, likelihood = expected_weights(mixture, guide, X), log_normal(X, guide.draws[-1], torch.zeros(()))
@@ -407,7 +411,7 @@ def no_plate(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDS if not name.startswith("ELBO")])
-def test_a_data_plate_is_needed(name: str) -> None:
+def test_log_weights_data_plate_is_needed(name: str) -> None:
     estimator = BOUNDS[name](4, "pathwise")
     message = (
         "Site 'slope': expected to be inside the plate 'data', so that its density belongs to a datum; got it outside. "
@@ -432,7 +436,7 @@ def test_a_data_plate_is_needed(name: str) -> None:
         ),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_log_weights_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
     program = NormalNormal.exact(X)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         log_weights(program.model, program.guide, X, **options)
@@ -452,7 +456,7 @@ class Counting(nets.MLP):
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "stl", "dreg", "score", "vimco", "ovis"])
-def test_the_encoder_runs_once_per_datum(gradient: Any) -> None:
+def test_Estimator_runs_the_encoder_once_per_datum(gradient: Any) -> None:
     body = Counting(5, [4])
     vae = VAE(priors.StandardNormal(2), likelihoods.Normal(nets.MLP(2, [4]), 5), conditionals.DiagonalNormal(body, 2))
     estimator, x = IWELBO(7, gradient), torch.randn(3, 5)
@@ -489,7 +493,7 @@ print((peak() - before) / 2**20)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak memory differs")
-def test_memory_is_bounded_by_the_chunk() -> None:
+def test_log_weights_memory_is_bounded_by_the_chunk() -> None:
     """5,000 particles of a batch of 100 images within 1 GiB on top of the model."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 1.0

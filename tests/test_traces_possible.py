@@ -28,7 +28,7 @@ def clamped_vae(likelihood: likelihoods.Likelihood) -> VAE:
     return VAE(ClampedPrior(40, 0.05), likelihood, Clamped(nets.MLP(3, [4]), 40, 0.05))
 
 
-def test_a_wrong_density_of_a_latent_is_named() -> None:
+def test_check_possible_wrong_density_of_a_latent_is_named() -> None:
     vae = clamped_vae(likelihoods.Bernoulli(nets.MLP(40, []), 3))
     x = torch.ones(200, 3)
     message = r"expected a bound on log p\(x\) of at most 0.*Site 'z' has a KL of -"
@@ -40,7 +40,7 @@ def test_a_wrong_density_of_a_latent_is_named() -> None:
         evaluation.log_marginal_likelihood(vae, x, num_particles=3, progress=False)
 
 
-def test_a_wrong_likelihood_is_named() -> None:
+def test_check_possible_wrong_likelihood_is_named() -> None:
     class Doubled(likelihoods.Bernoulli):
         def distribution(self, *, logits: Tensor) -> dist.TorchDistribution:  # type: ignore[override]
             class TwiceAsLikely(dist.Bernoulli):  # type: ignore[misc]
@@ -54,12 +54,12 @@ def test_a_wrong_likelihood_is_named() -> None:
         evaluation.elbo_terms(vae, torch.ones(100, 9))
 
 
-def test_densities_may_have_bounds_above_zero() -> None:
+def test_check_possible_densities_may_have_bounds_above_zero() -> None:
     vae = clamped_vae(likelihoods.Normal(nets.MLP(40, []), 3, scale=0.01))
     assert evaluation.elbo_terms(vae, vae.sample(100, mean=True)).elbo.mean().isfinite()
 
 
-def test_noise_is_no_error() -> None:
+def test_check_possible_noise_is_no_error() -> None:
     # bounds whose mean is 0, up to 4 standard errors above
     noise = torch.randn(10_000)
     noise = (noise - noise.mean()) / noise.std()

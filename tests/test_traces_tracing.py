@@ -40,7 +40,7 @@ LABEL = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_a_latent_that_is_observed_in_some_calls(num_particles: int) -> None:
+def test_inspect_latent_that_is_observed_in_some_calls(num_particles: int) -> None:
     """An estimator that has seen labeled data sums the class out of the rest, and the other way round."""
     for estimator in (ELBO(num_particles), IWELBO(num_particles)):
         calls: list[tuple[Any, ...]] = [(X, LABEL), (X,), (X, None), (X, LABEL)]
@@ -56,7 +56,7 @@ def test_a_latent_that_is_observed_in_some_calls(num_particles: int) -> None:
     torch.testing.assert_close(summed, torch.logaddexp(*(w.logsumexp(0) for w in seen)), rtol=0.02, atol=0.0)
 
 
-def test_a_latent_that_appears_by_the_value_of_an_argument() -> None:
+def test_inspect_latent_that_appears_by_the_value_of_an_argument() -> None:
     """No argument is left out, so that only the run itself can tell."""
 
     def model(x: Tensor, label: Tensor) -> None:
@@ -82,7 +82,7 @@ def undrawn(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
-def test_a_latent_that_nobody_draws_is_refused(num_particles: int) -> None:
+def test_inspect_latent_that_nobody_draws_is_refused(num_particles: int) -> None:
     message = (
         "Guide: expected a site for every latent of the model; got none for ['w']. Sample them in the guide under the "
         'same names, or mark discrete ones with infer={"enumerate": "parallel"} to have them summed out.'
@@ -94,7 +94,7 @@ def test_a_latent_that_nobody_draws_is_refused(num_particles: int) -> None:
         log_weights(undrawn, guide, X, num_particles=num_particles)
 
 
-def test_an_auxiliary_latent_of_the_guide_counts() -> None:
+def test_inspect_auxiliary_latent_of_the_guide_counts() -> None:
     """A site that the model has not: the bound is that of the model extended by a flat factor, as in Pyro."""
 
     def with_auxiliary(x: Tensor) -> None:
@@ -108,7 +108,7 @@ def test_an_auxiliary_latent_of_the_guide_counts() -> None:
     assert (found - draws).std() > 0.1
 
 
-def test_a_look_at_a_program_changes_nothing() -> None:
+def test_inspect_changes_nothing() -> None:
     program = NormalNormal(0 * X, 1 + 0 * X, functions=True)
     before = torch.get_rng_state()
     with poutine.trace() as trace:
@@ -119,7 +119,7 @@ def test_a_look_at_a_program_changes_nothing() -> None:
     assert structure.outside == {"data": None}
 
 
-def test_a_look_at_a_program_updates_no_running_mean() -> None:
+def test_inspect_updates_no_running_mean() -> None:
     model = NormalNormal.exact(X).model
     body = nn.BatchNorm1d(1, dtype=X.dtype)
 
@@ -134,7 +134,7 @@ def test_a_look_at_a_program_updates_no_running_mean() -> None:
     torch.testing.assert_close(body.running_mean, (1 - 0.9**2) * X.mean(0, keepdim=True))
 
 
-def test_estimators_draw_as_stock_pyro_does() -> None:
+def test_Estimator_draws_as_stock_pyro_does() -> None:
     """Looking at a program takes no random numbers, so that a seed gives stock Pyro's draws."""
     program = NormalNormal(0 * X, 1 + 0 * X)
     torch.manual_seed(3)
@@ -145,7 +145,7 @@ def test_estimators_draw_as_stock_pyro_does() -> None:
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_a_program_is_looked_at_once() -> None:
+def test_inspect_is_made_once_for_a_program() -> None:
     calls = []
 
     def counted(x: Tensor) -> None:
@@ -159,7 +159,7 @@ def test_a_program_is_looked_at_once() -> None:
     assert calls == [3, 3, 3, 3, 2]
 
 
-def test_many_programs_do_not_pile_up() -> None:
+def test_inspect_of_many_programs_does_not_pile_up() -> None:
     estimator = IWELBO(2)
     for _ in range(50):
         program = NormalNormal.exact(X, functions=True)
@@ -168,7 +168,7 @@ def test_many_programs_do_not_pile_up() -> None:
     assert len(estimator._structures) <= 16
 
 
-def test_validation_finds_a_missing_plate() -> None:
+def test_Estimator_validation_finds_a_missing_plate() -> None:
     """A batch dim that no plate declares is Pyro's error, as in stock Pyro."""
 
     def model(x: Tensor) -> None:
@@ -182,7 +182,7 @@ def test_validation_finds_a_missing_plate() -> None:
         ELBO().loss(model, undeclared, X)
 
 
-def test_a_single_run_has_no_dim_for_particles() -> None:
+def test_trace_programs_of_a_single_run_has_no_dim_for_particles() -> None:
     program = NormalNormal.exact(X)
     run = trace_programs(program.model, program.guide, (X,), {})
     assert run.particle_dim is None
@@ -231,7 +231,7 @@ def indexing_guide(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("estimator", [IWELBO(2), ELBO(2), ELBO(2, "dreg"), IWELBO(2, "score")])
-def test_a_guide_that_does_not_broadcast_is_told_what_to_do(estimator: Any) -> None:
+def test_trace_programs_tells_a_guide_that_does_not_broadcast_what_to_do(estimator: Any) -> None:
     message = (
         "Site 'z1': expected programs that broadcast over 2 particles, in a dim left of all plates; got an error "
         "here or just before: stack expects each tensor to be equal size"
@@ -244,7 +244,7 @@ def test_a_guide_that_does_not_broadcast_is_told_what_to_do(estimator: Any) -> N
     assert looped.loss(chain_model, chain_guide, X) > 0
 
 
-def test_a_program_that_does_not_broadcast_over_values_is_told_what_to_do() -> None:
+def test_trace_programs_tells_a_program_that_does_not_broadcast_over_values_what_to_do() -> None:
     message = "Site 'x': expected programs that broadcast over all values of ['k'], in a dim left of all plates; got an"
     for estimator in (ELBO(1, "enumerate"), ELBO(2, {"k": "enumerate"}, vectorize=False)):
         with pytest.raises(ValueError, match=rf"^{re.escape(message)}.* Use 'score' at \['k'\]"):
@@ -252,7 +252,7 @@ def test_a_program_that_does_not_broadcast_over_values_is_told_what_to_do() -> N
     assert ELBO(1, "score").loss(indexing_model, indexing_guide, X) > 0
 
 
-def test_a_program_that_fails_for_one_draw_too_has_its_own_error() -> None:
+def test_trace_programs_leaves_its_own_error_to_a_program_that_fails_for_one_draw_too() -> None:
     def model(x: Tensor) -> None:
         raise RuntimeError("no data today")
 

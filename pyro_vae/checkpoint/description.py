@@ -103,6 +103,11 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
         torch.Size([8])
     """
     known = _known(classes)
+    if unknown := sorted(_named(description) - known.keys()):
+        raise ValueError(
+            f"Checkpoint: expected classes of pyro_vae, or of classes=...; got {', '.join(map(repr, unknown)):.200}. "
+            "Give what the program was built of: classes=[MyBody]."
+        )
     made: dict[str, Any] = {}
 
     def at(path: str, packed: Any) -> Any:
@@ -111,7 +116,7 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
             if not isinstance(arguments, dict):
                 raise _unreadable(packed)
             given = {name: at(f"{path}.{name}" if path else name, value) for name, value in arguments.items()}
-            made[path] = _called(_found(known, packed["$class"]), given)
+            made[path] = _called(known[str(packed["$class"])], given)
             return made[path]
         if isinstance(packed, dict) and not next(iter(packed), "").startswith("$"):
             return {name: at(f"{path}.{name}" if path else name, value) for name, value in packed.items()}
@@ -129,7 +134,7 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
         if kind == "$same" and content in made:
             return made[content]
         if kind == "$type":
-            return _found(known, content)
+            return known[str(content)]
         if kind == "$slice" and isinstance(content, list) and len(content) == 3:
             return slice(*content)
         if kind == "$dtype" and isinstance(getattr(torch, str(content), None), torch.dtype):
@@ -156,13 +161,14 @@ def _known(classes: Iterable[Any]) -> dict[str, Any]:
     return known
 
 
-def _found(known: Mapping[str, Any], name: Any) -> Any:
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(
-            f"Checkpoint: expected classes of pyro_vae, or of classes=...; got {name!r:.80}. Give the class that the "
-            "program was built with: classes=[MyBody]."
-        )
-    return known[name]
+def _named(packed: Any) -> set[str]:
+    """The classes and functions that a description names."""
+    if isinstance(packed, list):
+        return {name for each in packed for name in _named(each)}
+    if not isinstance(packed, dict):
+        return set()
+    own = {str(packed[kind]) for kind in ("$class", "$type") if kind in packed}
+    return own | {name for each in packed.values() for name in _named(each)}
 
 
 def _called(made: Any, arguments: dict[str, Any]) -> Any:

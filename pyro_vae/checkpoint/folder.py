@@ -64,6 +64,8 @@ class RunFolder:
                     "locked. Wait for it, or give another folder."
                 ) from None
         try:
+            for left in self.path.rglob(".*.????????????????????????????????"):  # by a process that was killed
+                left.unlink(missing_ok=True)
             yield
         finally:
             lock.release()

@@ -35,7 +35,13 @@ __all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset"
 
 
 class Splits(NamedTuple):
-    """The three parts of a set."""
+    """The three parts of a set.
+
+    Attributes:
+        train: to learn from.
+        validation: to stop and to choose by.
+        test: to report.
+    """
 
     train: Dataset
     validation: Dataset
@@ -151,6 +157,10 @@ def _read(source: Any, root: str | Path | None) -> tuple[Dataset, Dataset | None
 @partial(checks.arguments, "data.available")
 def available(name: str, root: str | Path | None = None) -> bool:
     """Whether a named set can be loaded without a network.
+
+    Args:
+        name: As :func:`load` has it.
+        root: Folder of the data, as for :func:`load`.
 
     Raises:
         ValueError: An unknown name.

@@ -24,6 +24,8 @@ _CHUNK = 4096  # data turned into floats at once where a float copy of the whole
 class Dataset:
     """N data on one device, of which each batch becomes float32 values when it is drawn.
 
+    Shapes: N data, D columns of a table; C channels, H rows, W columns of an image.
+
     Args:
         name: What errors, histories and plots call the set.
         images: uint8 images (N, C, H, W) with ``levels``, or a float32 table (N, D) or images without. NaN marks a
@@ -156,6 +158,8 @@ class Dataset:
 
     def subset(self, index: Tensor) -> Dataset:
         """The data of an index, int64 (M,) in their order, or of a mask, bool (N,).
+
+        Shapes: N data, M of them chosen.
 
         Raises:
             TypeError: neither of them.

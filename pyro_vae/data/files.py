@@ -193,7 +193,7 @@ def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
 
 
 def _read_images(folder: Path, paths: list[Path]) -> tuple[npt.NDArray[Any], int]:
-    """Images of one shape, (N, C, H, W), and how many had transparency."""
+    """Images of one shape, channels first, and how many had transparency."""
     images: npt.NDArray[Any] = np.empty(0, np.uint8)
     transparent = 0
     for i, path in enumerate(paths):

@@ -61,6 +61,8 @@ def opened(path: Path, file: IO[bytes]) -> Iterator[Image.Image]:
 def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
     """An image file, upright, and whether it had transparency, which is dropped.
 
+    Shapes: H rows, W columns.
+
     Returns:
         uint8 (1, H, W) of grays or (3, H, W) of colors; float32 k / 65535 of 16-bit grays.
 

@@ -80,6 +80,8 @@ class DiscretizedLogistic(TorchDistribution):
 class MixtureOfDiscretizedLogistics(TorchDistribution):
     r"""Images (C, H, W) whose pixels are mixtures of M discretized logistics, each channel given those before it.
 
+    Shapes: M components, C channels, H rows, W columns.
+
     Per pixel, with mixture weights :math:`\pi_m` shared by the channels,
 
     .. math:: P(x) = \sum_m \pi_m \prod_c \mathrm{DiscretizedLogistic}\Big(x_c;

@@ -76,7 +76,16 @@ class MissingAtRandom(TorchDistribution):
 
 
 class or_missing(constraints.Constraint):
-    """What another constraint allows, with NaN in the place of any element."""
+    """What another constraint allows, with NaN in the place of any element.
+
+    Args:
+        constraint: the other one.
+        placeholder: what it allows, put in the place of NaN; broadcasts to the event.
+
+    Example:
+        >>> or_missing(constraints.boolean, torch.tensor(0.0)).check(torch.tensor([1.0, torch.nan, 2.0]))
+        tensor([ True,  True, False])
+    """
 
     def __init__(self, constraint: constraints.Constraint, placeholder: Tensor) -> None:
         self.constraint = constraint

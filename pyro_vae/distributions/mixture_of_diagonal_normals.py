@@ -26,6 +26,7 @@ class MixtureOfDiagonalNormals(TorchDistribution):
         loc: means, (\*batch_shape, num_components, dim), in the units of z.
         scale: standard deviations, of the same shape, positive.
         logits: unnormalized log-weights, (\*batch_shape, num_components).
+        batch_shape: one that the parameters' broadcasts to, theirs if left out.
 
     References:
         Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, https://arxiv.org/abs/1805.08498

@@ -10,7 +10,15 @@ from torch.types import _size
 
 
 class counts_of(constraints.Constraint):
-    """Vectors of whole numbers that sum to ``total_count``, a tensor of the batch's shape."""
+    """Vectors of whole numbers with a given sum.
+
+    Args:
+        total_count: the sum, of the batch's shape.
+
+    Example:
+        >>> counts_of(torch.tensor(3)).check(torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
+        tensor([ True, False])
+    """
 
     is_discrete = True
     event_dim = 1

@@ -295,7 +295,10 @@ def _plates(site: Site) -> set[str]:
 
 
 def _rows(name: str, terms: list[_Term], run: Traces, plate: str | None) -> list[Tensor]:
-    """The signal, log q and mask of a site, (K, M): M is N where a plate is named, else the number of its elements."""
+    """The signal, log q and mask of a site, (K, M): M is N where a plate is named, else the number of its elements.
+
+    Shapes: N data, K particles, M data or elements.
+    """
     site = run.guide.nodes[name]
     shape = list(site["log_prob"].shape)
     if plate is not None:

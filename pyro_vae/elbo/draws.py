@@ -1,4 +1,7 @@
-"""K draws of the latents for N data, and their log-densities, in the ways that gradient estimators need them."""
+"""K draws of the latents for N data, and their log-densities, in the ways that gradient estimators need them.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 

@@ -38,6 +38,8 @@ _Result = TypeVar("_Result")
 class Estimator(pyro.infer.ELBO):
     """A bound on log p(x) estimated from K draws per datum, as a ``pyro.infer.ELBO``.
 
+    Shapes: N data, K particles, T partitions.
+
     A new bound overrides :meth:`bound`, and :meth:`path_scale` for the dreg gradient. A subclass with another bound
     inherits nothing that was derived from its parent's: no :meth:`path_scale`, no :meth:`signal`, no ovis.
 

@@ -27,7 +27,19 @@ from pyro_vae.elbo.names import GradientChoice
 
 
 class IWELBO(Estimator):
-    r"""The importance-weighted bound, :math:`\log \frac1K \sum_k w_k`."""
+    r"""The importance-weighted bound, :math:`\log \frac1K \sum_k w_k`.
+
+    Args:
+        num_particles: K.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        plate: name of the plate over the data.
+        vectorize: make the K draws in one pass.
+
+    Example:
+        >>> import torch
+        >>> IWELBO(2).bound(torch.tensor([[0.25], [0.75]]).log()).exp()  # the average weight
+        tensor([0.5000])
+    """
 
     importance_weighted = True
 

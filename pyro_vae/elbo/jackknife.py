@@ -22,7 +22,14 @@ from pyro_vae.elbo.score import leave_one_out_logsumexp
 
 
 class JackknifeELBO(Estimator):
-    """Jackknife variational inference of order 1 (JVI-1), for K >= 2."""
+    """Jackknife variational inference of order 1 (JVI-1), for K >= 2.
+
+    Args:
+        num_particles: K; the default of 1 is an error.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        plate: name of the plate over the data.
+        vectorize: make the K draws in one pass.
+    """
 
     min_particles = 2
 

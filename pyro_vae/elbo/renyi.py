@@ -71,7 +71,14 @@ class RenyiELBO(Estimator):
 
 
 class VRMax(Estimator):
-    """The largest of K log-weights, the limit of alpha -> -inf: neither a lower nor an upper bound."""
+    """The largest of K log-weights, the limit of alpha -> -inf: neither a lower nor an upper bound.
+
+    Args:
+        num_particles: K.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        plate: name of the plate over the data.
+        vectorize: make the K draws in one pass.
+    """
 
     def bound(self, log_weights: Tensor) -> Tensor:
         return log_weights.max(0).values

@@ -1,4 +1,7 @@
-"""Score-function gradients, which serve any guide: they differ in the baseline that is subtracted from the signal."""
+"""Score-function gradients, which serve any guide: they differ in the baseline that is subtracted from the signal.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 

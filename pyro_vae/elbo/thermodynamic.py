@@ -1,5 +1,7 @@
 r"""The thermodynamic variational objective: the evidence as an integral along a path from guide to posterior.
 
+Shapes: N data, K particles, T partitions.
+
 With :math:`\pi_\beta \propto q^{1-\beta} p^\beta`, :math:`\log p(x) = \int_0^1 E_{\pi_\beta}[\log w] d\beta`, and the
 integrand rises. Left Riemann sums are lower bounds (one partition is the ELBO), right sums upper bounds. The
 expectations are taken with self-normalized weights of K draws from q, so the sandwich holds as K grows, not at each K.

@@ -1,5 +1,7 @@
 r"""Annealed importance sampling: log p(x) along a path from prior to posterior, without the guide.
 
+Shapes: N data, K chains, T temperatures.
+
 Chains start from the prior and pass through :math:`\pi_t(z) \propto p(z) p(x|z)^{\beta_t}`, :math:`0 = \beta_0 <
 \dots < \beta_T = 1`, by transitions that leave each as it is. The product of the ratios on the way is an unbiased
 estimate of p(x), so the logarithm of its average is a lower bound on average:
@@ -45,6 +47,8 @@ _WARM_UP = 20
 class AnnealedImportanceSampling(Result):
     """Estimates of log p(x), lower bounds on average; every tensor has shape (N,).
 
+    Shapes: N data, K chains, T temperatures.
+
     Attributes:
         value: in nats.
         standard_error: of ``value`` through the noise of the chains, by the delta method.
@@ -77,6 +81,8 @@ class AnnealedImportanceSampling(Result):
 @dataclass(frozen=True)
 class BidirectionalMonteCarlo(Result):
     """Bounds of log p(x) for simulated data; every tensor has shape (N,).
+
+    Shapes: N data, K chains, T temperatures.
 
     One datum's bounds hold on average over the chains' noise, so it is the means that enclose the mean log p(x).
 
@@ -127,6 +133,8 @@ def ais(
 ) -> AnnealedImportanceSampling:
     """Estimates log p(x) for every datum by annealed importance sampling with HMC; a check that needs no guide.
 
+    Shapes: N data, K chains, T temperatures.
+
     Temperatures, and step sizes for each datum and temperature, are adapted in a first pass of the same length and
     then held fixed, so that the transitions of the pass that counts leave their distributions as they are.
 
@@ -167,6 +175,8 @@ def bdmc(
     progress: bool = True,
 ) -> BidirectionalMonteCarlo:
     """Bounds log p(x) from both sides, on average, for data that the model made.
+
+    Shapes: N data, K chains, T temperatures.
 
     The gap tells how good :func:`ais` of these settings is, and so how far to trust it on real data.
 

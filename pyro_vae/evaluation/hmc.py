@@ -32,6 +32,8 @@ Latents = dict[str, Tensor]
 class TemperedPosterior:
     """p(z) p(x|z)^beta of a model, with gradients, for K chains and N data.
 
+    Shapes: N data, K chains.
+
     Args:
         subject: who asks, for messages.
         model: a Pyro program.

@@ -32,6 +32,8 @@ from pyro_vae.traces.possible import check_possible
 class LogMarginalLikelihood(Result):
     r"""Estimates of log p(x), one for each datum; every tensor has shape (N,).
 
+    Shapes: N data, K particles.
+
     Attributes:
         value: log of the average weight, in nats.
         standard_error: of ``value`` through the noise of the draws, by the delta method: the standard error of the
@@ -91,6 +93,8 @@ def log_marginal_likelihood(
 ) -> LogMarginalLikelihood:
     """Estimates log p(x) for every datum, in nats, by importance sampling.
 
+    Shapes: N data, K particles.
+
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         x: data (N, ...), the first argument of model and guide.
@@ -112,16 +116,22 @@ def log_marginal_likelihood(
         Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519
 
     Example:
-        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
-        >>> _ = torch.manual_seed(0)
-        >>> vae = VAE(
-        ...     prior=priors.StandardNormal(2),
-        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=4),
-        ...     posterior=conditionals.DiagonalNormal(nets.MLP(4, [8]), 2),
-        ... )
-        >>> result = log_marginal_likelihood(vae, torch.ones(3, 4), num_particles=1000, progress=False)
-        >>> result.value.shape
-        torch.Size([3])
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the posterior, at which every draw tells log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> program, x = SimpleNamespace(model=model, guide=guide), torch.tensor([0.0, 2.0])
+        >>> result = log_marginal_likelihood(program, x, num_particles=100, progress=False)
+        >>> result.value  # log Normal(x; 0, 2)
+        tensor([-1.2655, -2.2655])
+        >>> result.effective_sample_size.round()
+        tensor([100., 100.])
     """
     num_particles = checks.whole("log_marginal_likelihood", "num_particles", num_particles)
     tail = tail_size(num_particles) + 1
@@ -157,6 +167,8 @@ def posterior_samples(
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """Draws from the posterior p(z|x), by resampling K draws of the guide in proportion to their weights.
+
+    Shapes: N data, K particles, S samples.
 
     They are the posterior's as K grows, with replacement: where the effective sample size is small, many are equal.
 
@@ -268,7 +280,7 @@ def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tenso
 def _warn(result: LogMarginalLikelihood) -> None:
     bad = result.unreliable
     if bad:
-        listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        listed = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
         warnings.warn(
             f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
             f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "

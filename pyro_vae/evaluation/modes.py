@@ -29,7 +29,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        given = signature.bind(*args, **kwargs).arguments
+        given = checks.bound(function.__name__, signature, args, kwargs)
         program = cast(Program, given["program"])
         _check_program(function.__name__, program)
         if "x" in given:

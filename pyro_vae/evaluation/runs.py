@@ -33,6 +33,8 @@ _WORTH_RECORDING = 100
 class Batch:
     """One run.
 
+    Shapes: N data, K particles.
+
     Attributes:
         log_weights: (K, N), for some of the particles and data.
         latents: draws of the guide, (K, N, ...), by name; none unless asked for.

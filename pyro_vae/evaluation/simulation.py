@@ -52,15 +52,16 @@ def simulate(program: Program, x: Tensor, *context: Tensor) -> Simulation:
         ValueError: the model observes something that is not one of its arguments.
 
     Example:
-        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
-        >>> vae = VAE(
-        ...     prior=priors.StandardNormal(2),
-        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=4),
-        ...     posterior=conditionals.DiagonalNormal(nets.MLP(4, [8]), 2),
-        ... )
-        >>> simulation = simulate(vae, torch.zeros(3, 4))
-        >>> simulation.x.shape, simulation.latents["z"].shape
-        (torch.Size([3, 4]), torch.Size([3, 2]))
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(torch.full((len(x),), 0.5)))
+        ...         pyro.sample("x", dist.Poisson(1000 * z), obs=x)
+        >>> simulation = simulate(SimpleNamespace(model=model, guide=lambda x: None), torch.zeros(4))
+        >>> ((simulation.x > 0) == simulation.latents["z"]).tolist()
+        [True, True, True, True]
     """
     args = [x, *context]
     # Unchecked, since the values that are given here need not be such as the model could have made.

@@ -37,6 +37,23 @@ def elbo_terms(
     Raises:
         ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for; a
             figure that is impossible, see :func:`~pyro_vae.traces.possible.check_possible`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the posterior, at which every draw tells log p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> program, x = SimpleNamespace(model=model, guide=guide), torch.tensor([0.0, 2.0])
+        >>> elbo_terms(program, x).elbo  # log Normal(x; 0, 2)
+        tensor([-1.2655, -2.2655])
+        >>> elbo_terms(program, x, analytic_kl=True).kl
+        tensor([0.0966, 0.5966])
     """
     return checked_terms("elbo_terms", program, (x, *context), num_particles, analytic_kl, plate)
 

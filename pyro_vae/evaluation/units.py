@@ -1,5 +1,7 @@
 r"""Active units: latents whose posterior mean moves with the data.
 
+Shapes: N data, K particles.
+
 Unit i is active where :math:`\mathrm{Var}_x(E_{q(z|x)}[z_i])` is above a threshold. An inactive one tells the decoder
 nothing, and a program without it should be as good: :meth:`ActiveUnits.cut` makes that program.
 
@@ -109,6 +111,21 @@ def active_units(
 
     Raises:
         ValueError: fewer than 2 data, a number below 1; a single draw of a latent without a mean in closed form.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        ...         pyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.stack([x / 2, 0 * x], -1), 1.0).to_event(1))
+        >>> units = active_units(SimpleNamespace(model=model, guide=guide), torch.tensor([-1.0, 0.0, 1.0]))
+        >>> units.variance["z"], units.active["z"]
+        (tensor([0.1667, 0.0000]), tensor([ True, False]))
     """
     if len(x) < 2 or num_particles < 1:
         raise ValueError(

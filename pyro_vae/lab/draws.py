@@ -70,6 +70,8 @@ def unchanged(*programs: PyroProgram) -> Iterator[None]:
 class Sampler:
     """Draws of an estimator's bound and gradient at fixed parameters.
 
+    Shapes: D draws, P parameters.
+
     Args:
         estimator: any ``pyro.infer.ELBO``.
         model: a Pyro program.

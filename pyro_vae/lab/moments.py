@@ -14,6 +14,8 @@ _BLOCK = 64  # differences of draws that are multiplied with one another
 class Moments:
     """Sums over draws of a gradient g of P parameters, with mean mu and covariance S, in float64.
 
+    Shapes: D draws, P parameters.
+
     Args:
         reference: the gradient that draws are compared with, (P,), or None.
     """

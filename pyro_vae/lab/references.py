@@ -62,11 +62,27 @@ def describe(reference: Any) -> str:
 
 
 def family(estimator: Any) -> str:
-    """Bound, settings and gradient of an estimator, without its number of particles."""
+    """Bound, settings and gradient of an estimator, without its number of particles.
+
+    Example:
+        >>> family(elbo.IWELBO(5, "dreg"))
+        'IWELBO dreg'
+        >>> family(elbo.ELBO(gradient={"k": "enumerate", "z1": "pathwise", "z2": "pathwise"}))
+        'ELBO k:enumerate z1,z2:pathwise'
+    """
     if isinstance(estimator, elbo.Estimator):
-        return f"{_called(estimator)} {_called(estimator.gradient).lower()}"
+        return f"{_called(estimator)} {_gradient_called(estimator.gradient)}"
     stock = type(estimator).__module__.startswith("pyro.")
     return ("Pyro's " if stock else "") + _called(estimator)
+
+
+def _gradient_called(gradient: elbo.Gradient) -> str:
+    if not isinstance(gradient, elbo.BySite):
+        return _called(gradient).lower()
+    sites: dict[str, list[str]] = {}
+    for site, own in gradient.gradients.items():
+        sites.setdefault(_called(own).lower(), []).append(site)
+    return " ".join(f"{','.join(names)}:{own}" for own, names in sites.items())
 
 
 def _called(thing: Any) -> str:

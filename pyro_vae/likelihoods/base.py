@@ -15,6 +15,10 @@ class Likelihood(Family):
 
     Besides what :class:`~pyro_vae.family.Family` asks, a likelihood states the data it accepts. All three statements
     are class attributes, or attributes of an instance where an option decides.
+
+    Args:
+        body: network from z to features.
+        event_shape: shape of one datum.
     """
 
     support: constraints.Constraint

@@ -26,9 +26,12 @@ class Bernoulli(Likelihood):
             2016, https://arxiv.org/abs/1509.00519, in the authors' code).
 
     Example:
+        >>> from torch.nn.functional import binary_cross_entropy
         >>> from pyro_vae.nets import MLP
-        >>> Bernoulli(MLP(2, [8]), (1, 4, 4))(torch.zeros(3, 2)).log_prob(torch.ones(3, 1, 4, 4)).shape
-        torch.Size([3])
+        >>> z, x = torch.zeros(1, 2), torch.ones(1, 3, 4, 4)
+        >>> given_z = Bernoulli(MLP(2, [8]), (3, 4, 4))(z)
+        >>> torch.allclose(-given_z.log_prob(x), binary_cross_entropy(given_z.mean, x, reduction="sum"))
+        True
     """
 
     support = constraints.boolean

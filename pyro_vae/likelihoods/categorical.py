@@ -15,6 +15,8 @@ from pyro_vae.nets import Body, Shape
 class Categorical(Likelihood):
     r"""Independent elements x = spacing * k of category k, :math:`P(k) = \mathrm{softmax}(\mathrm{logits}(z))_k`.
 
+    Shapes: C channels, H rows, W columns.
+
     256 categories of spacing 1/255 are pixel levels with a free probability each. Accepts x = spacing * k,
     k = 0, ..., num_categories - 1. The network makes ``logits``: num_categories for every element, along the first dim
     of the event, (num_categories * C, H, W) for an image (C, H, W). ``mean`` takes the categories for levels; for
@@ -34,8 +36,8 @@ class Categorical(Likelihood):
         >>> from functools import partial
         >>> from pyro_vae.nets import MLP
         >>> three = partial(Categorical, 3)
-        >>> three(MLP(2, [8]), 5)(torch.zeros(4, 2)).sample().shape
-        torch.Size([4, 5])
+        >>> three(MLP(2, [8]), 5)(torch.zeros(100, 2)).sample().unique()
+        tensor([0., 1., 2.])
     """
 
     def __init__(self, num_categories: int, body: Body, event_shape: Shape, *, spacing: float = 1.0) -> None:

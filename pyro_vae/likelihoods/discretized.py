@@ -55,6 +55,8 @@ class DiscretizedLogistic(LocationScale):
 class MixtureOfDiscretizedLogistics(Likelihood):
     r"""Images (C, H, W) of levels, each pixel a mixture of M discretized logistics with coupled channels.
 
+    Shapes: M components, C channels, H rows, W columns.
+
     The PixelCNN++ likelihood; see :class:`pyro_vae.distributions.MixtureOfDiscretizedLogistics` for the formula.
     Accepts the levels k / (levels - 1) in [0, 1]. For every pixel the network makes M ``logits``, M C ``loc``, M C
     ``log_scale`` and M C (C - 1) / 2 ``coefficients``: 100 numbers for M = 10 and RGB, from a 1x1 convolution where the

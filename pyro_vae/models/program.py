@@ -74,6 +74,11 @@ class ProgramModule(Recorded, nn.Module):
     A plain ``nn.Module``, because a PyroModule would rename the two programs that it holds.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checks.named(cls.__name__, cls.__init__)  # type: ignore[method-assign]
+
     def __setattr__(self, name: str, value: Any) -> None:
         part = getattr(type(self), name, None)
         if isinstance(part, property) and part.fset is None:
@@ -202,7 +207,8 @@ def check_part(subject: str, role: str, part: object, kind: type, module: str) -
     """Raises for a part that is not what its place asks for."""
     if not isinstance(part, kind):
         raise TypeError(
-            f"{subject}: expected {role} a {kind.__name__}; got {type(part).__name__}. Build it from pyro_vae.{module}."
+            f"{subject}: expected {role} to be a {kind.__name__}; got {type(part).__name__}. "
+            f"Build it from pyro_vae.{module}."
         )
 
 

@@ -63,8 +63,8 @@ class OneHotCategorical(_Uniform):
         latent_dim: number of categories; or (number of vectors, number of categories), and further dims in front.
 
     Example:
-        >>> OneHotCategorical((20, 10))().sample().sum(-1).shape
-        torch.Size([20])
+        >>> OneHotCategorical((20, 10))().sample().sum(-1).unique()
+        tensor([1.])
     """
 
     support = constraints.one_hot
@@ -107,8 +107,8 @@ class RelaxedOneHotCategorical(_Relaxed):
         Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017, https://arxiv.org/abs/1611.01144
 
     Example:
-        >>> RelaxedOneHotCategorical((20, 10))().sample().sum(-1).shape
-        torch.Size([20])
+        >>> RelaxedOneHotCategorical((20, 10))().sample().exp().sum(-1).round(decimals=3).unique()
+        tensor([1.])
     """
 
     support = log_simplex

@@ -16,6 +16,9 @@ from pyro_vae.priors.base import Prior
 class StandardNormal(Prior):
     """z ~ Normal(0, I) in ``latent_dim`` dimensions.
 
+    Args:
+        latent_dim: dimensions of z, or its shape.
+
     Example:
         >>> StandardNormal(2)().log_prob(torch.zeros(2)).item()  # -log(2 pi)
         -1.8378770351409912
@@ -39,6 +42,9 @@ class Normal(Prior):
 
     A VAE with this prior has as many optima as there are shifts and scalings of z; it is of use where the scale of z
     means something, as in a hierarchy.
+
+    Args:
+        latent_dim: dimensions of z, or its shape.
 
     Example:
         >>> sorted(Normal(2).state_dict())

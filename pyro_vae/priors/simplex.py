@@ -54,8 +54,8 @@ class LogisticNormal(Prior):
         https://arxiv.org/abs/1703.01488
 
     Example:
-        >>> LogisticNormal(3)().sample().shape
-        torch.Size([3])
+        >>> LogisticNormal(3)().sample().exp().sum().round(decimals=3)
+        tensor(1.)
     """
 
     support = log_simplex

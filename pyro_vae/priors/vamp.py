@@ -41,9 +41,10 @@ class VampPrior(Prior):
     Example:
         >>> from pyro_vae import conditionals, nets
         >>> posterior = conditionals.DiagonalNormal(nets.MLP((1, 4, 4), [8]), 2)
-        >>> prior = VampPrior(pseudo_inputs=torch.rand(5, 1, 4, 4)).bind(posterior)
-        >>> prior().log_prob(torch.zeros(3, 2)).shape
-        torch.Size([3])
+        >>> u, z = torch.rand(5, 1, 4, 4), torch.zeros(2)
+        >>> prior = VampPrior(pseudo_inputs=u).bind(posterior)
+        >>> torch.allclose(prior().log_prob(z).exp(), posterior(u).log_prob(z).exp().mean())
+        True
     """
 
     def __init__(self, pseudo_inputs: Tensor, *, clamp: bool = True) -> None:

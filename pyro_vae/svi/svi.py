@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NoReturn, TypeGuard, get_args
@@ -260,6 +260,46 @@ class SVI:
                 kwargs = {name: _usual(value) for name, value in kwargs.items()}
             return self._advance(args, kwargs)
 
+    def advance_in_parts(self, parts: Sequence[tuple[Any, ...]]) -> float:
+        """Takes one step by the sum of the gradients of several calls, whose memory is that of one.
+
+        Args:
+            parts: positional arguments of each call: parts of a batch, where the loss is a sum over the data.
+
+        Returns:
+            The sum of the losses.
+
+        Raises:
+            FloatingPointError: as :meth:`step`.
+        """
+        if not self.compiler.serves(self.loss):
+            self._renew_compiler()
+        total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
+        before = self._buffers()
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                for args in parts:
+                    loss = float(self._run(args, {}, captured=False)[0])
+                    if not self._is_sound(loss):
+                        self.refuse(loss, *args)
+                    total += loss
+                    declared |= self._declared_by(args, {})
+                    for parameter in dict.fromkeys(self.parameters.named.values()):
+                        if parameter.grad is not None:
+                            sofar = gradients.get(parameter)
+                            gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+                for parameter, gradient in gradients.items():
+                    parameter.grad = gradient
+                check_gradients(self.parameters.named, self.num_steps)
+                self._update(declared if self._as_pyro else ())
+        except BaseException:
+            self._restore_buffers(before)
+            raise
+        finally:
+            self._clear_gradients()
+        self.num_steps += 1
+        return total
+
     def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
         if not self.compiler.serves(self.loss):  # the user has changed it
             self._renew_compiler()
@@ -279,7 +319,7 @@ class SVI:
                     self.refuse(loss, *args, **kwargs)
                 check_gradients(self.parameters.named, self.num_steps)
                 self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
-        except FloatingPointError:
+        except BaseException:
             self._restore_buffers(before)
             raise
         finally:  # also after Ctrl-C
@@ -291,7 +331,7 @@ class SVI:
         """Copies of running means and the like, which a step whose loss is not finite would spoil."""
         gradient = self.loss.gradient.buffers() if isinstance(self.loss, Estimator) else []
         held = (*self.parameters.buffers(), *gradient)
-        return [(buffer, buffer.clone()) for buffer in held if buffer.is_floating_point()]
+        return [(buffer, buffer.clone()) for buffer in held]
 
     @staticmethod
     @torch.no_grad()
@@ -299,8 +339,16 @@ class SVI:
         for buffer, value in before:
             buffer.copy_(value)
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | float, bool]:
-        """Loss and gradients by a look at the programs, and whether parameters are updated already."""
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, captured: bool = True
+    ) -> tuple[Tensor | float, bool]:
+        """Loss and gradients by a look at the programs, and whether parameters are updated already.
+
+        Args:
+            args: of the step.
+            kwargs: likewise.
+            captured: whether a GPU may update them at once.
+        """
         replaced = self.parameters.refresh()
         self._clear_gradients()  # what a user's own backward has left is not of this step
         if replaced:
@@ -309,7 +357,8 @@ class SVI:
         known = not replaced and _shapes(args, kwargs) in self._validated
         with running_programs(), self.scope(), self._validation(args, kwargs):
             if known:  # the first step is eager: it finds parameters, and is validated
-                compiled = self.compiler.run(programs, trained, args, kwargs, self.optimizer, self._update)
+                optimizer = self.optimizer if captured else None
+                compiled = self.compiler.run(programs, trained, args, kwargs, optimizer, self._update)
                 if compiled is not None:
                     self._adopt(set())
                     return compiled

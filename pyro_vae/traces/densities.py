@@ -1,5 +1,7 @@
 r"""Log-weights: the one tensor that every estimator is a function of.
 
+Shapes: N data, K particles.
+
 .. math::  \log w_{kn} = \log p(x_n, z_{kn}) - \log q(z_{kn} | x_n), \quad z_{kn} \sim q(z|x_n)
 
 per particle k and datum n. Pooled over a batch, as some estimators of Pyro have them, weights of different data mix and
@@ -36,6 +38,8 @@ from pyro_vae.traces.tracing import (
 @dataclass(frozen=True)
 class LogDensities:
     """Log-densities of K draws for N data, masked and unscaled; every tensor has shape (K, N).
+
+    Shapes: N data, K particles.
 
     Attributes:
         likelihood: log p(x|z), of everything observed; with discrete latents of the model summed out.
@@ -154,6 +158,8 @@ def log_weights(
     **kwargs: Any,
 ) -> Tensor:
     """Log-weights log p(x, z) - log q(z|x) over all sites, in nats.
+
+    Shapes: N data, K particles.
 
     Args:
         model: a Pyro program, module or function.

@@ -1,4 +1,7 @@
-"""Values of latents as (K, N, ...), and back to the shapes that their sites have."""
+"""Values of latents as (K, N, ...), and back to the shapes that their sites have.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One run of guide and model: the traces that every estimator reads its log-densities from."""
+"""One run of guide and model: the traces that every estimator reads its log-densities from.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
+from pyro_vae.internals import is_out_of_memory
 from pyro_vae.traces.dry_run import FAILURES, dry_run, where_it_fails
 from pyro_vae.traces.structure import Latent, PlateError, Structure, UndrawnLatentError
 
@@ -143,7 +147,7 @@ def trace_programs(
         raise
     except FAILURES as error:
         site = ""
-        if num_particles > 1 or enumerate_:
+        if (num_particles > 1 or enumerate_) and not is_out_of_memory(error):
             site = where_it_fails(partial(run, num_particles, enumerate_), partial(run, 1, ()), args)
         if not site:
             raise

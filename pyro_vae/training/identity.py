@@ -35,6 +35,7 @@ def identity(run: Run) -> dict[str, Any]:
                 "class": type(program).__qualname__,
                 "modules": {
                     name: {
+                        "classes": {n: type(each).__qualname__ for n, each in module.named_modules()},
                         "settings": settings_of(module),
                         "tensors": {n: list(t.shape) for n, t in tensors_of(module)},
                     }
@@ -51,6 +52,8 @@ def identity(run: Run) -> dict[str, Any]:
             "patience": run.stopping and run.stopping.patience,
             "max_grad_norm": run.svi.max_grad_norm,
             "ema_decay": run.svi.ema_decay,
+            "accumulate": run.accumulate,
+            "nonfinite": run.nonfinite,
             "precision": run.svi.precision,
             "compile": run.svi.compiler.mode,
         },

@@ -53,6 +53,7 @@ def fit(
     ema_decay: float | None = None,
     precision: Precision = "float32",
     compile: Compile = "auto",
+    accumulate: int | Literal["auto"] = 1,
     nonfinite: Literal["raise", "skip"] = "raise",
     seed: int | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -89,6 +90,8 @@ def fit(
         precision: of matrix products while training, see :class:`~pyro_vae.svi.SVI`.
         compile: compile the step, see :class:`~pyro_vae.svi.SVI`; ``"auto"`` does so after the first epoch of a
             run that is long enough to pay for it.
+        accumulate: split each batch into so many parts and add up their gradients, which takes the memory of one part;
+            ``"auto"`` halves the parts whenever a step does not fit into memory.
         nonfinite: what becomes of a step whose loss or gradient is NaN or infinite: ``"raise"`` ends the run with the
             weights before it; ``"skip"`` leaves it out, up to ten in a row, and counts it in the history.
         seed: seeds the order of the data and every draw, and leaves the global generators as they were; None draws
@@ -120,6 +123,7 @@ def fit(
             Always before the first step. A bound that is impossible, see
             :func:`~pyro_vae.traces.possible.check_possible`. A folder with a run, without ``resume``; with it, another
             run than this one, and what differs; no checkpoint that is whole.
+        MemoryError: a step does not fit into memory; says which batch size and how many draws do.
         OSError: the folder cannot be written, or another run has it. The program has the weights of its last step.
         FloatingPointError: a loss, gradient or weight became NaN or infinite; names the step, the sites, the data and
             the parameters.
@@ -130,14 +134,13 @@ def fit(
     loss = ELBO() if loss is None else loss
     saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
-    checks.choice("fit", "nonfinite", nonfinite, ["raise", "skip"])
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
     how: dict[str, Any] = {"max_grad_norm": max_grad_norm, "compile": compile, "precision": precision}
     svi = SVI(program.model, program.guide, optimizer, loss, prepare=train.gather, ema_decay=ema_decay, **how)
     history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
-    run = Run(program, svi, train, validation, budget, history, beta, stopping, nonfinite)
+    run = Run(program, svi, train, validation, budget, history, beta, stopping, accumulate, nonfinite)
     interruption = Interruption(terminate=saving is not None)
     with keeping(saving), seeded(seed, train.device) as generator, run.loss_as_it_was(), interruption:
         run.start(generator, scheduler)
@@ -257,7 +260,7 @@ def _check_settings(
 
 
 def _data_for(program: Program, name: str, given: Any, like: Dataset | None = None) -> Dataset:
-    """Data that a program can be trained on; gray images (N, H, W) get the axis of one channel that it asks for.
+    """Data that a program can be trained on; gray images get the axis of one channel that it asks for.
 
     Raises:
         TypeError, ValueError: other data, or validation data that are not like the training data.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ from pyro_vae import checks
 from pyro_vae.compilation import AUTO_STEPS
 from pyro_vae.data import Dataset
 from pyro_vae.elbo.gradients import Gradient
+from pyro_vae.internals import is_out_of_memory
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI
 from pyro_vae.traces.modules import roots_of
 from pyro_vae.training.figures import figures
 from pyro_vae.training.history import History, Row
+from pyro_vae.training.memory import check_parts, what_fits
 
 # Training figures are estimated on at most this many data: enough for a curve, and a small part of an epoch's time.
 _TRAIN_FIGURES = 5_000
@@ -137,6 +139,7 @@ class Run:
         history: the record to write.
         beta: of the loss: a number, a function of the epoch as a fraction, or None for the loss's own.
         stopping: when it ends early; None for never.
+        accumulate: parts of a batch whose gradients are added up; ``"auto"`` for as few as fit into memory.
         nonfinite: ``"raise"`` or ``"skip"`` a step in which something is not finite.
     """
 
@@ -150,12 +153,18 @@ class Run:
         history: History,
         beta: float | Schedule | None,
         stopping: EarlyStopping | None,
+        accumulate: int | Literal["auto"],
         nonfinite: str,
     ) -> None:
         self.program, self.svi = program, svi
         self.train, self.validation = train, validation
         self.budget, self.history = budget, history
-        self.stopping, self.nonfinite = stopping, nonfinite
+        self.stopping = stopping
+        self.nonfinite = checks.choice("fit", "nonfinite", nonfinite, ["raise", "skip"])
+        if accumulate != "auto":
+            checks.whole("fit", "accumulate", accumulate)
+        self.accumulate: int | Literal["auto"] = accumulate
+        self.parts = 1 if accumulate == "auto" else accumulate
         self.scheduler: LRScheduler | None = None
         self.so_far: EpochSoFar | None = None
         self.best = -math.inf  # of the epochs, as early stopping looks at them
@@ -176,6 +185,7 @@ class Run:
         self.generator = generator
         first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
         self.svi.initialize(first, *self._data)
+        check_parts(self.svi, self.accumulate, first, self._data)
         self._calibrate()
         if scheduler is not None:
             self.scheduler = _scheduler(scheduler, self.svi)
@@ -214,7 +224,7 @@ class Run:
     def _step(self, so_far: EpochSoFar, index: Tensor) -> Any:
         """Takes a step, or leaves it out where something in it is not finite and that is asked for; its loss."""
         try:
-            loss: Any = self.svi.advance(index, *self._data)
+            loss: Any = self._advance(index)
             if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
                 raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
         except FloatingPointError:
@@ -228,6 +238,24 @@ class Run:
         so_far.total += loss  # read from the device once per epoch
         so_far.seen += len(index)
         return loss
+
+    def _advance(self, index: Tensor) -> Any:
+        """A step of the SVI, in so many parts as memory asks for."""
+        while True:
+            try:
+                if self.parts == 1:
+                    return self.svi.advance(index, *self._data)
+                parts = index.tensor_split(min(self.parts, len(index)))
+                return self.svi.advance_in_parts([(part, *self._data) for part in parts])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.accumulate != "auto" or self.parts >= len(index):
+                    raise MemoryError(
+                        f"fit: expected a step of {len(index)} data to fit into memory; got an error: {error}. "
+                        f"{what_fits(self.svi, index, self._data)}"
+                    ) from error
+            self.parts = min(2 * self.parts, len(index))
 
     def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:
         """An epoch and the indices of its batches; of one that is under way, of those that are left."""

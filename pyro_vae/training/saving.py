@@ -193,6 +193,7 @@ def _state(run: Run) -> dict[str, Any]:
         "scheduler": None if run.scheduler is None else _without_functions(run.scheduler.state_dict()),
         "stopping": None if stopping is None else {k: getattr(stopping, k) for k in ("epoch", "elbo", "state")},
         "best": run.best,
+        "parts": run.parts,
         "so_far": None if so_far is None else vars(so_far),
         "history": {**asdict(run.history), "settings": None},
         "random": _random_state(run),
@@ -222,7 +223,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         device = run.train.device
         state["stopping"]["state"] = [tensor.to(device) for tensor in state["stopping"]["state"]]
         vars(run.stopping).update(state["stopping"])
-    run.best = state["best"]
+    run.best, run.parts = state["best"], state["parts"]
     run.so_far = None if state["so_far"] is None else EpochSoFar(**state["so_far"])
     run.history.epochs = state["history"]["epochs"]
     run.history.stopped = state["history"]["stopped"]

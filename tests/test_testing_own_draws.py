@@ -12,7 +12,7 @@ MILD = {name for name in CASES if "dims=5000" not in name and "dims=2000" not in
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in MILD else pytest.mark.slow) for n in CASES])
-def test_own_draws(name: str) -> None:
+def test_check_own_draws_of_every_density(name: str) -> None:
     make: Callable[[], extremes.Case] = CASES[name]
     q, p, divergence, num_draws = make()
     check_own_draws(q, p, divergence, num_draws=num_draws)

@@ -21,7 +21,7 @@ def relaxed_vae(kind: str, temperature: float) -> VAE:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_network_is_given_the_relaxed_vector_itself(kind: str) -> None:
+def test_for_decoder_gives_a_network_the_relaxed_vector_itself(kind: str) -> None:
     vae = relaxed_vae(kind, 0.5)
     z = vae.encode(torch.zeros(3, *SHAPE)).sample()
     relaxed = z.sigmoid() if kind == "RelaxedBernoulli" else z.exp()
@@ -32,7 +32,7 @@ def test_a_network_is_given_the_relaxed_vector_itself(kind: str) -> None:
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.01, 1e-3, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_bound_lies_above_zero(kind: str, temperature: float | None, compile: bool) -> None:
+def test_ELBO_of_relaxed_latents_is_not_above_zero(kind: str, temperature: float | None, compile: bool) -> None:
     # Densities of clamped draws gave validation ELBOs of up to +7687; those of the digits' best models are near -23.
     torch.manual_seed(0)
     train, validation, _ = data.load("digits", binarize="dynamic")

@@ -10,18 +10,18 @@ from pyro_vae.testing import check_conditional, check_likelihood, check_prior
 
 
 @pytest.mark.parametrize("name", members.LIKELIHOODS)
-def test_likelihood(name: str) -> None:
+def test_check_likelihood_of_every_class(name: str) -> None:
     # The log_prob of dequantized data is random; tests/test_distributions_dequantized.py compares its expectation.
     check_likelihood(members.LIKELIHOODS[name](), density=name != "Dequantized")
 
 
 @pytest.mark.parametrize("name", members.PRIORS)
-def test_prior(name: str) -> None:
+def test_check_prior_of_every_class(name: str) -> None:
     check_prior(members.PRIORS[name]())
 
 
 @pytest.mark.parametrize("name", members.CONDITIONALS)
-def test_conditional(name: str) -> None:
+def test_check_conditional_of_every_class(name: str) -> None:
     check_conditional(members.CONDITIONALS[name]())
 
 
@@ -33,5 +33,5 @@ def test_conditional(name: str) -> None:
         (conditionals, members.CONDITIONALS, "Conditional"),
     ],
 )
-def test_every_class_is_in_its_table(module: ModuleType, table: dict[str, type], base: str) -> None:
+def test_check_has_every_class_in_its_table(module: ModuleType, table: dict[str, type], base: str) -> None:
     assert {type(make()).__name__ for make in table.values()} == set(module.__all__) - {base}

@@ -90,7 +90,9 @@ LOSSES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize(
     "labels", [None, torch.full((6,), -1), LABELS, LABELS.abs()], ids=["none", "all -1", "some", "all"]
 )
-def test_the_enumerated_loss_is_the_sum_over_classes(labels: Tensor | None, loss: Callable[[], TraceEnum_ELBO]) -> None:
+def test_SemiSupervisedVAE_enumerated_loss_is_the_sum_over_classes(
+    labels: Tensor | None, loss: Callable[[], TraceEnum_ELBO]
+) -> None:
     # With q(z|x, y) exact, E_q[log p(x, y, z) - log q(z|x, y)] is log p(x, y) at every draw of z.
     oracle = MixtureOfLinear(exact_classifier=False)
     vae = oracle.vae()
@@ -118,7 +120,7 @@ def test_the_enumerated_loss_is_the_sum_over_classes(labels: Tensor | None, loss
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("labels", [torch.full((6,), -1), LABELS], ids=["no labels", "some"])
 @pytest.mark.filterwarnings("ignore:y:UserWarning")  # "use TraceEnum_ELBO instead"
-def test_with_the_exact_posterior_every_draw_gives_the_evidence(labels: Tensor) -> None:
+def test_SemiSupervisedVAE_with_the_exact_posterior_every_draw_gives_the_evidence(labels: Tensor) -> None:
     oracle = MixtureOfLinear(exact_classifier=True)
     vae = oracle.vae()
     x = vae.sample(6)
@@ -138,7 +140,7 @@ def test_with_the_exact_posterior_every_draw_gives_the_evidence(labels: Tensor) 
 
 
 @pytest.mark.usefixtures("global_store")
-def test_classes_that_a_label_excludes_have_no_part_in_value_or_gradient() -> None:
+def test_SemiSupervisedVAE_classes_that_a_label_excludes_have_no_part_in_value_or_gradient() -> None:
     vae = MixtureOfLinear(exact_classifier=False).vae()
     nn.init.constant_(vae.classifier.head.bias("logits")[:1], 200.0)  # all but certain of class 0
     x, labels = torch.randn(4, 5, dtype=torch.float64), torch.tensor([1, 2, 1, 2])
@@ -154,7 +156,7 @@ def test_classes_that_a_label_excludes_have_no_part_in_value_or_gradient() -> No
 
 
 @pytest.mark.usefixtures("global_store")
-def test_the_classification_term_is_weighted_and_of_labeled_data_in_training_alone() -> None:
+def test_SemiSupervisedVAE_classification_term_is_weighted_and_of_labeled_data_in_training_alone() -> None:
     oracle = MixtureOfLinear(exact_classifier=False)
     plain, vae, x = oracle.vae(), oracle.vae(7.0), torch.randn(6, 5, dtype=torch.float64)
     vae.load_state_dict(plain.state_dict())
@@ -172,7 +174,7 @@ def test_the_classification_term_is_weighted_and_of_labeled_data_in_training_alo
 
 
 @pytest.mark.parametrize("weight", [0.0, 3.0])
-def test_labels_teach_the_classifier_by_the_classification_term_alone(weight: float) -> None:
+def test_SemiSupervisedVAE_labels_teach_the_classifier_by_the_classification_term_alone(weight: float) -> None:
     vae, x, labels = small(weight), torch.rand(6, 4).round(), LABELS.abs()
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), enumerated())
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
@@ -196,7 +198,7 @@ def small(classification_weight: float = 0.0) -> SemiSupervisedVAE:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_sites_and_what_a_label_fixes() -> None:
+def test_SemiSupervisedVAE_sites_and_what_a_label_fixes() -> None:
     vae, x = small(), torch.rand(6, 4).round()
     assert (vae.latents, vae.observed) == (("y", "z"), ("x", "label"))
     for labels, observed in ((None, ["x"]), (LABELS, ["label", "x"])):
@@ -219,7 +221,7 @@ def test_sites_and_what_a_label_fixes() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
-def test_predictive(parallel: bool) -> None:
+def test_SemiSupervisedVAE_predictive(parallel: bool) -> None:
     vae, x = small(), torch.rand(6, 4).round()
     shapes = {"y": (7, 6, CLASSES), "z": (7, 6, 2), "x": (7, 6, 4)}
     predictive = Predictive(vae.model, num_samples=7, parallel=parallel)
@@ -234,7 +236,7 @@ def test_predictive(parallel: bool) -> None:
 # Its own methods
 
 
-def test_classify_and_encode() -> None:
+def test_SemiSupervisedVAE_classify_and_encode() -> None:
     oracle = MixtureOfLinear(exact_classifier=True)
     vae = oracle.vae()
     x = vae.sample(12)
@@ -249,7 +251,7 @@ def test_classify_and_encode() -> None:
     assert vae.encode(x.unflatten(0, (3, 4)), labels.unflatten(0, (3, 4))).batch_shape == (3, 4)
 
 
-def test_sample_has_the_moments_of_its_class() -> None:
+def test_SemiSupervisedVAE_sample_has_the_moments_of_its_class() -> None:
     oracle = MixtureOfLinear(exact_classifier=False)
     vae, pca = oracle.vae(), oracle.pca
     signal = (pca.weight**2).sum(1)
@@ -267,7 +269,7 @@ def test_sample_has_the_moments_of_its_class() -> None:
     assert ((values.mean(0) - pca.bias - oracle.shifts.mean(0)).abs() < 5 * (variance / 3000).sqrt()).all()
 
 
-def test_reconstruct_is_the_mean_at_one_draw() -> None:
+def test_SemiSupervisedVAE_reconstruct_is_the_mean_at_one_draw() -> None:
     vae, x = small(), torch.rand(6, 4).round()
     torch.manual_seed(1)
     reconstructed = vae.reconstruct(x, LABELS.abs())
@@ -278,7 +280,7 @@ def test_reconstruct_is_the_mean_at_one_draw() -> None:
     assert vae.reconstruct(x).shape == x.shape
 
 
-def test_what_the_likelihood_takes_beside_follows_the_labels() -> None:
+def test_SemiSupervisedVAE_what_the_likelihood_takes_beside_follows_the_labels() -> None:
     vae = SemiSupervisedVAE(
         StandardNormal(2),
         Poisson(MLP(2, [5], context_shapes=[CLASSES]), 4, library_size=True),
@@ -296,7 +298,7 @@ def test_what_the_likelihood_takes_beside_follows_the_labels() -> None:
 
 
 @pytest.mark.slow  # 10 s
-def test_digits_with_100_labels() -> None:
+def test_SemiSupervisedVAE_of_digits_with_100_labels() -> None:
     """Accuracy on 448 unseen digits, on which 1.6 per cent is one standard error."""
     train, validation, test = data.load("digits", binarize="threshold", seed=0)
     shown = torch.as_tensor(train.labels).clone()
@@ -343,12 +345,12 @@ def parts() -> dict[str, Any]:
         (
             {"classifier": MLP(4, [])},
             TypeError,
-            "SemiSupervisedVAE: expected classifier a OneHotCategorical; got MLP. Build it from pyro_vae.conditionals.",
+            "SemiSupervisedVAE: expected classifier to be a OneHotCategorical; got MLP. Build it from pyro_vae.cond",
         ),
         (
             {"prior": MLP(4, [])},
             TypeError,
-            "SemiSupervisedVAE: expected prior a Prior; got MLP. Build it from pyro_vae.priors.",
+            "SemiSupervisedVAE: expected prior to be a Prior; got MLP. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": Bernoulli(MLP(2, []), 4)},
@@ -388,7 +390,9 @@ def parts() -> dict[str, Any]:
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_SemiSupervisedVAE_parts_that_do_not_fit_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=re.escape(message)):
         SemiSupervisedVAE(**parts() | changes)
 
@@ -425,7 +429,7 @@ X = torch.zeros(6, 4)
         ),
     ],
 )
-def test_data_that_do_not_fit_are_refused(
+def test_SemiSupervisedVAE_data_that_do_not_fit_are_refused(
     call: Callable[[SemiSupervisedVAE], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):

@@ -168,7 +168,9 @@ def log_weights(vae: HierarchicalVAE, x: Tensor, num_particles: int) -> Tensor:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_with_the_exact_posterior_every_weight_is_the_evidence(inference: Inference, num_layers: int) -> None:
+def test_HierarchicalVAE_with_the_exact_posterior_has_the_evidence_for_every_weight(
+    inference: Inference, num_layers: int
+) -> None:
     chain = LinearChain.random(num_layers)
     vae, x = chain.vae(inference), chain.draw(6)
     expected = chain.log_marginal_likelihood(x)
@@ -184,7 +186,7 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence(inference: Infere
         assert loss.loss(vae.model, vae.guide, x) == pytest.approx(-expected.sum().item(), abs=1e-9)
 
 
-def test_a_chain_agrees_with_bayes_rule() -> None:
+def test_HierarchicalVAE_as_a_chain_agrees_with_bayes_rule() -> None:
     """The oracle itself: p(x|z1) p(z1) / p(z1|x) is p(x), and p(z1|z2) p(z2) / p(z2|z1) is p(z1)."""
     chain = LinearChain.random(2)
     x, z1, z2 = chain.draw(6), torch.randn(6, 2).double(), torch.randn(6, 2).double()
@@ -202,7 +204,7 @@ def test_a_chain_agrees_with_bayes_rule() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_one_layer_is_a_vae(inference: Inference) -> None:
+def test_HierarchicalVAE_of_one_layer_is_a_vae(inference: Inference) -> None:
     vae, x = small(inference, num_layers=1), bits()
     plain = VAE(vae.prior, vae.likelihood, vae.guide.parts[0])
     losses = []
@@ -215,7 +217,7 @@ def test_one_layer_is_a_vae(inference: Inference) -> None:
 @pytest.mark.slow  # 2 s
 @pytest.mark.filterwarnings("ignore:.* was not registered in the param store because requires_grad=False")
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_fit_finds_the_exact_posterior(inference: Inference) -> None:
+def test_HierarchicalVAE_fit_finds_the_exact_posterior(inference: Inference) -> None:
     chain = LinearChain.random(2)
     vae, x = chain.vae(inference).float(), chain.draw(512)
     vae.model.requires_grad_(False).eval()
@@ -243,7 +245,7 @@ def test_fit_finds_the_exact_posterior(inference: Inference) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize(("inference", "order"), [("bottom-up", [1, 2, 3]), ("top-down", [3, 2, 1])])
-def test_sites_and_their_order(inference: Inference, order: list[int]) -> None:
+def test_HierarchicalVAE_sites_and_their_order(inference: Inference, order: list[int]) -> None:
     vae, x = small(inference), bits()
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
@@ -257,7 +259,7 @@ def test_sites_and_their_order(inference: Inference, order: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_ladder_shares_the_models_parameters_and_holds_them_once() -> None:
+def test_TopDownGuide_shares_the_models_parameters_and_holds_them_once() -> None:
     vae = small("top-down")
     names = list(vae.state_dict())
     assert not [name for name in names if name.startswith("guide") and "conditional" in name]
@@ -272,7 +274,7 @@ def test_a_ladder_shares_the_models_parameters_and_holds_them_once() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_the_encoder_of_x_runs_once_per_datum(inference: Inference) -> None:
+def test_HierarchicalVAE_encoder_of_x_runs_once_per_datum(inference: Inference) -> None:
     vae, shapes = small(inference), []
     for part in vae.guide.parts:
         part.body.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
@@ -283,7 +285,7 @@ def test_the_encoder_of_x_runs_once_per_datum(inference: Inference) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_closed_form_kl_is_right_for_a_ladder() -> None:
+def test_TopDownGuide_has_a_right_closed_form_kl() -> None:
     chain = LinearChain.random(3)
     vae, x = chain.vae("top-down"), chain.draw(6)
     loss = elbo.ELBO(num_particles=20, analytic_kl=True)
@@ -295,7 +297,7 @@ def test_a_closed_form_kl_is_right_for_a_ladder() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
-def test_predictive(parallel: bool) -> None:
+def test_HierarchicalVAE_predictive(parallel: bool) -> None:
     vae = small("top-down")
     draws = Predictive(vae.model, num_samples=7, parallel=parallel)(size=4)
     assert {name: tuple(value.shape) for name, value in draws.items()} == {
@@ -309,7 +311,7 @@ def test_predictive(parallel: bool) -> None:
     assert again["x"].shape == (7, 5, *IMAGE)
 
 
-def test_a_vamp_prior_averages_the_posterior_of_the_top_layer() -> None:
+def test_VampPrior_averages_the_posterior_of_the_top_layer() -> None:
     plain, inputs = small("bottom-up"), torch.rand(7, 4)
     vae = HierarchicalVAE(
         VampPrior(inputs),
@@ -326,7 +328,7 @@ def test_a_vamp_prior_averages_the_posterior_of_the_top_layer() -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_encode_gives_every_layers_distribution(inference: Inference) -> None:
+def test_HierarchicalVAE_encode_gives_every_layers_distribution(inference: Inference) -> None:
     vae = small(inference)
     distributions = vae.encode(bits(12).reshape(3, 4, *IMAGE))
     assert {name: d.batch_shape + d.event_shape for name, d in distributions.items()} == {
@@ -341,7 +343,7 @@ def test_encode_gives_every_layers_distribution(inference: Inference) -> None:
     torch.testing.assert_close(distribution.mean, chain.vae(inference).guide.parts[0](x).mean)
 
 
-def test_sample_has_the_moments_of_the_chain() -> None:
+def test_HierarchicalVAE_sample_has_the_moments_of_the_chain() -> None:
     chain = LinearChain.random(3)
     vae = chain.vae("bottom-up")
     mean, variance = chain.marginals()[0]
@@ -354,7 +356,7 @@ def test_sample_has_the_moments_of_the_chain() -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_reconstruct_is_the_mean_at_one_draw(inference: Inference) -> None:
+def test_HierarchicalVAE_reconstruct_is_the_mean_at_one_draw(inference: Inference) -> None:
     vae, x = small(inference), bits()
     torch.manual_seed(1)
     reconstructed = vae.reconstruct(x)
@@ -365,7 +367,7 @@ def test_reconstruct_is_the_mean_at_one_draw(inference: Inference) -> None:
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
-def test_a_context_of_the_likelihood(inference: Inference) -> None:
+def test_HierarchicalVAE_context_of_the_likelihood(inference: Inference) -> None:
     plain = small(inference)
     vae = HierarchicalVAE(
         plain.prior,
@@ -417,22 +419,22 @@ class Other(Conditional):
         (
             {"prior": DiagonalNormal(MLP(4, []), 4)},
             TypeError,
-            "HierarchicalVAE: expected prior a Prior; got DiagonalNormal. Build it from pyro_vae.priors.",
+            "HierarchicalVAE: expected prior to be a Prior; got DiagonalNormal. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": MLP(4, [])},
             TypeError,
-            "HierarchicalVAE: expected likelihood a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
+            "HierarchicalVAE: expected likelihood to be a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
         ),
         (
             {"conditionals": [MLP(4, [])]},
             TypeError,
-            "HierarchicalVAE: expected p(z1|z2) a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "HierarchicalVAE: expected p(z1|z2) to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             {"posteriors": [DiagonalNormal(MLP(IMAGE, []), 3), MLP(3, [])]},
             TypeError,
-            "HierarchicalVAE: expected the posterior of z2 a Conditional; got MLP. Build it from pyro_vae.cond",
+            "HierarchicalVAE: expected the posterior of z2 to be a Conditional; got MLP. Build it from pyro_vae.cond",
         ),
         (
             {"likelihood": Bernoulli(MLP(5, []), IMAGE)},
@@ -488,18 +490,20 @@ class Other(Conditional):
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_HierarchicalVAE_parts_that_do_not_fit_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=re.escape(message)):
         HierarchicalVAE(**parts() | changes)
 
 
-def test_a_ladder_of_other_densities_than_normals_is_refused() -> None:
+def test_TopDownGuide_refuses_other_densities_than_normals() -> None:
     other = object.__new__(Other)
     for changes, name in (
         ({"conditionals": [other]}, "p(z1|z2)"),
         ({"posteriors": [other, other]}, "the posterior of z1"),
     ):
-        with pytest.raises(TypeError, match=re.escape(f"expected {name} a DiagonalNormal; got Other.")):
+        with pytest.raises(TypeError, match=re.escape(f"expected {name} to be a DiagonalNormal; got Other.")):
             HierarchicalVAE(**parts() | changes, inference="top-down")
 
 
@@ -514,7 +518,9 @@ def test_a_ladder_of_other_densities_than_normals_is_refused() -> None:
         (lambda vae: vae.check_data(bits() / 2), "Bernoulli likelihood: expected binary values, 0 or 1"),
     ],
 )
-def test_data_that_do_not_fit_are_refused(call: Callable[[HierarchicalVAE], object], message: str) -> None:
+def test_HierarchicalVAE_data_that_do_not_fit_are_refused(
+    call: Callable[[HierarchicalVAE], object], message: str
+) -> None:
     x = small("bottom-up")
     with pytest.raises(ValueError, match=re.escape(message)):
         call(x)

@@ -80,7 +80,9 @@ def set_layer(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("conditional_prior", [False, True])
-def test_with_the_exact_posterior_every_bound_is_the_evidence_given_the_context(conditional_prior: bool) -> None:
+def test_ConditionalVAE_with_the_exact_posterior_every_bound_is_the_evidence_given_the_context(
+    conditional_prior: bool,
+) -> None:
     oracle = LinearGivenContext(conditional_prior=conditional_prior)
     vae, c = oracle.vae(), torch.randn(6, 3, dtype=torch.float64)
     x = vae.sample(c)
@@ -97,7 +99,7 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence_given_the_context(
 
 
 @pytest.mark.parametrize("conditional_prior", [False, True])
-def test_every_part_trains_and_knows_the_context(conditional_prior: bool) -> None:
+def test_ConditionalVAE_every_part_trains_and_knows_the_context(conditional_prior: bool) -> None:
     vae, (x, *context) = small(conditional_prior=conditional_prior), batch()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=0.01), elbo.ELBO(num_particles=2))
@@ -111,7 +113,7 @@ def test_every_part_trains_and_knows_the_context(conditional_prior: bool) -> Non
 
 
 @pytest.mark.slow  # 2 s
-def test_fit_learns_the_classes_of_digits_apart() -> None:
+def test_ConditionalVAE_fit_learns_the_classes_of_digits_apart() -> None:
     train, validation, _ = data.load("digits", binarize="dynamic", seed=0)
     train, validation = (s.conditioned_on(torch.eye(10)[s.labels]) for s in (train, validation))
     torch.manual_seed(0)
@@ -131,7 +133,7 @@ def test_fit_learns_the_classes_of_digits_apart() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_sites() -> None:
+def test_ConditionalVAE_sites() -> None:
     vae, args = small(conditional_prior=True), batch()
     guide = poutine.trace(vae.guide).get_trace(*args)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(*args)
@@ -144,7 +146,7 @@ def test_sites() -> None:
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("conditional_prior", [False, True])
-def test_predictive(conditional_prior: bool, parallel: bool) -> None:
+def test_ConditionalVAE_predictive(conditional_prior: bool, parallel: bool) -> None:
     vae, args = small(conditional_prior=conditional_prior), batch()
     draws = Predictive(vae.model, num_samples=7, parallel=parallel)(None, *args[1:])
     assert {name: tuple(value.shape) for name, value in draws.items()} == {"z": (7, 5, 2), "x": (7, 5, *IMAGE)}
@@ -154,7 +156,7 @@ def test_predictive(conditional_prior: bool, parallel: bool) -> None:
 
 
 @pytest.mark.parametrize("conditional_prior", [False, True])
-def test_own_methods_take_the_context(conditional_prior: bool) -> None:
+def test_ConditionalVAE_own_methods_take_the_context(conditional_prior: bool) -> None:
     vae, (x, *context) = small(conditional_prior=conditional_prior), batch(12)
     assert vae.sample(*context).shape == x.shape
     assert set(vae.sample(*context).unique().tolist()) == {0.0, 1.0}
@@ -169,7 +171,7 @@ def test_own_methods_take_the_context(conditional_prior: bool) -> None:
     assert vae.reconstruct(*folded).shape == (3, 4, *IMAGE)
 
 
-def test_sample_has_the_moments_of_the_density_given_the_context() -> None:
+def test_ConditionalVAE_sample_has_the_moments_of_the_density_given_the_context() -> None:
     oracle = LinearGivenContext(conditional_prior=True)
     vae, c = oracle.vae(), torch.randn(3, dtype=torch.float64)
     pca = oracle.centered
@@ -182,7 +184,7 @@ def test_sample_has_the_moments_of_the_density_given_the_context() -> None:
         assert ((values.var(0) - variance).abs() < 5 * variance * (2 / 1999) ** 0.5).all()
 
 
-def test_convolutions_take_a_context() -> None:
+def test_ConditionalVAE_convolutions_take_a_context() -> None:
     image = (1, 6, 6)
     vae = ConditionalVAE(
         StandardNormal(2),
@@ -197,7 +199,7 @@ def test_convolutions_take_a_context() -> None:
     assert [name for name, p in vae.named_parameters() if torch.equal(p, before[name])] == []
 
 
-def test_what_the_likelihood_takes_beside_follows_the_context() -> None:
+def test_ConditionalVAE_what_the_likelihood_takes_beside_follows_the_context() -> None:
     vae = ConditionalVAE(
         DiagonalNormal(MLP(3, []), 2),
         Poisson(MLP(2, [], context_shapes=[3]), 4, library_size=True),
@@ -230,17 +232,17 @@ def parts() -> dict[str, Any]:
         (
             {"prior": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected prior a Prior; got MLP. Build it from pyro_vae.priors.",
+            "ConditionalVAE: expected prior to be a Prior; got MLP. Build it from pyro_vae.priors.",
         ),
         (
             {"likelihood": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected likelihood a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
+            "ConditionalVAE: expected likelihood to be a Likelihood; got MLP. Build it from pyro_vae.likelihoods.",
         ),
         (
             {"posterior": MLP(4, [])},
             TypeError,
-            "ConditionalVAE: expected posterior a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "ConditionalVAE: expected posterior to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             {"likelihood": Bernoulli(MLP(2, []), IMAGE)},
@@ -283,7 +285,9 @@ def parts() -> dict[str, Any]:
         ),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_ConditionalVAE_parts_that_do_not_fit_are_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=re.escape(message)):
         ConditionalVAE(**parts() | changes)
 
@@ -329,7 +333,7 @@ X, C = torch.zeros(5, *IMAGE), torch.zeros(5, 4)
         ),
     ],
 )
-def test_data_that_do_not_fit_are_refused(
+def test_ConditionalVAE_data_that_do_not_fit_are_refused(
     call: Callable[[ConditionalVAE], object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):

@@ -109,7 +109,7 @@ def our_svi(program: Member, loss: Any) -> SVI:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_part_held_by_reference_can_be_pickled_after_stock_training() -> None:
+def test_ProgramModule_part_held_by_reference_can_be_pickled_after_stock_training() -> None:
     vae = VAE(
         priors.VampPrior(torch.rand(5, 4)),
         likelihoods.Bernoulli(nets.MLP(2, [5]), 4),
@@ -140,7 +140,7 @@ def with_likelihood(name: str, make: Callable[[nets.Body], likelihoods.Likelihoo
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_missing_values_are_left_out(name: str) -> None:
+def test_ProgramModule_leaves_missing_values_out(name: str) -> None:
     program = with_likelihood(name, lambda body: likelihoods.MissingAtRandom(likelihoods.Normal(body, 4, scale=0.5)))
     complete = copy.deepcopy(program)
     x, context = torch.randn(7, 4), PROGRAMS[name]()[1][1:]
@@ -164,7 +164,7 @@ def test_missing_values_are_left_out(name: str) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_fit_calibrates(name: str) -> None:
+def test_ProgramModule_is_calibrated_by_fit(name: str) -> None:
     program = with_likelihood(name, lambda body: likelihoods.SigmaNormal(body, 4))
     context = PROGRAMS[name]()[1][1:]
     loss = elbo.ELBO(gradient="enumerate") if name == "SemiSupervisedVAE" else elbo.ELBO()
@@ -180,7 +180,7 @@ def test_fit_calibrates(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_protocol(name: str) -> None:
+def test_Program_is_the_protocol_of_each(name: str) -> None:
     program, _ = PROGRAMS[name]()
     assert isinstance(program, Program)
     assert isinstance(program.model, RootModule)
@@ -190,7 +190,7 @@ def test_the_protocol(name: str) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_sites_are_those_of_the_protocol_and_lie_in_the_plate(name: str) -> None:
+def test_Program_sites_lie_in_the_plate(name: str) -> None:
     program, args = PROGRAMS[name]()
     program.eval()
     guide = poutine.trace(program.guide).get_trace(*args)
@@ -208,7 +208,7 @@ def test_the_sites_are_those_of_the_protocol_and_lie_in_the_plate(name: str) -> 
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize(("name", "loss"), [pair for pair in itertools.product(PROGRAMS, STOCK) if pair not in NOT_FOR])
-def test_stock_svi_trains_every_parameter(name: str, loss: str) -> None:
+def test_ProgramModule_stock_svi_trains_every_parameter(name: str, loss: str) -> None:
     program, args = PROGRAMS[name]()
     assert untrained_by(stock_svi(program, STOCK[loss]()).step, program, args) == []
 
@@ -217,7 +217,7 @@ def test_stock_svi_trains_every_parameter(name: str, loss: str) -> None:
 @pytest.mark.parametrize("svi", [stock_svi, our_svi], ids=["stock SVI", "our SVI"])
 @pytest.mark.parametrize("loss", OURS)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_our_estimators_train_every_parameter_or_say_why_not(
+def test_ProgramModule_our_estimators_train_every_parameter_or_say_why_not(
     name: str, loss: str, svi: Callable[[Member, Any], SVI | pyro.infer.SVI]
 ) -> None:
     program, args = PROGRAMS[name]()
@@ -231,7 +231,7 @@ def test_our_estimators_train_every_parameter_or_say_why_not(
 
 @pytest.mark.slow  # 30 s in all
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_step_compiles(name: str) -> None:
+def test_ProgramModule_step_compiles(name: str) -> None:
     program, args = PROGRAMS[name]()
     discrete = name == "SemiSupervisedVAE"
     loss = elbo.IWELBO(num_particles=3, gradient="vimco") if discrete else elbo.ELBO()
@@ -267,7 +267,7 @@ COPIES: dict[str, Callable[[Member], Member]] = {
 @pytest.mark.parametrize("svi", [stock_svi, our_svi], ids=["stock SVI", "our SVI"])
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_two_in_one_process_both_train_and_apart(
+def test_ProgramModule_two_in_one_process_both_train_and_apart(
     name: str, copied: str, svi: Callable[[Member, Any], SVI | pyro.infer.SVI]
 ) -> None:
     first, args = PROGRAMS[name]()
@@ -283,7 +283,7 @@ def test_two_in_one_process_both_train_and_apart(
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_state_holds_every_parameter_once_and_all_that_a_copy_needs(name: str, tmp_path: Path) -> None:
+def test_ProgramModule_state_holds_every_parameter_once_and_all_that_a_copy_needs(name: str, tmp_path: Path) -> None:
     program, args = PROGRAMS[name]()
     state = program.state_dict()
     assert len({value.data_ptr() for value in state.values()}) == len(state)
@@ -300,7 +300,7 @@ def test_the_state_holds_every_parameter_once_and_all_that_a_copy_needs(name: st
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_predictive_draws_every_site(name: str, parallel: bool) -> None:
+def test_ProgramModule_predictive_draws_every_site(name: str, parallel: bool) -> None:
     program, (x, *context) = PROGRAMS[name]()
     program.eval()
     prior = Predictive(program.model, num_samples=4, parallel=parallel)(
@@ -317,7 +317,7 @@ def test_predictive_draws_every_site(name: str, parallel: bool) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_vectorised_and_looped_draws_have_log_weights_of_one_mean(name: str) -> None:
+def test_ProgramModule_vectorised_and_looped_draws_have_log_weights_of_one_mean(name: str) -> None:
     program, args = PROGRAMS[name]()
     draw = partial(elbo.log_weights, program.model, program.guide, *args)
     vectorised = draw(num_particles=1000)
@@ -329,7 +329,7 @@ def test_vectorised_and_looped_draws_have_log_weights_of_one_mean(name: str) -> 
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_fit_and_evaluation_take_it(name: str) -> None:
+def test_ProgramModule_fit_and_evaluation_take_it(name: str) -> None:
     program, (x, *context) = PROGRAMS[name]()
     dataset = data.as_dataset(x).conditioned_on(*context)
     loss = elbo.ELBO(gradient="enumerate") if name == "SemiSupervisedVAE" else elbo.ELBO()

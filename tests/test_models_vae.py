@@ -84,14 +84,14 @@ LOSSES: dict[str, Callable[[], pyro.infer.ELBO]] = {
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
-def test_every_loss_of_stock_pyro_trains_every_parameter(loss: Callable[[], pyro.infer.ELBO]) -> None:
+def test_VAE_every_loss_of_stock_pyro_trains_every_parameter(loss: Callable[[], pyro.infer.ELBO]) -> None:
     vae = small_vae()
     assert untrained_by(stock_svi(vae, loss()).step, vae) == []
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 @pytest.mark.parametrize("loss", LOSSES)
-def test_our_svi_trains_every_parameter_with_every_loss(loss: str) -> None:
+def test_VAE_our_svi_trains_every_parameter_with_every_loss(loss: str) -> None:
     vae = small_vae()
     assert untrained_by(our_svi(vae, LOSSES[loss]()).step, vae) == []
 
@@ -130,7 +130,7 @@ COPIES: dict[str, Callable[[VAE], VAE]] = {
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("svi", [stock_svi, our_svi], ids=["stock", "ours"])
 @pytest.mark.parametrize("copied", COPIES.values(), ids=list(COPIES))
-def test_two_vaes_in_one_process_both_train_and_apart(
+def test_VAE_two_vaes_in_one_process_both_train_and_apart(
     copied: Callable[[VAE], VAE], svi: Callable[[VAE, pyro.infer.ELBO], SVI | pyro.infer.SVI]
 ) -> None:
     first = small_vae()
@@ -143,7 +143,7 @@ def test_two_vaes_in_one_process_both_train_and_apart(
 
 
 @pytest.mark.parametrize("copied", [through_pickle, through_torch_save, through_state_dict, copy.deepcopy])
-def test_a_copy_has_the_same_weights(copied: Callable[[VAE], VAE]) -> None:
+def test_VAE_copy_has_the_same_weights(copied: Callable[[VAE], VAE]) -> None:
     vae = small_vae()
     weights = vae.state_dict()
     other = copied(vae).state_dict()
@@ -152,7 +152,7 @@ def test_a_copy_has_the_same_weights(copied: Callable[[VAE], VAE]) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_every_instance_has_root_names_of_its_own() -> None:
+def test_VAE_every_instance_has_root_names_of_its_own() -> None:
     vae = small_vae()
     vaes = [vae, small_vae(), copy.deepcopy(vae), through_pickle(vae), through_torch_save(vae)]
     names = [name for v in vaes for name in (v.model._pyro_name, v.guide._pyro_name)]
@@ -165,7 +165,7 @@ def test_every_instance_has_root_names_of_its_own() -> None:
 # As Pyro programs
 
 
-def test_a_vae_is_a_program() -> None:
+def test_VAE_is_a_program() -> None:
     vae = small_vae()
     assert isinstance(vae, Program)
     assert (vae.latents, vae.observed) == (("z",), ("x",))
@@ -175,7 +175,7 @@ def test_a_vae_is_a_program() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_traces_hold_the_sites_and_their_densities() -> None:
+def test_VAE_traces_hold_the_sites_and_their_densities() -> None:
     vae, x = small_vae(), bits()
     guide = poutine.trace(vae.guide).get_trace(x)
     model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(x)
@@ -195,7 +195,7 @@ def test_traces_hold_the_sites_and_their_densities() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_conditioning_observes() -> None:
+def test_VAE_conditioning_observes() -> None:
     vae, x, z = small_vae(), bits(), torch.randn(5, 2)
     trace = poutine.trace(poutine.condition(vae.model, {"x": x, "z": z})).get_trace(size=5)
     assert trace.nodes["x"]["is_observed"]
@@ -206,7 +206,7 @@ def test_conditioning_observes() -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
-def test_predictive_draws_from_the_model(parallel: bool) -> None:
+def test_VAE_predictive_draws_from_the_model(parallel: bool) -> None:
     vae = small_vae()
     draws = Predictive(vae.model, num_samples=7, parallel=parallel)(size=4)
     assert {name: value.shape for name, value in draws.items()} == {"z": (7, 4, 2), "x": (7, 4, *IMAGE)}
@@ -215,7 +215,7 @@ def test_predictive_draws_from_the_model(parallel: bool) -> None:
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("parallel", [False, True])
-def test_predictive_draws_from_the_posterior_predictive(parallel: bool) -> None:
+def test_VAE_predictive_draws_from_the_posterior_predictive(parallel: bool) -> None:
     oracle = LinearVAE.random()
     vae, x = oracle.vae(), oracle.draw(3)
     predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=200, parallel=parallel)
@@ -232,7 +232,7 @@ def test_predictive_draws_from_the_posterior_predictive(parallel: bool) -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_the_model_generates_as_many_as_asked() -> None:
+def test_VAE_model_generates_as_many_as_asked() -> None:
     vae, conditional = small_vae(), vae_with_context()
     assert vae.model().shape == (1, *IMAGE)
     assert vae.model(size=5).shape == (5, *IMAGE)
@@ -244,7 +244,7 @@ def test_the_model_generates_as_many_as_asked() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_a_context_trains_and_matters() -> None:
+def test_VAE_context_trains_and_matters() -> None:
     vae, x, context = vae_with_context(), torch.randn(4, 5), torch.randn(4, 3)
     svi = our_svi(vae, elbo.ELBO(num_particles=2))
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
@@ -257,7 +257,7 @@ def test_a_context_trains_and_matters() -> None:
 # Its own methods
 
 
-def test_encode_and_decode_take_any_leading_dims() -> None:
+def test_VAE_encode_and_decode_take_any_leading_dims() -> None:
     vae = small_vae()
     assert vae.encode(torch.zeros(3, 4, *IMAGE)).batch_shape == (3, 4)
     assert vae.decode(torch.zeros(3, 4, 2)).batch_shape == (3, 4)
@@ -266,7 +266,7 @@ def test_encode_and_decode_take_any_leading_dims() -> None:
     assert vae_with_context().reconstruct(torch.zeros(3, 5), torch.zeros(3, 3)).shape == (3, 5)
 
 
-def test_sample_and_its_mean() -> None:
+def test_VAE_sample_and_its_mean() -> None:
     oracle = LinearVAE.random()
     vae = oracle.vae()
     draws, means = vae.sample(2000), vae.sample(2000, mean=True)
@@ -278,7 +278,7 @@ def test_sample_and_its_mean() -> None:
     assert vae_with_context().sample(6, torch.zeros(6, 3)).shape == (6, 5)
 
 
-def test_reconstruct_is_the_mean_at_one_draw() -> None:
+def test_VAE_reconstruct_is_the_mean_at_one_draw() -> None:
     vae, x = small_vae(), bits()
     torch.manual_seed(1)
     reconstructed = vae.reconstruct(x)
@@ -287,7 +287,7 @@ def test_reconstruct_is_the_mean_at_one_draw() -> None:
     assert not reconstructed.requires_grad
 
 
-def test_double_moves_the_prior_too() -> None:
+def test_VAE_double_moves_the_prior_too() -> None:
     vae = small_vae().double()
     assert vae.sample(2).dtype == torch.float64
     assert {value.dtype for value in (*vae.parameters(), *vae.buffers())} == {torch.float64}
@@ -337,7 +337,7 @@ class NoBody(nn.Module):
                 likelihoods.Bernoulli(nets.MLP(2, []), IMAGE),  # type: ignore[arg-type]
             ),
             TypeError,
-            "VAE: expected likelihood a Likelihood; got DiagonalNormal. Build it from pyro_vae.likelihoods.",
+            "VAE: expected likelihood to be a Likelihood; got DiagonalNormal. Build it from pyro_vae.likelihoods.",
         ),
         (
             lambda: VAE(
@@ -346,7 +346,7 @@ class NoBody(nn.Module):
                 conditionals.DiagonalNormal(nets.MLP(IMAGE, []), 2),
             ),
             TypeError,
-            "VAE: expected prior a Prior; got Normal. Build it from pyro_vae.priors.",
+            "VAE: expected prior to be a Prior; got Normal. Build it from pyro_vae.priors.",
         ),
         (
             lambda: VAE(
@@ -355,12 +355,12 @@ class NoBody(nn.Module):
                 nets.MLP(IMAGE, []),  # type: ignore[arg-type]
             ),
             TypeError,
-            "VAE: expected posterior a Conditional; got MLP. Build it from pyro_vae.conditionals.",
+            "VAE: expected posterior to be a Conditional; got MLP. Build it from pyro_vae.conditionals.",
         ),
         (
             lambda: likelihoods.Bernoulli(nn.Linear(2, 6), IMAGE),  # type: ignore[arg-type]
             TypeError,
-            "Bernoulli: expected body a Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
+            "Bernoulli: expected body to be a Body; got Linear. Use nets.MLP, nets.ConvEncoder or",
         ),
         (
             lambda: small_vae().guide(),
@@ -425,13 +425,13 @@ class NoBody(nn.Module):
     ],
 )
 @pytest.mark.usefixtures("global_store")
-def test_what_does_not_fit_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
+def test_VAE_what_does_not_fit_is_refused(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         call()
 
 
 @pytest.mark.usefixtures("global_store")
-def test_values_are_checked_under_validation_and_shapes_always() -> None:
+def test_VAE_values_are_checked_under_validation_and_shapes_always() -> None:
     vae = small_vae()
     with pyro.validation_enabled(False):
         vae.model(torch.full((5, *IMAGE), 0.5))
@@ -480,7 +480,7 @@ def shaped_vae(prior: str = "StandardNormal", posterior: str = "DiagonalNormal")
     ("prior", "posterior"),
     [(name, "DiagonalNormal") for name in SHAPED_PRIORS] + [("StandardNormal", name) for name in SHAPED_CONDITIONALS],
 )
-def test_latents_with_a_shape_train_and_are_evaluated(prior: str, posterior: str) -> None:
+def test_VAE_latents_with_a_shape_train_and_are_evaluated(prior: str, posterior: str) -> None:
     vae = shaped_vae(prior, posterior)
     x = (torch.rand(12, 1, 8, 12) < 0.3).float()
     assert vae.encode(x).event_shape == GRID
@@ -500,7 +500,7 @@ def test_latents_with_a_shape_train_and_are_evaluated(prior: str, posterior: str
         assert vectors.shape == (12,)
 
 
-def test_a_shaped_latent_is_evaluated_by_every_figure() -> None:
+def test_VAE_shaped_latent_is_evaluated_by_every_figure() -> None:
     vae, x = shaped_vae(), (torch.rand(12, 1, 8, 12) < 0.3).float()
     assert isinstance(vae.posterior.head, nets.ConvHead)
     assert evaluation.active_units(vae, x).variance["z"].shape == GRID
@@ -516,7 +516,7 @@ def test_a_shaped_latent_is_evaluated_by_every_figure() -> None:
     )
 
 
-def test_a_shaped_density_is_that_of_the_vector() -> None:
+def test_VAE_shaped_density_is_that_of_the_vector() -> None:
     torch.manual_seed(1)
     conditional = conditionals.FullRankNormal(nets.MLP(3, [4]), GRID)
     q, z = conditional(torch.ones(2, 3)), torch.randn(5, 2, *GRID)

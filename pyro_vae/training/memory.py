@@ -1,0 +1,112 @@
+"""Steps that need more memory than there is: what would fit, and gradients accumulated over parts of a batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.infer
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.elbo import Estimator
+from pyro_vae.internals import BatchNorm, is_out_of_memory
+from pyro_vae.svi import SVI
+from pyro_vae.traces.dry_run import dry_run
+from pyro_vae.traces.modules import modules_of
+
+
+def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
+    """Which smaller batch, and which smaller number of draws, have room, found by trying."""
+
+    def has_room(loss: Any, rows: Tensor) -> bool:
+        former = svi.parameters.named
+        try:
+            with torch.random.fork_rng(devices=[]):
+                given = data if svi.prepare is None else svi.prepare(rows, *data)
+                with svi.scope():
+                    loss.loss_and_grads(svi.model, svi.guide, *given)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return False
+            raise
+        finally:
+            for parameter in former.values():
+                parameter.grad = None
+        return True
+
+    n = _largest(len(index) // 2, lambda size: has_room(svi.loss, index[:size]))
+    if n == 0:
+        return "Not even one datum fits: use a smaller network, or fewer draws (num_particles)."
+    words = f"batch_size={n} fits, and so does accumulate={-(-len(index) // n)} with this one (or accumulate='auto')"
+    draws = getattr(svi.loss, "num_particles", 1)
+    if isinstance(svi.loss, Estimator) and draws > 1:
+
+        def with_draws(k: int) -> bool:
+            loss = copy.copy(svi.loss)
+            loss.num_particles = k
+            return has_room(loss, index)
+
+        k = _largest(draws // 2, with_draws, least=svi.loss.min_particles)
+        words += f"; num_particles={k} fits with batches of {len(index)}" if k else ""
+    return f"{words}."
+
+
+def check_parts(svi: SVI, parts: int | str, index: Tensor, data: Sequence[Tensor]) -> None:
+    """Raises for programs and losses whose gradient over a batch is not the sum of those over its parts.
+
+    Raises:
+        ValueError: naming the site, the module or the loss.
+    """
+    if parts == 1:
+        return
+    if not isinstance(svi.loss, pyro.infer.ELBO):
+        raise ValueError(
+            f"fit: expected a bound that is a sum over the data for accumulate={parts!r}; got "
+            f"{type(svi.loss).__name__}. Leave accumulate out."
+        )
+    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide])):
+        raise ValueError(
+            f"fit: expected networks that see one datum at a time for accumulate={parts!r}; got batch normalization. "
+            "Use nn.LayerNorm or nn.GroupNorm, or leave accumulate out."
+        )
+    plate = getattr(svi.loss, "plate", "data")
+    whole, half = (_scales(svi, index[:size], data, plate) for size in (len(index), max(1, len(index) // 2)))
+    for name, scale in whole.items():
+        if scale is None:
+            raise ValueError(
+                f"fit: expected every site in the plate {plate!r} for accumulate={parts!r}; got {name!r} outside of "
+                "it, which would count once for every part. Leave accumulate out."
+            )
+        if scale != half.get(name):
+            raise ValueError(
+                f"fit: expected a plate {plate!r} of the batch's size for accumulate={parts!r}; got one that is "
+                f"subsampled: site {name!r} has scale {scale} in a batch and {half.get(name)} in half of it. Leave "
+                "accumulate out."
+            )
+
+
+def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[str, float | None]:
+    """The scale of each site's log-density; None for a site outside of the plate."""
+    given = data if svi.prepare is None else svi.prepare(rows, *data)
+    with dry_run(tuple(given)), svi.scope():
+        guide = poutine.trace(svi.guide).get_trace(*given)
+        model = poutine.trace(poutine.replay(svi.model, trace=guide)).get_trace(*given)
+    return {
+        name: float(torch.as_tensor(site["scale"]).max())
+        if plate in {frame.name for frame in site["cond_indep_stack"]}
+        else None
+        for trace in (guide, model)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def _largest(most: int, has_room: Callable[[int], bool], least: int = 1) -> int:
+    """The first of ``most``, half of it, and so on, that has room; 0 where none has."""
+    while most >= least and not has_room(most):
+        most //= 2
+    return most if most >= least else 0
