@@ -152,6 +152,20 @@ def instance(subject: str, name: str, value: Any, kind: type | tuple[type, ...],
     return value
 
 
+def printable(text: object, most: int = 200) -> str:
+    r"""What a file says, as a message shows it: on one line, without control characters, cut where it is long.
+
+    Example:
+        >>> printable("a\n\x1b[2J")
+        'a\\n\\x1b[2J'
+        >>> printable("a" * 100, 8)
+        'aaaaa...'
+    """
+    shown = str(text)[: most + 1]
+    shown = shown if shown.isprintable() else ascii(shown)[1:-1]
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
 def _plain(value: Any) -> Any:
     """The value, unless it is a truth value, which Python, numpy and torch count as a number."""
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):

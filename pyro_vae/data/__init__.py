@@ -70,9 +70,11 @@ def load(
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
             or a folder of images of one size, whose subfolders, if any, are the classes, numbered from 0 in the order
             of their names, by size where all are numbers. Hidden ones are passed over. Subfolders ``train``
-            (``training``), ``valid`` (``val``, ``validation``) and ``test`` (``testing``) are the parts.
+            (``training``), ``valid`` (``val``, ``validation``) and ``test`` (``testing``) are the parts. A file may
+            come from anyone: nothing in it is run, and one that would take far more memory than its size is refused.
         root: Folder with torchvision's layout (``MNIST/raw/...``); else the environment variable ``PYRO_VAE_DATA``,
-            else the user's cache folder. A named set that is not there is downloaded into it.
+            else the user's cache folder. A named set that is not there is downloaded into it, compared with its
+            checksum, and tried once more where that fails.
         binarize: ``"dynamic"`` makes every training batch binary afresh, and the validation and test data once;
             ``"static"`` makes all binary once; ``"threshold"`` takes values over 1/2; ``"none"`` keeps them.
         validation: Number (int) or fraction (float) of the training data held out: by default 10,000 for the MNIST

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pyro_vae import checks
+
 KINDS = "biuf"  # of numpy's kinds of dtypes, those of real numbers
 
 
@@ -33,10 +35,14 @@ class Numbers:
     note: str = ""
 
 
+def first(names: Collection[str]) -> str:
+    """The first few names, as a message shows them."""
+    return ", ".join(checks.printable(name, 60) for name in list(names)[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def listed(what: str, names: Collection[str]) -> str:
     """A note of the first few names, or none of no names."""
-    shown = ", ".join(list(names)[:5])
-    return f"{what}: {shown}{', ...' if len(names) > 5 else ''}" if names else ""
+    return f"{what}: {first(names)}" if names else ""
 
 
 def joined(*notes: str) -> str:

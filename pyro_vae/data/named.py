@@ -25,12 +25,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pyro_vae.checks import printable
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.data.files import reading
+from pyro_vae.data.images import opened
+from pyro_vae.data.parsing import lost, reading, unpacking
 
 _PROBE_SECONDS = 5.0
 _STALL_SECONDS = 30.0
 _REMEDY = "Delete it and load the set again."
+_PAGE, _PAGE_BYTES = (105, 105), 2**20  # of Omniglot
+_FAILURES = (OSError, RuntimeError, EOFError, http.client.HTTPException, zipfile.BadZipFile)
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -111,7 +115,12 @@ def _read_omniglot(source: Source, root: Path) -> tuple[Arrays, Arrays]:
         # Straight from the archive: an extracted folder has no order that is the same on every machine.
         with reading(file, _REMEDY), zipfile.ZipFile(file) as archive:
             for entry in sorted(entry for entry in archive.namelist() if entry.endswith(".png")):
-                with Image.open(io.BytesIO(archive.read(entry))) as image:
+                with (
+                    unpacking(file, archive, archive.getinfo(entry), _PAGE_BYTES) as packed,
+                    opened(file, io.BytesIO(packed.read())) as image,
+                ):
+                    if image.size != _PAGE:
+                        raise lost(file, f"pages of {_PAGE} pixels; got {image.size}", _REMEDY.rstrip("."))
                     cells = image.convert("L").resize((28, 28), Image.Resampling.BOX)
                 images.append(255 - np.asarray(cells))
                 characters.append(entry.rpartition("/")[0])
@@ -149,17 +158,32 @@ def _download(name: str, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         # Below the root, so that moving a file is one rename: a file under its own name is always a whole one.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as partial, _stalls_end():
-            for options in source.options:
-                dataset_class(partial, download=True, **options)
+            _fetch(dataset_class, source, partial)
             for file in absent:
                 (root / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(partial, file), root / file)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException, zipfile.BadZipFile) as error:
+    except _FAILURES as error:
         raise DatasetNotFoundError(
-            f"Dataset {name!r}: expected {', '.join(absent)} in {root}; got no such file, and no download ({error}). "
-            f"Fetch it with torchvision.datasets.{source.torchvision} where there is a network and set PYRO_VAE_DATA "
-            'or root to its folder, or use "digits", which needs neither.'
+            f"Dataset {name!r}: expected {', '.join(absent)} in {root}; got no such file, and no download "
+            f"({_on_one_line(error)}). Fetch it with torchvision.datasets.{source.torchvision} where there is a "
+            'network and set PYRO_VAE_DATA or root to its folder, or use "digits", which needs neither.'
         ) from error
+
+
+def _on_one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()), 1000)
+
+
+def _fetch(dataset_class: Any, source: Source, folder: str) -> None:
+    """Downloads a set; what fails is tried once more, but for files that are there with their checksums."""
+    for last in (False, True):
+        try:
+            for options in source.options:
+                dataset_class(folder, download=True, **options)
+            return
+        except _FAILURES:
+            if last:
+                raise
 
 
 def _probe(urls: list[str]) -> None:
