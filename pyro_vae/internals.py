@@ -25,11 +25,12 @@ from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
     "BatchNorm",
     "TorchDispatchMode",
+    "bytes_of_result",
     "calls_of",
     "children_of",
     "compile_graph",
@@ -48,6 +49,24 @@ __all__ = [
     "without_nan_warnings",
     "without_pyro_parameters",
 ]
+
+
+def bytes_of_result(function: Any, args: Any, kwargs: Any) -> int:
+    """Bytes of new memory that an operation is about to take for what it returns, as tensors without values tell."""
+    schema = function._schema
+    if schema.is_mutable or any(
+        each.alias_info is not None or "Tensor" not in str(each.type) for each in schema.returns
+    ):
+        return 0
+    given = {name: value for name, value in kwargs.items() if name != "generator"}
+    args, given = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, given))
+    if "device" in given or not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, given))):
+        given["device"] = "meta"
+    try:
+        found = tree_leaves(function(*args, **given))
+    except (RuntimeError, TypeError):  # those whose result depends on values, or that fail anyway
+        return 0
+    return sum(leaf.numel() * leaf.element_size() for leaf in found if isinstance(leaf, Tensor))
 
 
 def one_fake_mode() -> AbstractContextManager[Any]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from pyro_vae import conditionals, likelihoods, models, nets, priors, schedules
 from pyro_vae.checkpoint.tree import pack, unpack
-from pyro_vae.internals import TorchDispatchMode
+from pyro_vae.checks import printable
+from pyro_vae.internals import TorchDispatchMode, bytes_of_result
 from pyro_vae.recorded import Recorded, arguments_of
 
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "pyro_vae.priors": priors,
     "pyro_vae.schedules": schedules,
 }
+_MOST_COLUMNS = 1_000_000
 _KINDS = ("$class", "$same", "$type", "$partial", "$slice", "$dtype")
 
 
@@ -103,46 +105,69 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
         torch.Size([8])
     """
     known = _known(classes)
-    if unknown := sorted(_named(description) - known.keys()):
-        raise ValueError(
-            f"Checkpoint: expected classes of pyro_vae, or of classes=...; got {', '.join(map(repr, unknown)):.200}. "
-            f"Give what the program was built of: classes=[{', '.join(unknown):.200}]."
-        )
-    made: dict[str, Any] = {}
+    try:
+        if unknown := sorted(_named(description) - known.keys()):
+            raise ValueError(
+                "Checkpoint: expected classes of pyro_vae, or of classes=...; got "
+                f"{', '.join(map(repr, unknown)):.200}. Give what the program was built of: classes=[{', '.join(unknown):.200}]."
+            )
+        with _Budget(budget):
+            return _Builder(known, tensors).at("", description)
+    except RecursionError as error:
+        raise _unreadable(description) from error
 
-    def at(path: str, packed: Any) -> Any:
-        if isinstance(packed, dict) and set(packed) == {"$class", "arguments"}:
-            arguments = packed["arguments"]
-            if not isinstance(arguments, dict):
-                raise _unreadable(packed)
-            given = {name: at(f"{path}.{name}" if path else name, value) for name, value in arguments.items()}
-            made[path] = _called(known[str(packed["$class"])], given)
-            return made[path]
-        if isinstance(packed, dict) and not next(iter(packed), "").startswith("$"):
-            return {name: at(f"{path}.{name}" if path else name, value) for name, value in packed.items()}
+
+class _Builder:
+    """Builds what a description says, from the inside out.
+
+    Args:
+        known: what it may name.
+        tensors: those among the arguments, by their places.
+    """
+
+    def __init__(self, known: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._known, self._tensors = known, tensors
+        self._made: dict[str, Any] = {}
+
+    def at(self, path: str, packed: Any) -> Any:
+        """What is described at a place."""
         if isinstance(packed, list):
-            return [at(f"{path}.{i}" if path else str(i), value) for i, value in enumerate(packed)]
-        if isinstance(packed, dict) and "$tuple" in packed:
-            return tuple(at(path, packed["$tuple"]))
-        if isinstance(packed, dict) and "$partial" in packed:
-            parts = {name: at(f"{path}.{name}", packed.get(name)) for name in ("args", "keywords")}
-            return partial(at(path, packed["$partial"]), *parts["args"], **parts["keywords"])
-        return unpack(packed, tensors, other)
+            return [self.at(_join(path, i), value) for i, value in enumerate(packed)]
+        kind = next(iter(packed), "") if isinstance(packed, dict) else ""
+        if isinstance(packed, dict) and not kind.startswith("$"):
+            return {name: self.at(_join(path, name), value) for name, value in packed.items()}
+        if kind == "$class" and isinstance(packed.get("arguments"), dict):
+            given = {name: self.at(_join(path, name), value) for name, value in packed["arguments"].items()}
+            self._made[path] = _called(self._known[str(packed["$class"])], given)
+            return self._made[path]
+        if kind == "$tuple" and isinstance(packed[kind], list):
+            return tuple(self.at(path, packed[kind]))
+        if kind == "$partial":
+            parts = {name: self.at(f"{path}.{name}", packed.get(name)) for name in ("args", "keywords")}
+            function = self.at(path, packed[kind])
+            if callable(function) and isinstance(parts["args"], list) and isinstance(parts["keywords"], dict):
+                return partial(function, *parts["args"], **parts["keywords"])
+        return unpack(packed, self._tensors, self._other)
 
-    def other(packed: dict[str, Any]) -> Any:
+    def _other(self, packed: dict[str, Any]) -> Any:
         kind, content = next(iter(packed.items()))
-        if kind == "$same" and content in made:
-            return made[content]
+        if kind == "$same" and isinstance(content, str) and content in self._made:
+            return self._made[content]
         if kind == "$type":
-            return known[str(content)]
-        if kind == "$slice" and isinstance(content, list) and len(content) == 3:
+            return self._known[str(content)]
+        if kind == "$slice" and isinstance(content, list) and len(content) == 3 and all(map(_is_end, content)):
             return slice(*content)
-        if kind == "$dtype" and isinstance(getattr(torch, str(content), None), torch.dtype):
-            return getattr(torch, content)
+        if kind == "$dtype" and isinstance(content, str) and content in _DTYPES:
+            return _DTYPES[content]
         raise _unreadable(packed)
 
-    with _Budget(budget):
-        return at("", description)
+
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+def _is_end(value: Any) -> bool:
+    """Whether a slice of the columns of a table may end there, which are listed one by one."""
+    return value is None or (isinstance(value, int) and abs(value) <= _MOST_COLUMNS)
 
 
 def _known(classes: Iterable[Any]) -> dict[str, Any]:
@@ -150,7 +175,10 @@ def _known(classes: Iterable[Any]) -> dict[str, Any]:
     known: dict[str, Any] = {f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.activation.__all__}
     for module_name, module in _MODULES.items():
         names = getattr(module, "__all__", vars(module))
-        known |= {f"{module_name}.{name}": vars(module)[name] for name in names if inspect.isclass(vars(module)[name])}
+        of_module = {
+            f"{module_name}.{name}": vars(module)[name] for name in names if inspect.isclass(vars(module)[name])
+        }
+        known |= {name: each for name, each in of_module.items() if each.__module__.startswith("pyro_vae.")}
     for each in classes:
         if not hasattr(each, "__qualname__"):
             raise TypeError(
@@ -171,6 +199,19 @@ def _named(packed: Any) -> set[str]:
     return own | {name for each in packed.values() for name in _named(each)}
 
 
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a class may raise of arguments that it was never meant to have."""
+
+
 def _called(made: Any, arguments: dict[str, Any]) -> Any:
     """An object of a class, with arguments by name that the class takes."""
     signature = inspect.signature(made)
@@ -185,19 +226,27 @@ def _called(made: Any, arguments: dict[str, Any]) -> Any:
     if unknown or missing:
         raise ValueError(
             f"Checkpoint: expected the arguments of {made.__name__}{signature}; got "
-            f"{', '.join(sorted(unknown)) or 'none'} too many and {', '.join(missing) or 'none'} too few. It was saved "
-            "by another version of the class: build the program yourself, and load its weights with checkpoint.load."
+            f"{printable(', '.join(sorted(unknown)) or 'none')} too many and {', '.join(missing) or 'none'} too few. "
+            "It was saved by another version of the class: build the program yourself, and load its weights with "
+            "checkpoint.load."
         )
     bound = signature.bind_partial()
     bound.arguments.update({name: arguments[name] for name in signature.parameters if name in arguments})
     try:
         return made(*bound.args, **bound.kwargs)
-    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
-        raise ValueError(f"Checkpoint: expected arguments that build {made.__name__}; got an error: {error}") from error
+    except _REFUSALS as error:
+        reason = printable(" ".join(str(error).split()), 500)
+        raise ValueError(
+            f"Checkpoint: expected arguments that build {made.__name__}; got an error: {reason}"
+        ) from error
 
 
 def _parts(value: partial[Any]) -> dict[str, Any]:
     return {"args": list(value.args), "keywords": dict(value.keywords)}
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
 
 
 def _unreadable(packed: Any) -> ValueError:
@@ -215,30 +264,17 @@ class _Budget(TorchDispatchMode):
         self._taken: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._most and not any(isinstance(each, Tensor) for each in args):
-            sizes = args[0] if args and isinstance(args[0], list) else args
-            square = 2 if "eye" in str(function) else 1
-            self._take(4 * _product(size for size in sizes if isinstance(size, int)) ** square)
-        result = function(*args, **(kwargs or {}))
-        self._taken["operations"] += 1
-        if self._most and self._taken["operations"] > self._OPERATIONS:
-            raise self._error(f"more than {self._OPERATIONS} operations")
-        return result
-
-    def _take(self, size: int) -> None:
-        self._taken["bytes"] += size
-        if self._taken["bytes"] > self._most:
-            raise self._error(f"one that needs {self._taken['bytes']} bytes or more")
+        if self._most:
+            self._taken["operations"] += 1
+            if self._taken["operations"] > self._OPERATIONS:
+                raise self._error(f"more than {self._OPERATIONS} operations")
+            self._taken["bytes"] += bytes_of_result(function, args, kwargs or {})
+            if self._taken["bytes"] > self._most:
+                raise self._error(f"one that needs {self._taken['bytes']} bytes or more")
+        return function(*args, **(kwargs or {}))
 
     def _error(self, got: str) -> ValueError:
         return ValueError(
             f"Checkpoint: expected a description of a program of {self._most} bytes at most, by the size of its "
             f"weights; got {got}. The two do not belong together: save the program again."
         )
-
-
-def _product(sizes: Iterable[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= max(1, size)
-    return product

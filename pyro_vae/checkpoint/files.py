@@ -27,7 +27,10 @@ from pyro_vae.internals import storage_key
 
 _METADATA, _CHECKSUM = "pyro_vae", "sha256"
 _FORMAT = 1  # of JSON
+# A file may come from anyone, and JSON takes up to thirty times its length in memory.
 LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
+_MOST_VALUES, _MOST_GROUPS = 4_000_000, 500_000  # in it
+_MOST_TENSORS = 100_000
 _ABANDONED = 3600.0  # seconds after which an unfinished file is that of a saver that was killed
 
 
@@ -167,8 +170,8 @@ def check(path: Path, kind: str, own: Mapping[str, Tensor], saved: Mapping[str, 
     if differing:
         raise ValueError(
             f"Checkpoint: expected the tensors of this {kind}; got others in {os.fspath(path)!r}: "
-            f"{', '.join(differing[:5])}{', ...' if len(differing) > 5 else ''}. Build the module with the settings it "
-            "was saved with."
+            f"{checks.printable(', '.join(differing[:5]), 500)}{', ...' if len(differing) > 5 else ''}. Build the "
+            "module with the settings it was saved with."
         )
 
 
@@ -187,9 +190,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint: expected a file at {os.fspath(path)!r}; got none. Check the path.")
     try:
+        _check_head(path)
         with safetensors.safe_open(path, framework="pt") as file:
             texts = file.metadata() or {}
-            metadata = json.loads(texts[_METADATA])
+            metadata = _parsed(texts[_METADATA])
+            if (count := len(file.keys())) > _MOST_TENSORS:
+                raise ValueError(f"{count} tensors")
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if not isinstance(metadata, dict):
             raise ValueError("metadata that are no dictionary")
@@ -198,8 +204,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("another checksum than its own")
     except (safetensors.SafetensorError, KeyError, ValueError, RecursionError, RuntimeError) as error:
         raise ValueError(
-            f"Checkpoint: expected a file written by pyro_vae.checkpoint.save at {os.fspath(path)!r}; got {error}. "
-            "It may be damaged, or written by another program: save it again."
+            f"Checkpoint: expected a file written by pyro_vae.checkpoint.save at {os.fspath(path)!r}; got "
+            f"{checks.printable(error)}. It may be damaged, or written by another program: save it again."
         ) from error
     return saved, metadata
 
@@ -222,17 +228,39 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_TEXT:
             raise ValueError(f"{path.stat().st_size} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        content = _parsed(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or repr(content.pop("format", None)) != str(_FORMAT):
             raise ValueError("another format")
         if content.pop("sha256", None) != _digest(content):
             raise ValueError("another checksum than its own")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"Checkpoint: expected JSON of format {_FORMAT} that pyro_vae wrote at {os.fspath(path)!r}; got {error}. "
-            "It may be damaged or edited: save it again."
+            f"Checkpoint: expected JSON of format {_FORMAT} that pyro_vae wrote at {os.fspath(path)!r}; got "
+            f"{checks.printable(error)}. It may be damaged or edited: save it again."
         ) from error
     return content
+
+
+def _check_head(path: Path) -> None:
+    """Raises for a file of weights that says more of itself than is read at all."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > LARGEST_TEXT:
+        raise ValueError(f"a header of {size} bytes")
+
+
+def _parsed(text: str) -> Any:
+    """What JSON holds, unless that is far more than it should, or something twice."""
+    if text.count(",") > _MOST_VALUES or text.count("[") + text.count("{") > _MOST_GROUPS:
+        raise ValueError(f"more than {_MOST_VALUES} values or {_MOST_GROUPS} groups of them")
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("one name twice")
+    return found
 
 
 def _digest(content: Mapping[str, Any]) -> str:

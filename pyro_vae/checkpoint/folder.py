@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,6 +57,7 @@ class RunFolder:
         """
         with self.writing("the folder"):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._check_links()
             lock = filelock.FileLock(self.path / _LOCK, timeout=0, mode=0o666)
             try:
                 lock.acquire()
@@ -182,8 +184,24 @@ class RunFolder:
             )
             files.write_json(self.path / PROGRAM, {"problem": str(error)})
 
+    def _check_links(self) -> None:
+        """Raises for links where files are emptied and removed: whoever made the folder chose what they lead to."""
+        for name in (_LOCK, CHECKPOINTS):
+            path = self.path / name
+            if path.is_symlink() or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
+                raise ValueError(
+                    f"fit: expected a file {_LOCK} and a folder {CHECKPOINTS} in {os.fspath(self.path)!r}; got a link, "
+                    f"or something else, at {name}. Copy what it leads to, or remove it."
+                )
+
     def _record(self) -> dict[str, Any]:
-        return files.read_json(self.path / RUN)
+        record = files.read_json(self.path / RUN)
+        if not re.fullmatch("[0-9a-f]{8}", str(record.get("run"))):  # which names of files begin with
+            raise ValueError(
+                f"fit: expected a run with a name of its own in {os.fspath(self.path)!r}; got "
+                f"{record.get('run')!r:.60}. Begin anew in another folder."
+            )
+        return record
 
     def _checkpoints(self, run: str) -> list[Path]:
         """Those of a run, the newest first."""

@@ -23,6 +23,7 @@ from pyro_vae import checks
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.card import card
 from pyro_vae.checkpoint.description import build, describe
+from pyro_vae.checkpoint.tree import alike
 
 PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "program.json",
@@ -33,6 +34,7 @@ PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
 )
 CHECKPOINTS, RUN = "checkpoints", "run.json"
 _SLACK = 64 * 2**20  # bytes that building a program may take beside its weights
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
@@ -161,7 +163,8 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    return sorted((folder / CHECKPOINTS).glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = [path for path in (folder / CHECKPOINTS).glob("*.safetensors") if path.is_file()]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def settings_of(program: nn.Module) -> dict[str, dict[str, Any]]:
@@ -174,11 +177,33 @@ def settings_of(program: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def set_settings(program: nn.Module, settings: Any) -> None:
-    """Gives modules the numbers and words that :func:`settings_of` found, where they have such."""
+    """Gives modules the numbers and words that :func:`settings_of` found, where they have such.
+
+    Raises:
+        ValueError: they are none that such modules can have.
+    """
+    present = settings_of(program)
+    if settings is not None and not (
+        isinstance(settings, dict) and all(isinstance(v, dict) for v in settings.values())
+    ):
+        raise _other_settings("settings", settings)
     for name, module in program.named_modules():
-        for key, value in (settings or {}).get(name, {}).items():
-            if key in vars(module) and _is_setting(key, vars(module)[key]) and vars(module)[key] != value:
+        for key, value in given.get(name, {}).items():
+            before = present.get(name, {}).get(key)
+            if before is None or before == value:
+                continue
+            if not alike(value, before):
+                raise _other_settings(f"{name}.{key} like {before!r:.60}", value)
+            try:
                 setattr(module, key, value)
+            except (AttributeError, RuntimeError, TypeError, ValueError):
+                raise _other_settings(f"{name}.{key} like {before!r:.60}", value) from None
+
+
+def _other_settings(expected: str, got: Any) -> ValueError:
+    return ValueError(
+        f"Checkpoint: expected {expected}; got {got!r:.60}. It was saved by another program: save it again."
+    )
 
 
 def write_description(folder: Path, description: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -218,7 +243,7 @@ def read_weights(path: Path, program: nn.Module, prefix: str = "") -> None:
     saved, metadata = files.read(path)
     saved = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
     floats = {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()}
-    if len(floats) == 1:
+    if len(floats) == 1 and floats <= _FLOATS:
         program.to(floats.pop())
     own = dict(tensors_of(program)) if prefix else program.state_dict()
     files.check(path, type(program).__name__, own, saved)

@@ -76,11 +76,40 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], other: Callable[[dict[str
         return tensors[content]
     if kind == "$tuple" and isinstance(content, list):
         return tuple(unpack(each, tensors, other) for each in content)
-    if kind == "$pairs" and isinstance(content, list):
-        return {unpack(key, tensors, other): unpack(each, tensors, other) for key, each in content}
+    if kind == "$pairs" and isinstance(content, list) and all(isinstance(p, list) and len(p) == 2 for p in content):
+        pairs = [(unpack(key, tensors, other), unpack(each, tensors, other)) for key, each in content]
+        if all(isinstance(key, bool | int | float | str | tuple | None) for key, _ in pairs):
+            return dict(pairs)
     if other is not None:
         return other(packed)
-    raise ValueError(f"Checkpoint: expected a value that was saved; got {kind} of {content!r:.60}. Save it again.")
+    raise ValueError(
+        f"Checkpoint: expected a value that was saved; got {kind!r:.60} of {content!r:.60}. Save it again."
+    )
+
+
+def alike(saved: Any, present: Any) -> bool:
+    """Whether a value of a file may take the place of a present one: a number that of a number, and so on.
+
+    Of lists every value is to be like the first present one, of dictionaries those of the same name. Any plain value or
+    tensor may take the place of None, and of what is not there; None takes that of a number or of None.
+
+    Example:
+        >>> alike([0.1, 3], [0.5]), alike({"lr": "x"}, {"lr": 0.5}), alike(True, 1)
+        (True, False, False)
+    """
+    if isinstance(present, bool) or isinstance(saved, bool):
+        return isinstance(saved, bool) and (present is None or isinstance(present, bool))
+    if isinstance(saved, Tensor) and isinstance(present, Tensor):
+        return saved.shape == present.shape and saved.is_floating_point() == present.is_floating_point()
+    if isinstance(present, list | tuple):
+        return isinstance(saved, list | tuple) and all(alike(each, present[0] if present else None) for each in saved)
+    if isinstance(present, Mapping):
+        return isinstance(saved, Mapping) and all(alike(each, present.get(key)) for key, each in saved.items())
+    if present is None:
+        return saved is None or isinstance(saved, int | float | str | Tensor)
+    if isinstance(present, int | float):
+        return saved is None or isinstance(saved, int | float)
+    return type(saved) is type(present)
 
 
 def _join(path: str, name: object) -> str:

@@ -146,6 +146,11 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         ValueError: naming what differs.
     """
     present = _as_json(present)
+    if former.keys() != present.keys() or not all(isinstance(each, dict) for each in former.values()):
+        raise ValueError(
+            f"fit: expected a run with {' and '.join(present)}; got {sorted(former)!r:.80}. Begin anew in "
+            "another folder."
+        )
     differing = [
         f"{name.partition('.')[2]} {before!r:.60}, now {now!r:.60}"
         for name, before, now in _differences("", former, present)
@@ -157,7 +162,7 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             "it was begun with, give another folder, or take only its weights with resume='weights', which begins a "
             "run in place of this one."
         )
-    if former["versions"]["threads"] != present["versions"]["threads"]:
+    if former["versions"].get("threads") != present["versions"]["threads"]:
         warnings.warn(
             f"fit: the run was begun with {former['versions']['threads']} threads, and goes on with "
             f"{present['versions']['threads']}: sums are rounded otherwise, so that its numbers are not those of an "

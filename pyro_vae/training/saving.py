@@ -9,9 +9,10 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -180,9 +181,10 @@ class Saving:
         check_same(former, identity)
         tensors, metadata = self.folder.read_checkpoint()
         tensors |= {f"svi.parameters.{name}": tensor for name, tensor in tensors.items()}
-        if isinstance(run.program, nn.Module):
-            set_settings(run.program, metadata["settings"])
-        _restore(run, unpack(metadata["state"], tensors))
+        with _of_this_form(self.folder.path):
+            if isinstance(run.program, nn.Module):
+                set_settings(run.program, metadata["settings"])
+            _restore(run, unpack(metadata["state"], tensors))
         self.folder.write_history(run.history.epochs)
         self.folder.write_card(run.program, {}, self._about(run, "under way again, or broken off"))
         self.at = _position(run)
@@ -190,6 +192,21 @@ class Saving:
     def _weights(self) -> dict[str, Tensor]:
         self.folder.settings()
         return self.folder.read_checkpoint()[0]
+
+
+@contextlib.contextmanager
+def _of_this_form(folder: Path) -> Iterator[None]:
+    """Context manager in which what a state of another form leads to becomes an error that says so."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if str(error).startswith(("fit: ", "Checkpoint: ")):
+            raise
+        reason = checks.printable(f"{type(error).__name__}: {error}")
+        raise ValueError(
+            f"fit: expected a checkpoint of this run in {os.fspath(folder)!r}; got one from which it cannot go on "
+            f"({reason}). Begin anew in another folder."
+        ) from error
 
 
 def _position(run: Run) -> dict[str, float]:
