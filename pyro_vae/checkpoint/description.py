@@ -109,7 +109,8 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
         if unknown := sorted(_named(description) - known.keys()):
             raise ValueError(
                 "Checkpoint: expected classes of pyro_vae, or of classes=...; got "
-                f"{', '.join(map(repr, unknown)):.200}. Give what the program was built of: classes=[{', '.join(unknown):.200}]."
+                f"{', '.join(map(repr, unknown)):.200}. Give what the program was built of: "
+                f"classes=[{', '.join(unknown):.200}]."
             )
         with _Budget(budget):
             return _Builder(known, tensors).at("", description)

@@ -183,9 +183,8 @@ def set_settings(program: nn.Module, settings: Any) -> None:
         ValueError: they are none that such modules can have.
     """
     present = settings_of(program)
-    if settings is not None and not (
-        isinstance(settings, dict) and all(isinstance(v, dict) for v in settings.values())
-    ):
+    given = {} if settings is None else settings
+    if not (isinstance(given, dict) and all(isinstance(held, dict) for held in given.values())):
         raise _other_settings("settings", settings)
     for name, module in program.named_modules():
         for key, value in given.get(name, {}).items():
