@@ -91,7 +91,7 @@ def test_pyro_suite_replaces_names_and_tells_what_is_refused(tmp_path: Path) -> 
         ["infer/test_a.py", "compiled", "1", "1", "1", "1", "0"],
         ["infer/test_a.py", "estimators", "2", "0", "1", "1", "0"],
     ]
-    assert "    2  SVI: expected a step that can be compiled; got one that cannot: Own reads numbers" in result.stdout
+    assert "    2  SVI: expected a step that can be compiled; got one that cannot: " in result.stdout
     assert "failed test_a.py::test_module: AssertionError: " in result.stdout
 
 
