@@ -94,6 +94,44 @@ class Functions:
             pyro.sample("z", dist.Normal(x @ loc, 0.5).to_event(1))
 
 
+class Automatic:
+    """A program whose guide Pyro makes in its first run."""
+
+    def __init__(self) -> None:
+        self.guide = pyro.infer.autoguide.AutoNormal(self.model)
+
+    @staticmethod
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+class Weighted(nets.Body):
+    """A body whose weights are computed from others."""
+
+    def __init__(self) -> None:
+        super().__init__([torch.Size([D])], 8)
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(D, 8))
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        return self.layer(inputs[0]).tanh()
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10)
+
+
+def _sequence(optimizer: torch.optim.Optimizer) -> Any:
+    rates = torch.optim.lr_scheduler
+    parts = [rates.LinearLR(optimizer, total_iters=2), rates.ExponentialLR(optimizer, gamma=0.5)]
+    return rates.SequentialLR(optimizer, parts, milestones=[2])
+
+
+def _by_function(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
+
+
 def cosine(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
 
@@ -133,6 +171,16 @@ RUNS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], dict[st
     "functions, Pyro's graph": (Functions, bits, lambda: {"loss": pyro.infer.TraceGraph_ELBO()}),
     "steps": (vae, bits, lambda: {"steps": 57, "epochs": None}),
     "no seed": (vae, bits, lambda: {"seed": None}),
+    "one cycle of rates": (vae, bits, lambda: {"scheduler": _one_cycle}),
+    "schedules in sequence": (vae, bits, lambda: {"scheduler": _sequence}),
+    "a schedule by a function": (vae, bits, lambda: {"scheduler": _by_function}),
+    "AMSGrad": (vae, bits, lambda: {"optimizer": partial(torch.optim.AdamW, lr=1e-2, amsgrad=True)}),
+    "RMSprop": (vae, bits, lambda: {"optimizer": partial(torch.optim.RMSprop, lr=1e-3, momentum=0.5)}),
+    "Adagrad": (vae, bits, lambda: {"optimizer": partial(torch.optim.Adagrad, lr=1e-2)}),
+    "an automatic guide": (Automatic, bits, lambda: {"loss": pyro.infer.Trace_ELBO()}),
+    "normalized weights": (lambda: vae(posterior=conditionals.DiagonalNormal(Weighted(), 2)), bits, dict),
+    "bfloat16": (vae, bits, lambda: {"precision": "bfloat16"}),
+    "in parts": (vae, bits, lambda: {"accumulate": 3}),
 }
 QUICK = {"ELBO with a schedule", "score, running mean", "early stopping", "bits of each batch", "functions", "no seed"}
 EAGER_ALONE = {"functions, Pyro's graph", "Pyro's clipped Adam"}
@@ -215,7 +263,11 @@ def test_fit_resumes_to_the_last_bit(name: str, compile: bool, every: str, tmp_p
     assert_same(resumed, undisturbed)
     rows = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == undisturbed[1]
-    if name not in ("functions", "functions, Pyro's graph", "batch normalization and dropout"):
+    if "functions" not in name and name not in (
+        "batch normalization and dropout",
+        "an automatic guide",
+        "normalized weights",
+    ):
         loaded = pyro_vae.load(tmp_path / "run").state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in undisturbed[0].items())
 
@@ -230,3 +282,16 @@ def test_fit_resumes_after_sigkill_at_random_moments(options: list[str]) -> None
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert f"{runs} bit-equal, 0 different" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 17, 24])
+def test_fit_resumes_on_either_side_of_compilation(step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_vae.training.run.AUTO_STEPS", 10)  # the first epoch is eager, what follows compiled
+    undisturbed = outcome(*run("ELBO with a schedule", compile="auto"))
+    eager = outcome(*run("ELBO with a schedule", compile=False))
+    assert any(not torch.equal(undisturbed[0][name], eager[0][name]) for name in eager[0])
+    kept = {"folder": tmp_path / "run", "checkpoint_every": "3 steps", "compile": "auto"}
+    with pytest.raises(Died):
+        run("ELBO with a schedule", **kept, on_step=dies_at(step))
+    assert_same(outcome(*run("ELBO with a schedule", **kept, resume=True)), undisturbed)
