@@ -242,7 +242,8 @@ def dies_at(step: int) -> Callable[[int, float], None]:
 def cases() -> list[Any]:
     table = []
     for name, compile, every in itertools.product(RUNS, (False, True), ("1 epoch", "7 steps")):
-        if compile and name in EAGER_ALONE:
+        # Checkpoints between epochs hold what those amid one do: they are tried where the two differ most.
+        if (compile and name in EAGER_ALONE) or (every == "1 epoch" and (compile or name not in QUICK)):
             continue
         quick = not compile and every == "7 steps" and name in QUICK
         table.append(pytest.param(name, compile, every, marks=() if quick else pytest.mark.slow))
@@ -273,15 +274,13 @@ def test_fit_resumes_to_the_last_bit(name: str, compile: bool, every: str, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--compile"]], ids=["eager", "compiled"])
-def test_fit_resumes_after_sigkill_at_random_moments(options: list[str]) -> None:
+def test_fit_resumes_after_sigkill_at_random_moments() -> None:
     benchmark = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-    runs = "5" if options else "20"
     done = subprocess.run(
-        [sys.executable, str(benchmark), "--runs", runs, "--seed", "1", *options],
+        [sys.executable, str(benchmark), "--runs", "20", "--seed", "1"],
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
-    assert f"{runs} bit-equal, 0 different" in done.stdout, done.stdout + done.stderr
+    assert "20 bit-equal, 0 different" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
