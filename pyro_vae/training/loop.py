@@ -101,9 +101,9 @@ def fit(
         resume: go on with the run in the folder, from its last checkpoint, so that the result is that of a run that was
             never broken off, to the last bit on a CPU, unless a callback has replaced the loss's gradient, or set
             attributes of modules or losses to something else than a number, word, parameter or buffer, which are lost
-            without a word; a folder without a run begins one, and removes weights that are there. ``"weights"`` begins a run
-            with the weights of the last, as far as they fit, in its place: the last one's checkpoints and history are
-            removed. Say True again to go on with that run.
+            without a word; a folder without a run begins one, and removes weights that are there. ``"weights"``
+            begins a run with the weights of the last, as far as they fit, in its place: the last one's checkpoints and
+            history are removed. Say True again to go on with that run.
         checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example. One is written at the start, at the end and
             on SIGINT or SIGTERM too.
         keep_last: checkpoints to keep.
