@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+import enum
 import functools
 import inspect
 import math
@@ -150,6 +151,21 @@ def instance(subject: str, name: str, value: Any, kind: type | tuple[type, ...],
         kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise TypeError(f"{subject}: expected {name} to be a {kinds}; got {_shown(value)}. {remedy}")
     return value
+
+
+def is_plain(value: Any, *others: type) -> bool:
+    """Whether JSON can hold a value, also in lists, tuples and dictionaries by name; or it is of one of other types.
+
+    Example:
+        >>> is_plain({"rates": (0.1, None)}), is_plain({1: "one"}), is_plain(object())
+        (True, False, False)
+    """
+    if type(value) in (list, tuple):
+        return all(is_plain(each, *others) for each in value)
+    if type(value) is dict:
+        return all(isinstance(name, str) for name in value) and all(is_plain(v, *others) for v in value.values())
+    plain = value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum))
+    return plain or (bool(others) and isinstance(value, others))
 
 
 def printable(text: object, most: int = 200) -> str:

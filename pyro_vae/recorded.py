@@ -30,7 +30,7 @@ class Recorded:
     """Base of the classes whose objects a run folder can describe and build again.
 
     Every body, likelihood, prior, conditional and program is one. Derive from it first in a class of your own:
-    ``class Mine(Recorded, nn.Module)``. Tensors among the arguments are copied; other arguments are kept as they are.
+    ``class Mine(Recorded, nn.Module)``. Tensors and containers among the arguments are copied; others are kept.
     """
 
     def __new__(cls: type[_T], *args: Any, **kwargs: Any) -> _T:
@@ -55,4 +55,9 @@ def arguments_of(made: Recorded) -> dict[str, Any]:
 
 
 def _kept(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """An argument as it is now, though a tensor or a list be changed later."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (list, tuple):
+        return type(value)(map(_kept, value))
+    return {name: _kept(each) for name, each in value.items()} if type(value) is dict else value

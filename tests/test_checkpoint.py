@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from pyro_vae import VAE, checkpoint, conditionals, likelihoods, nets, priors
+from pyro_vae.checkpoint.tree import pack, unpack
 
 
 def small_vae(hidden: int = 4) -> VAE:
@@ -148,3 +151,22 @@ def test_save_on_a_full_disk_leaves_the_earlier_file(
 def test_save_does_not_take_a_folder_for_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="expected the path of a file; got the folder"):
         checkpoint.save(tmp_path, small_vae())
+
+
+def test_pack_and_unpack_keep_types_and_places() -> None:
+    value = {
+        "a": {"b": torch.ones(1)},
+        "a.b": torch.zeros(1),
+        "sizes": torch.Size([2, 3]),
+        "steps": Counter({3: 2}),
+        "by place": {(1, 2): [None, True]},
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    again = unpack(json.loads(json.dumps(pack(value, tensors))), tensors)
+    assert (again["a"]["b"], again["a.b"]) == (torch.ones(1), torch.zeros(1))
+    assert type(again["sizes"]) is torch.Size
+    assert again["steps"] == value["steps"]
+    assert type(again["steps"]) is Counter
+    assert again["by place"] == value["by place"]
+    with pytest.raises(TypeError, match="got OrderedDict at 'x'"):
+        pack({"x": OrderedDict(a=1)}, {})

@@ -128,6 +128,17 @@ def _sequence(optimizer: torch.optim.Optimizer) -> Any:
     return rates.SequentialLR(optimizer, parts, milestones=[2])
 
 
+def _nested(optimizer: torch.optim.Optimizer) -> Any:
+    rates = torch.optim.lr_scheduler
+    parts = [rates.LinearLR(optimizer, total_iters=2), rates.MultiStepLR(optimizer, [1, 2])]
+    return rates.SequentialLR(optimizer, parts, milestones=[2])
+
+
+def _cycle(optimizer: torch.optim.Optimizer) -> Any:
+    cyclic = torch.optim.lr_scheduler.CyclicLR
+    return cyclic(optimizer, 1e-3, 1e-1, step_size_up=2, cycle_momentum=False, mode="exp_range", gamma=0.9)
+
+
 def _by_function(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
 
@@ -173,6 +184,8 @@ RUNS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], dict[st
     "no seed": (vae, bits, lambda: {"seed": None}),
     "one cycle of rates": (vae, bits, lambda: {"scheduler": _one_cycle}),
     "schedules in sequence": (vae, bits, lambda: {"scheduler": _sequence}),
+    "steps within a sequence": (vae, bits, lambda: {"scheduler": _nested}),
+    "a cycle that decays": (vae, bits, lambda: {"scheduler": _cycle}),
     "a schedule by a function": (vae, bits, lambda: {"scheduler": _by_function}),
     "AMSGrad": (vae, bits, lambda: {"optimizer": partial(torch.optim.AdamW, lr=1e-2, amsgrad=True)}),
     "RMSprop": (vae, bits, lambda: {"optimizer": partial(torch.optim.RMSprop, lr=1e-3, momentum=0.5)}),

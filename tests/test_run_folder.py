@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import members
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -734,7 +735,7 @@ def test_recorded_program_of_the_user_is_kept_and_goes_on(tmp_path: Path) -> Non
 
 def test_save_names_what_cannot_be_built_again(tmp_path: Path) -> None:
     with pytest.raises(
-        TypeError, match=r"got Plain at 'the top'.*Derive its class from pyro_vae\.checkpoint\.Recorded"
+        TypeError, match=r"got Plain at 'the top'.*derive a class of yours from pyro_vae\.checkpoint\.Recorded"
     ):
         pyro_vae.save(tmp_path, Plain(3))
     lambda_ = vae(posterior=conditionals.DiagonalNormal(nets.MLP(6, [8], transform=lambda x: x + 1), 2))
@@ -827,3 +828,232 @@ def test_fit_writes_a_card_before_it_ends(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     assert "- steps: 0 of 15, under way, or broken off" in card
     assert "of StandardNormal, Bernoulli, DiagonalNormal, with" in card
+
+
+# What callbacks set, and what programs hold beside their weights
+
+
+class Holding(nets.Body):
+    """A body with a number that is None at first, a tuple, a list, a plain tensor, and a buffer no state_dict has."""
+
+    def __init__(self, widths: Sequence[int] = (8,)) -> None:
+        super().__init__([torch.Size([6])], 8)
+        self.layer = nn.Linear(6, 8)
+        self.gain: float | None = None
+        self.pair, self.seen = (1.0, 2.0), [1.0]
+        self.plain = torch.randn(8)
+        self.register_buffer("hidden", torch.randn(8), persistent=False)
+        self.activation = torch.tanh
+        self.widths = widths
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        scale = (1.0 if self.gain is None else self.gain) * self.pair[0] * self.seen[-1] * self.plain * self.hidden
+        return self.activation(self.layer(inputs[0])) * scale
+
+
+def holding() -> VAE:
+    torch.manual_seed(0)
+    return vae(posterior=conditionals.DiagonalNormal(Holding(), 2))
+
+
+def _set_gain(body: Any) -> None:
+    body.gain = 0.5
+
+
+def _set_pair(body: Any) -> None:
+    body.pair = (0.5, 1)
+
+
+def _append(body: Any) -> None:
+    body.seen.append(0.25)
+
+
+def _set_plain(body: Any) -> None:
+    body.plain = body.plain * 0.5
+
+
+def _set_hidden(body: Any) -> None:
+    body.hidden.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [_set_gain, _set_pair, _append, _set_plain, _set_hidden])
+def test_resume_keeps_attributes_that_callbacks_change(change: Callable[[Any], None], tmp_path: Path) -> None:
+    def run(folder: Path | None, **options: Any) -> VAE:
+        program = holding()
+
+        def on_epoch(row: dict[str, float]) -> None:
+            if row["epoch"] == 1:
+                change(program.posterior.body)
+
+        return train(folder, program, on_epoch=on_epoch, **options)
+
+    undisturbed = run(None)
+    with pytest.raises(Stopped):
+        run(tmp_path, on_step=stop_at(8))
+    resumed = run(tmp_path, resume=True)
+    assert equal(weights(resumed), weights(undisturbed))
+    assert not equal(weights(resumed), weights(train(None, holding())))
+    x = bits(5)
+    loaded = pyro_vae.load(tmp_path, classes=[Holding])
+    assert torch.equal(loaded.encode(x).mean, undisturbed.encode(x).mean)
+
+
+class Counting(elbo.ELBO):
+    """A loss that keeps a list, on which its next step hangs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = [1]
+
+    def loss_and_grads(self, *args: Any, **kwargs: Any) -> float:
+        self.calls.append(1)
+        self.beta = 1 / len(self.calls)
+        return super().loss_and_grads(*args, **kwargs)
+
+
+def test_resume_keeps_what_a_loss_holds(tmp_path: Path) -> None:
+    broken_off(tmp_path, 8, loss=Counting())
+    assert equal(weights(train(tmp_path, resume=True, loss=Counting())), weights(train(None, loss=Counting())))
+
+
+def test_resume_refuses_a_gradient_that_a_callback_put_in_place(tmp_path: Path) -> None:
+    loss = elbo.ELBO()
+
+    def on_step(step: int, _: float) -> None:
+        if step == 2:
+            loss.gradient = elbo.Score()
+        if step == 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(tmp_path, loss=loss, on_step=on_step)
+    with pytest.raises(ValueError, match=r"expected a loss made of ELBO, Score, .*; got one of ELBO, Pathwise"):
+        train(tmp_path, resume=True, loss=elbo.ELBO())
+
+
+RATES = torch.optim.lr_scheduler
+SCHEDULES: dict[str, tuple[Any, Any]] = {
+    "functions": (lambda o: RATES.LambdaLR(o, lambda e: 0.9**e), lambda o: RATES.LambdaLR(o, lambda e: 0.5**e)),
+    "parts": (
+        lambda o: RATES.SequentialLR(o, [RATES.ConstantLR(o), RATES.ExponentialLR(o, 0.5)], [2]),
+        lambda o: RATES.SequentialLR(o, [RATES.ConstantLR(o), RATES.ExponentialLR(o, 0.7)], [2]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_resume_tells_schedules_of_rates_apart(name: str, tmp_path: Path) -> None:
+    one, other = SCHEDULES[name]
+    broken_off(tmp_path, scheduler=one)
+    with pytest.raises(ValueError, match="got another one: scheduler"):
+        train(tmp_path, resume=True, scheduler=other)
+    train(tmp_path, resume=True, scheduler=one)
+
+
+def test_resume_tells_functions_of_other_names_apart(tmp_path: Path) -> None:
+    broken_off(tmp_path, beta=lambda epoch: min(1.0, epoch / 2))
+    with pytest.raises(ValueError, match=r"beta\.code"):
+        train(tmp_path, resume=True, beta=lambda epoch: max(1.0, epoch / 2))
+
+
+# What is left of former runs
+
+
+def test_keep_best_goes_on_when_a_run_does(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1, validation=bits(30), keep_best=True)
+    program = train(tmp_path, resume=True, validation=bits(30))
+    assert equal(weights(pyro_vae.load(tmp_path, weights="best")), weights(program))
+
+
+def test_load_reads_the_last_checkpoint_of_a_run_that_was_prolonged(tmp_path: Path) -> None:
+    train(tmp_path, epochs=1)
+    with pytest.raises(Stopped):
+        train(tmp_path, resume=True, epochs=3, on_step=stop_at(13))
+    former = weights(pyro_vae.load(tmp_path))
+    assert equal(former, weights(train(None, epochs=None, steps=11)))
+
+
+def test_fit_leaves_weights_without_checkpoints_alone(tmp_path: Path) -> None:
+    program = vae()
+    with torch.no_grad():
+        program.likelihood.head.set_bias("logits", torch.ones(6))
+    pyro_vae.save(tmp_path / "saved", program)
+    train(tmp_path / "run", epochs=1)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    for folder, resume in [("saved", False), ("saved", True), ("run", True), ("run", False)]:
+        with pytest.raises(ValueError, match="which has weights alone"):
+            train(tmp_path / folder, resume=resume)
+    assert equal(weights(pyro_vae.load(tmp_path / "saved")), weights(program))
+    taken = train(tmp_path / "saved", resume="weights", optimizer=partial(torch.optim.SGD, lr=1e-12))
+    assert torch.allclose(taken.likelihood.head.bias("logits"), torch.ones(6))
+
+
+def test_history_of_a_resumed_run_is_completed(tmp_path: Path) -> None:
+    def on_step(step: int, _: float) -> None:
+        if step == 8:
+            signal.raise_signal(signal.SIGINT)
+
+    given: dict[str, Any] = {"epochs": 3, "batch_size": 20, "seed": 1, "progress": False, "folder": tmp_path}
+    assert fit(vae(), bits(), on_step=on_step, **given).stopped == "interrupted"
+    assert fit(vae(), bits(), resume=True, **given).stopped == "completed"
+
+
+def test_history_takes_numbers_of_numpy_and_torch(tmp_path: Path) -> None:
+    train(tmp_path, on_epoch=lambda row: row.update(one=np.float32(1.5), two=torch.tensor(2.5)))
+    row = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])
+    assert (row["one"], row["two"]) == (1.5, 2.5)
+    with pytest.raises(TypeError, match="expected the figures of an epoch to be numbers; got list as 'three'"):
+        train(None, on_epoch=lambda row: row.update(three=[1]))
+
+
+def test_folder_stays_where_it_is_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(Path("run"), on_epoch=lambda row: monkeypatch.chdir(tmp_path / "elsewhere"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+class Unregistered(Holding):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(8, 8)]
+
+
+class Extra(Holding):
+    def get_extra_state(self) -> Any:
+        return {"count": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def _replace_function(program: VAE) -> None:
+    body: Any = program.posterior.body
+    body.activation = torch.relu
+
+
+def test_save_refuses_weights_that_no_file_has(tmp_path: Path) -> None:
+    unregistered = vae(posterior=conditionals.DiagonalNormal(Unregistered(), 2))
+    with pytest.raises(ValueError, match=r"expected every module to be registered; got some in .*layers, a list"):
+        pyro_vae.save(tmp_path, unregistered)
+    extra = vae(posterior=conditionals.DiagonalNormal(Extra(), 2))
+    with pytest.raises(TypeError, match="expected dense tensors with values"):
+        pyro_vae.save(tmp_path, extra)
+    with pytest.raises(TypeError, match="expected dense tensors with values"):  # before the first step
+        train(tmp_path, extra)
+    replaced = holding()
+    _replace_function(replaced)
+    with pytest.raises(ValueError, match=r"got one changed at .*activation"):
+        pyro_vae.save(tmp_path, replaced)
+
+
+def test_recorded_arguments_are_those_of_the_call(tmp_path: Path) -> None:
+    widths = [8]
+    program = vae(posterior=conditionals.DiagonalNormal(Holding(widths), 2))
+    widths.append(9)
+    program.posterior.body.widths = [8]  # type: ignore[assignment]
+    pyro_vae.save(tmp_path, program)
+    assert pyro_vae.load(tmp_path, classes=[Holding]).posterior.body.widths == [8]

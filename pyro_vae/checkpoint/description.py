@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ _MODULES = {
     "pyro_vae.schedules": schedules,
 }
 _MOST_COLUMNS = 1_000_000
-_KINDS = ("$class", "$same", "$type", "$partial", "$slice", "$dtype")
 
 
 def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | None = None) -> Any:
@@ -72,16 +72,19 @@ def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | 
         if isinstance(value, partial):
             packed = (pack(part, tensors, f"{path}.{name}", other) for name, part in _parts(value).items())
             return {"$partial": pack(value.func, tensors, path, other), **dict(zip(_parts(value), packed, strict=True))}
-        if isinstance(value, slice):
+        if isinstance(value, slice) and all(map(_is_end, (value.start, value.stop, value.step))):
             return {"$slice": [value.start, value.stop, value.step]}
+        if isinstance(value, np.generic):
+            return pack(value.item(), tensors, path)
         if isinstance(value, torch.dtype):
             return {"$dtype": str(value).removeprefix("torch.")}
         if inspect.isclass(value) or inspect.isroutine(value):
             return {"$type": name_of(value)}
         raise TypeError(
             f"Checkpoint: expected a program of parts whose arguments are recorded; got {type(value).__name__} at "
-            f"{path or 'the top'!r}. Derive its class from pyro_vae.checkpoint.Recorded, as nets.Body and the like do, "
-            "or keep the code that builds it, and save its weights with checkpoint.save."
+            f"{path or 'the top'!r}. Give a tensor for an array and a list or dictionary for other containers, derive "
+            "a class of yours from pyro_vae.checkpoint.Recorded, as nets.Body and the like do, or keep the code that "
+            "builds the program, and save its weights with checkpoint.save."
         )
 
     return pack(program, tensors, "", other)

@@ -26,6 +26,8 @@ from pyro_vae import checks
 from pyro_vae.internals import storage_key
 
 _METADATA, _CHECKSUM = "pyro_vae", "sha256"
+BESIDE = "$beside"
+"""The first part of names of tensors that are no weights, of which :func:`load` takes no notice."""
 _FORMAT = 1  # of JSON
 # A file may come from anyone, and JSON takes up to thirty times its length in memory.
 LARGEST_TEXT = 64 * 2**20  # bytes of JSON that is read at all
@@ -75,6 +77,7 @@ def write(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
         OSError: the file cannot be written.
         TypeError: metadata that JSON cannot hold.
     """
+    check_storable(tensors)
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     shared = Counter(storage_key(tensor) for tensor in copies.values())
     # Modules may share tensors, as an encoder and a decoder with one body do, and files may not.
@@ -82,6 +85,21 @@ def write(target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
     texts = {_METADATA: json.dumps(metadata)}
     texts[_CHECKSUM] = _checksum(copies, texts[_METADATA])
     replace(target, safetensors.torch.save(copies, texts))
+
+
+def check_storable(tensors: Mapping[str, Any]) -> None:
+    """Raises for what a file of tensors cannot hold.
+
+    Raises:
+        TypeError: no tensor, such as the extra state of a module, or one without values or with a layout of its own.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            got = tensor if not isinstance(tensor, Tensor) else tensor.layout if not tensor.is_meta else "one on meta"
+            raise TypeError(
+                f"Checkpoint: expected dense tensors with values; got {got!r:.60} as {name!r}. Keep the values in "
+                "parameters and buffers, dense and on a device that has memory."
+            )
 
 
 def replace(target: Path, content: bytes) -> None:
@@ -146,7 +164,8 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
             f"Checkpoint: expected a module with values; got {type(module).__name__} on the meta device, which holds "
             "none. Use module.to_empty(device='cpu') first."
         )
-    saved, metadata = read(Path(path))
+    found, metadata = read(Path(path))
+    saved = {name: tensor for name, tensor in found.items() if not name.startswith("$")}
     check(Path(path), type(module).__name__, module.state_dict(), saved)
     with torch.no_grad():
         module.load_state_dict(saved)

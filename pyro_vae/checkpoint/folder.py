@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,46 @@ class RunFolder:
         """Whether there is a run, with a checkpoint, to go on with."""
         return (self.path / RUN).is_file() and bool(self._checkpoints(self._record()["run"]))
 
-    def begin(self, program: object, settings: Mapping[str, Any]) -> None:
-        """Begins a run: its identity, and what it trains."""
+    @property
+    def has_program(self) -> bool:
+        """Whether there are weights, of a program that was saved or of a run whose checkpoints are gone."""
+        return any((self.path / name).is_file() for name in (WEIGHTS, BEST))
+
+    @property
+    def has_best(self) -> bool:
+        """Whether the weights of the best epoch are kept."""
+        return (self.path / BEST).is_file()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the last checkpoint, or of a saved program, by their names in the program."""
+        if not self.has_run:
+            return files.read(self.path / WEIGHTS)[0]
+        self.settings()
+        found, _ = self.read_checkpoint()
+        return {name.removeprefix("program."): t for name, t in found.items() if name.startswith("program.")}
+
+    def begin(self, program: object, settings: Mapping[str, Any], write: Callable[[], None]) -> None:
+        """Begins a run: what was there before stays until the new one can be gone on with.
+
+        Args:
+            program: what it trains.
+            settings: what makes it the one that it is.
+            write: writes its first checkpoint.
+        """
+        if isinstance(program, nn.Module):
+            files.check_storable(program.state_dict())
         self.run = uuid.uuid4().hex[:8]
+        write()
         with self.writing("the settings"):
-            (self.path / CHECKPOINTS).mkdir(exist_ok=True)
             self._describe(program)
             files.write_json(self.path / RUN, {"run": self.run, **settings})
             self.write_history([])
+            self.remove_weights(best=True)
+
+    def remove_weights(self, *, best: bool) -> None:
+        """Removes weights that are no longer the last ones, or the best."""
+        for stale in (WEIGHTS, BEST) if best else (WEIGHTS,):
+            (self.path / stale).unlink(missing_ok=True)
 
     def settings(self) -> dict[str, Any]:
         """What the run was begun with; it becomes that which is gone on with."""
@@ -108,12 +140,16 @@ class RunFolder:
         self.run = record.pop("run")
         return record
 
-    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> None:
-        """Writes everything that changes, and removes all but the last ones."""
+    def write_checkpoint(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Writes everything that changes."""
         with self.writing("a checkpoint"):
             (self.path / CHECKPOINTS).mkdir(exist_ok=True)
             files.write(self.path / CHECKPOINTS / f"{self.run}-{step:09d}.safetensors", tensors, state)
-            kept = self._checkpoints(self.run)[:keep]
+
+    def keep(self, number: int) -> None:
+        """Removes all checkpoints but the last ones."""
+        with self.writing("the checkpoints"):
+            kept = self._checkpoints(self.run)[:number]
             for former in (self.path / CHECKPOINTS).glob("*.safetensors"):
                 if former not in kept:
                     former.unlink(missing_ok=True)
@@ -170,8 +206,6 @@ class RunFolder:
             files.replace(self.path / CARD, card(program, figures, about).encode())
 
     def _describe(self, program: object) -> None:
-        for stale in (WEIGHTS, BEST):
-            (self.path / stale).unlink(missing_ok=True)
         try:
             if not isinstance(program, nn.Module):
                 raise TypeError(f"a {type(program).__name__}, which is no module.")

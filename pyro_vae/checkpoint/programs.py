@@ -9,6 +9,7 @@ where need be ``arguments.safetensors`` for tensors among the arguments; and ``R
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ from pyro_vae import checks
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.card import card
 from pyro_vae.checkpoint.description import build, describe
-from pyro_vae.checkpoint.tree import alike
+from pyro_vae.checkpoint.tree import alike, pack, unpack
 
 PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "program.json",
@@ -118,7 +119,7 @@ def load(
         program = build(description, arguments, classes, budget)
     if not isinstance(program, nn.Module):
         raise ValueError(f"load: expected the description of a module; got {type(program).__name__}. Save it again.")
-    read_weights(chosen, program, prefix="program." if unfinished else "")
+    read_weights(chosen, program, of_run=unfinished)
     return program.eval()
 
 
@@ -135,8 +136,10 @@ def a_path(subject: str, folder: object) -> Path:
         if path.exists() and not path.is_dir():
             raise ValueError("a file")
     except (ValueError, OSError, TypeError) as error:
-        raise ValueError(f"{subject}: expected the path of a folder; got {error}: {folder!r:.100}.") from error
-    return path
+        raise ValueError(
+            f"{subject}: expected the path of a folder; got {error}: {folder!r:.100}. Give another path."
+        ) from error
+    return path.absolute()  # also for a program that changes its working directory
 
 
 def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
@@ -151,8 +154,12 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     description = describe(program, tensors, own)
     with torch.random.fork_rng(devices=[]):
         again = build(json.loads(json.dumps(description)), tensors, own.values())
+    _check_registered(program)
+    files.check_storable(program.state_dict())
     before, after = _structure(again), _structure(program)
-    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    # What is None in one of them is no difference.
+    empty = {f"{n}.{k}" for each in (again, program) for n, h in attributes_of(each).items() for k in h if h[k] is None}
+    changed = [name for name in (before.keys() | after.keys()) - empty if before.get(name) != after.get(name)]
     if changed:
         raise ValueError(
             f"Checkpoint: expected {type(program).__name__} as it was built; got one changed at "
@@ -163,43 +170,63 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    found = [path for path in (folder / CHECKPOINTS).glob("*.safetensors") if path.is_file()]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    run = files.read_json(folder / RUN).get("run") if (folder / RUN).is_file() else None
+    return sorted((p for p in (folder / CHECKPOINTS).glob(f"{run}-*.safetensors") if p.is_file()), reverse=True)
 
 
-def settings_of(program: nn.Module) -> dict[str, dict[str, Any]]:
-    """The numbers and words that modules hold, by module: a temperature that a callback lowers, for example."""
-    found = {
-        name: {key: value for key, value in vars(module).items() if _is_setting(key, value)}
-        for name, module in program.named_modules()
-    }
-    return {name: held for name, held in found.items() if held}
+def attributes_of(program: nn.Module, *, tensors: bool = True) -> dict[str, dict[str, Any]]:
+    """What modules hold beside what a ``state_dict`` has, by module.
+
+    That is numbers, words, None and containers of these, such as a temperature that a callback lowers; plain tensors;
+    and buffers that are not persistent.
+
+    Args:
+        program: of the modules.
+        tensors: whether to list tensors.
+    """
+    others = (Tensor,) if tensors else ()
+    persistent = program.state_dict(keep_vars=True).keys() if tensors else set[str]()
+    found: dict[str, dict[str, Any]] = {}
+    for name, module in program.named_modules():
+        held = {key: value for key, value in vars(module).items() if _is_own(key) and checks.is_plain(value, *others)}
+        if tensors:
+            buffers = module.named_buffers(recurse=False)
+            held |= {key: buffer for key, buffer in buffers if (f"{name}.{key}" if name else key) not in persistent}
+        if held:
+            found[name] = held
+    return found
 
 
-def set_settings(program: nn.Module, settings: Any) -> None:
-    """Gives modules the numbers and words that :func:`settings_of` found, where they have such.
+@torch.no_grad()
+def set_attributes(program: nn.Module, attributes: Any) -> None:
+    """Gives modules what :func:`attributes_of` found, where they have such.
 
     Raises:
-        ValueError: they are none that such modules can have.
+        ValueError: it is nothing that such modules can have.
     """
-    present = settings_of(program)
-    given = {} if settings is None else settings
+    present = attributes_of(program)
+    given = {} if attributes is None else attributes
     if not (isinstance(given, dict) and all(isinstance(held, dict) for held in given.values())):
-        raise _other_settings("settings", settings)
+        raise _other_attributes("attributes by module", attributes)
     for name, module in program.named_modules():
         for key, value in given.get(name, {}).items():
-            before = present.get(name, {}).get(key)
-            if before is None or before == value:
+            if key not in present.get(name, {}):
                 continue
+            before = present[name][key]
             if not alike(value, before):
-                raise _other_settings(f"{name}.{key} like {before!r:.60}", value)
-            try:
-                setattr(module, key, value)
-            except (AttributeError, RuntimeError, TypeError, ValueError):
-                raise _other_settings(f"{name}.{key} like {before!r:.60}", value) from None
+                raise _other_attributes(f"{name}.{key} like {type(before).__name__} {before!r:.40}", value)
+            if key not in vars(module):  # a buffer
+                before.copy_(value)
+            elif isinstance(value, Tensor):
+                setattr(module, key, value.to(before.device) if isinstance(before, Tensor) else value)
+            elif type(value) is not type(before) or value != before:
+                try:
+                    setattr(module, key, value)
+                except (AttributeError, RuntimeError, TypeError, ValueError):
+                    raise _other_attributes(f"{name}.{key} like {before!r:.60}", value) from None
 
 
-def _other_settings(expected: str, got: Any) -> ValueError:
+def _other_attributes(expected: str, got: Any) -> ValueError:
     return ValueError(
         f"Checkpoint: expected {expected}; got {got!r:.60}. It was saved by another program: save it again."
     )
@@ -226,30 +253,37 @@ def read_description(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     return content["program"], files.read(arguments)[0] if arguments.is_file() else {}
 
 
-def write_weights(path: Path, program: nn.Module, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes the weights of a program, and the numbers and words that its modules hold."""
-    files.write(path, program.state_dict(), {"settings": settings_of(program), **(metadata or {})})
+def write_weights(path: Path, program: nn.Module) -> None:
+    """Writes the weights of a program, and what its modules hold beside them, under names that begin with $."""
+    tensors = dict(program.state_dict())
+    attributes = pack(attributes_of(program), tensors, files.BESIDE)
+    files.write(path, tensors, {"attributes": attributes})
 
 
-def read_weights(path: Path, program: nn.Module, prefix: str = "") -> None:
-    """Gives a program the weights of a file.
+def read_weights(path: Path, program: nn.Module, *, of_run: bool = False) -> None:
+    """Gives a program the weights of a file, and what its modules held beside them.
 
     Args:
         path: the file.
         program: as the saved one was built.
-        prefix: of the program's tensors, in a checkpoint of a run, which holds others too.
+        of_run: whether the file is a checkpoint of a run, which holds more.
     """
-    saved, metadata = files.read(path)
-    saved = {name.removeprefix(prefix): tensor for name, tensor in saved.items() if name.startswith(prefix)}
+    found, metadata = files.read(path)
+    prefix = "program." if of_run else ""
+    saved = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix) and not n.startswith("$")}
     floats = {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()}
     if len(floats) == 1 and floats <= _FLOATS:
         program.to(floats.pop())
-    own = dict(tensors_of(program)) if prefix else program.state_dict()
+    own = dict(tensors_of(program)) if of_run else program.state_dict()
     files.check(path, type(program).__name__, own, saved)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
-    set_settings(program, metadata.get("settings"))
+    try:
+        attributes = metadata["state"]["attributes"]["program"] if of_run else metadata.get("attributes")
+    except (KeyError, TypeError) as error:
+        raise _other_attributes("a checkpoint with the attributes of its program", error) from error
+    set_attributes(program, unpack(attributes, found))
 
 
 def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -257,14 +291,42 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(module.named_parameters(), module.named_buffers())
 
 
-def _is_setting(name: str, value: Any) -> bool:
-    return name not in _OF_EVERY_MODULE and name != "_pyro_name" and isinstance(value, bool | int | float | str)
+def _is_own(name: str) -> bool:
+    """Whether an attribute is not one of every module."""
+    return name not in _OF_EVERY_MODULE and name != "_pyro_name"
 
 
 def _structure(program: nn.Module) -> dict[str, Any]:
-    """What two programs share that are built alike: classes of modules, and shapes of tensors."""
+    """What two programs share that are built alike: classes of modules, kinds of what they hold, shapes of tensors."""
     modules: dict[str, Any] = {f"{name or 'it'}": type(module) for name, module in program.named_modules()}
-    settings = {
-        f"{name}.{key}": type(value) for name, held in settings_of(program).items() for key, value in held.items()
+    held = {
+        f"{name}.{key}": _kind(value)
+        for name, attributes in attributes_of(program).items()
+        for key, value in attributes.items()
+        if value is not None  # None may have become something
     }
-    return modules | settings | {n: (tensor.shape, tensor.is_floating_point()) for n, tensor in tensors_of(program)}
+    functions = {
+        f"{name}.{key}": getattr(value, "__code__", value)
+        for name, module in program.named_modules()
+        for key, value in vars(module).items()
+        if _is_own(key) and inspect.isroutine(value)
+    }
+    return modules | held | functions | {n: (t.shape, t.is_floating_point()) for n, t in tensors_of(program)}
+
+
+def _kind(value: Any) -> Any:
+    kinds = (bool, int, float, str, list, tuple, dict)
+    return value.shape if isinstance(value, Tensor) else next(kind for kind in kinds if isinstance(value, kind))
+
+
+def _check_registered(program: nn.Module) -> None:
+    """Raises for modules in plain containers, whose weights no ``state_dict`` has."""
+    known = set(program.modules())
+    for name, module in program.named_modules():
+        for key, value in vars(module).items():
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if _is_own(key) and any(isinstance(each, nn.Module) and each not in known for each in inner):
+                raise ValueError(
+                    f"Checkpoint: expected every module to be registered; got some in {f'{name}.{key}'.lstrip('.')}, a "
+                    f"{type(value).__name__}. Use nn.ModuleList or nn.ModuleDict, so that their weights are saved."
+                )

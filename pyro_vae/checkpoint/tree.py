@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
+
+from pyro_vae import checks
 
 Other = Callable[[Any, str], Any]
 """What becomes of a value that is neither JSON's nor a tensor; the second argument is its place."""
@@ -34,18 +38,21 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "", other: Other | 
         >>> found
         {'step': tensor(3.)}
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, Tensor):
+        while path in tensors:  # a name with a dot may spell the place of another
+            path += "'"
         tensors[path] = value.detach()
         return {"$tensor": path}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple, Size):
         items = [pack(each, tensors, _join(path, i), other) for i, each in enumerate(value)]
-        return items if isinstance(value, list) else {"$tuple": items}
-    if isinstance(value, Mapping):
-        named = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        return items if isinstance(value, list) else {"$tuple" if type(value) is tuple else "$size": items}
+    if type(value) in (dict, Counter):
+        named = type(value) is dict and all(isinstance(key, str) and not key.startswith("$") for key in value)
         pairs = [(key, pack(each, tensors, _join(path, key), other)) for key, each in value.items()]
-        return dict(pairs) if named else {"$pairs": [[pack(key, tensors, path, other), each] for key, each in pairs]}
+        kind = "$pairs" if type(value) is dict else "$counter"
+        return dict(pairs) if named else {kind: [[pack(key, tensors, path, other), each] for key, each in pairs]}
     if other is not None:
         return other(value, path)
     raise TypeError(
@@ -76,10 +83,16 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], other: Callable[[dict[str
         return tensors[content]
     if kind == "$tuple" and isinstance(content, list):
         return tuple(unpack(each, tensors, other) for each in content)
-    if kind == "$pairs" and isinstance(content, list) and all(isinstance(p, list) and len(p) == 2 for p in content):
+    if kind == "$size" and isinstance(content, list) and all(type(each) is int for each in content):
+        return Size(content)
+    if (
+        kind in ("$pairs", "$counter")
+        and isinstance(content, list)
+        and all(isinstance(p, list) and len(p) == 2 for p in content)
+    ):
         pairs = [(unpack(key, tensors, other), unpack(each, tensors, other)) for key, each in content]
         if all(isinstance(key, bool | int | float | str | tuple | None) for key, _ in pairs):
-            return dict(pairs)
+            return dict(pairs) if kind == "$pairs" else Counter(dict(pairs))
     if other is not None:
         return other(packed)
     raise ValueError(
@@ -91,7 +104,7 @@ def alike(saved: Any, present: Any) -> bool:
     """Whether a value of a file may take the place of a present one: a number that of a number, and so on.
 
     Of lists every value is to be like the first present one, of dictionaries those of the same name. Any plain value or
-    tensor may take the place of None, and of what is not there; None takes that of a number or of None.
+    tensor may take the place of None, and of what is not there; None takes that of a number, of a word, or of None.
 
     Example:
         >>> alike([0.1, 3], [0.5]), alike({"lr": "x"}, {"lr": 0.5}), alike(True, 1)
@@ -105,8 +118,10 @@ def alike(saved: Any, present: Any) -> bool:
         return isinstance(saved, list | tuple) and all(alike(each, present[0] if present else None) for each in saved)
     if isinstance(present, Mapping):
         return isinstance(saved, Mapping) and all(alike(each, present.get(key)) for key, each in saved.items())
+    if saved is None and isinstance(present, str):
+        return True
     if present is None:
-        return saved is None or isinstance(saved, int | float | str | Tensor)
+        return saved is None or checks.is_plain(saved, Tensor)
     if isinstance(present, int | float):
         return saved is None or isinstance(saved, int | float)
     return type(saved) is type(present)

@@ -101,10 +101,6 @@ class Compiler:
         """Goes on eagerly, as a run did that this one continues."""
         self._off = True
 
-    def serves(self, loss: pyro.infer.ELBO) -> bool:
-        """Whether a loss is the one that this compiles."""
-        return loss is self.loss
-
     @property
     def num_graphs(self) -> int:
         """Graphs at hand."""

@@ -10,6 +10,7 @@ import pyro.optim
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_vae.checks import is_plain
 from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by
 from pyro_vae.svi.svi import SVI
@@ -26,17 +27,18 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
     """
     names = _Names(svi, modules)
     optimizer = svi.optimizer
+    calls: dict[Any, set[str]] = dict(svi._declared)  # by the shapes and the names of arguments
     state: State = {
         "num_steps": svi.num_steps,
         "parameters": names.present(),
         "trainable": {name: tensor.requires_grad for name, tensor in names.present().items()},
         "averages": {names[p]: average for p, average in svi.parameters._averages.items()},
         "moved": [names[p] for p in svi._moved if p in names],
-        "loss": [_simple(part) for part in _parts_of_loss(svi)],
-        "validated": [[_shape_of(each) for each in key] for key in _keys(svi)],
+        "loss": [[type(part).__qualname__, _plain(part)] for part in _parts_of_loss(svi)],
+        "validated": [[_shape_of(each) for each in key] for key in svi._validated],
         "declared": [
             [[_shape_of(each) for each in shapes], [names.stable[name] for name in declared if name in names.stable]]
-            for (shapes, keywords), declared in _calls(svi).items()
+            for (shapes, keywords), declared in calls.items()
             if not keywords
         ],
         "compiler": {
@@ -83,9 +85,7 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
     svi.num_steps = state["num_steps"]
     svi.parameters._averages = {present[name]: average.to(present[name]) for name, average in state["averages"].items()}
     svi._moved = {present[name] for name in state["moved"]}
-    for part, values in zip(_parts_of_loss(svi), state["loss"], strict=True):
-        device = next(iter(present.values())).device
-        vars(part).update({n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
+    _restore_loss(svi, next(iter(present.values())).device, state["loss"])
     svi._validated = {tuple(map(_as_shape, key)) for key in state["validated"]}
     store = {stable: name for name, stable in names.stable.items()}
     svi._declared = {
@@ -99,14 +99,17 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
     _restore_optimizer(svi, present, store, state)
 
 
-def _keys(svi: SVI) -> Any:
-    """The shapes of arguments that were seen."""
-    return svi._validated
-
-
-def _calls(svi: SVI) -> Any:
-    """What calls have declared, by the shapes and the names of their arguments."""
-    return svi._declared
+def _restore_loss(svi: SVI, device: torch.device, saved: list[Any]) -> None:
+    parts = list(_parts_of_loss(svi))
+    kinds, former = [type(part).__qualname__ for part in parts], [kind for kind, _ in saved]
+    if kinds != former:
+        raise ValueError(
+            f"fit: expected a loss made of {', '.join(former)}, as when the run's checkpoint was written; got one of "
+            f"{', '.join(kinds)}. A gradient that a callback puts in place is not kept: give it from the start, or use "
+            "resume='weights'."
+        )
+    for part, (_, values) in zip(parts, saved, strict=True):
+        vars(part).update({n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, str], state: State) -> None:
@@ -126,6 +129,8 @@ def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, st
         if isinstance(svi._make_optimizer, FusedOptimizer):
             svi._make_optimizer.share(optimizer, order)
     elif isinstance(optimizer, pyro.optim.PyroOptim):
+        for parameter in svi.parameters.named.values():  # those that it has keep their own state
+            optimizer.optim_objs.pop(parameter, None)
         optimizer.set_state({store[name]: each for name, each in state["optimizer"].items()})
 
 
@@ -181,12 +186,9 @@ def _parts_of_loss(svi: SVI) -> Iterator[Any]:
         yield from gradient.parts()
 
 
-def _simple(part: object) -> dict[str, Any]:
-    """The numbers, words and tensors that an object holds: settings that a callback may change, running means."""
-    kept = (bool, int, float, str, Tensor)
-    return {
-        n: v for n, v in vars(part).items() if isinstance(v, kept) and not isinstance(v, nn.Parameter) and n != "_name"
-    }
+def _plain(part: object) -> dict[str, Any]:
+    """Numbers, words, tensors and containers of these that an object holds: settings that change, running means."""
+    return {name: value for name, value in vars(part).items() if name != "_name" and is_plain(value, Tensor)}
 
 
 def _shape_of(value: Any) -> Any:

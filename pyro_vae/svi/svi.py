@@ -173,9 +173,6 @@ class SVI:
         self._forwards, self._plain, self._differentiated = None, [], None
         self._declared.clear()
         self._validated.clear()
-        self._renew_compiler()
-
-    def _renew_compiler(self) -> None:
         auto_steps = self.compiler.auto_steps
         self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
         self.compiler.auto_steps = auto_steps
@@ -272,8 +269,6 @@ class SVI:
         Raises:
             FloatingPointError: as :meth:`step`.
         """
-        if not self.compiler.serves(self.loss):
-            self._renew_compiler()
         total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
         before = self._buffers()
         try:
@@ -301,8 +296,6 @@ class SVI:
         return total
 
     def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
-        if not self.compiler.serves(self.loss):  # the user has changed it
-            self._renew_compiler()
         loss: Tensor | float
         before = self._buffers()
         try:

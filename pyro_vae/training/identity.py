@@ -7,13 +7,14 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping
+from types import CodeType
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.checkpoint.programs import settings_of, tensors_of
+from pyro_vae.checkpoint.programs import attributes_of, tensors_of
 from pyro_vae.data import Dataset
 from pyro_vae.training.run import Run
 from pyro_vae.version import __version__
@@ -37,7 +38,7 @@ def identity(run: Run) -> dict[str, Any]:
                 "modules": {
                     name: {
                         "classes": {n: type(each).__qualname__ for n, each in module.named_modules()},
-                        "settings": settings_of(module),
+                        "settings": attributes_of(module, tensors=False),
                         "tensors": {n: list(t.shape) for n, t in tensors_of(module)},
                     }
                     for name, module in run.modules().items()
@@ -46,7 +47,7 @@ def identity(run: Run) -> dict[str, Any]:
             },
             "loss": described(run.svi.loss),
             "optimizer": [type(optimizer).__qualname__, described(getattr(optimizer, "defaults", None))],
-            "scheduler": scheduler and [type(scheduler).__qualname__, described(vars(scheduler), 2)],
+            "scheduler": described(scheduler),
             "beta": described(run.beta),
             **{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")},
             "drop_last": run.budget.drop_last,
@@ -77,7 +78,7 @@ def fingerprint(dataset: Dataset | None) -> Any:
     }
 
 
-def described(value: Any, depth: int = 4) -> Any:
+def described(value: Any, depth: int = 8) -> Any:
     """A setting as it is compared: functions by their code, objects by their class and the settings that they hold."""
     if depth == 0:
         return type(value).__qualname__
@@ -94,25 +95,31 @@ def described(value: Any, depth: int = 4) -> Any:
     if isinstance(value, Mapping):
         return {str(key): inner(each) for key, each in value.items()}
     if hasattr(value, "func") and hasattr(value, "keywords"):
-        return {"function": inner(value.func), "args": inner(value.args), **inner(value.keywords)}
+        return {"function": inner(value.func), "args": inner(value.args), "keywords": inner(value.keywords)}
     if inspect.isclass(value):
         return value.__qualname__
     if inspect.isroutine(value):
         code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
         if code is None:
             return value.__qualname__
-        constants = repr([each for each in code.co_consts if not inspect.iscode(each)])
         return {
             "function": value.__qualname__,
-            "code": hashlib.sha256(code.co_code + constants.encode()).hexdigest()[:12],
+            "code": hashlib.sha256(_code(code)).hexdigest()[:12],
             "closes over": [inner(cell.cell_contents) for cell in cells],
             "defaults": inner(getattr(value, "__defaults__", None)),
         }
     if isinstance(value, nn.Module):
         return {"module": type(value).__qualname__, "tensors": {n: list(t.shape) for n, t in tensors_of(value)}}
-    held = {n: v for n, v in getattr(value, "__dict__", {}).items() if n != "_name" and not isinstance(v, Tensor)}
-    simple = {n: inner(v) for n, v in held.items() if not n.startswith("_") or isinstance(v, bool | int | float | str)}
-    return {"class": type(value).__qualname__, **simple}
+    # Neither what counts objects of this process, nor what estimators remember of programs.
+    left_out = ("_name", "_structures", "optimizer")
+    held = {n: v for n, v in getattr(value, "__dict__", {}).items() if n not in left_out and not isinstance(v, Tensor)}
+    return {"class": type(value).__qualname__, **inner(held)}
+
+
+def _code(code: CodeType) -> bytes:
+    """What a function does, wherever it stands: its operations, names and constants, and the functions within."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each).encode() for each in code.co_consts]
+    return b"|".join([code.co_code, *(name.encode() for name in code.co_names), *constants])
 
 
 def versions(run: Run) -> dict[str, Any]:

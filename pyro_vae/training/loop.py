@@ -99,11 +99,10 @@ def fit(
         folder: where the run is kept: checkpoints with all that it needs to go on, the history, what it was asked for,
             and in the end the weights, from which :func:`pyro_vae.load` gives the program back. None keeps nothing.
         resume: go on with the run in the folder, from its last checkpoint, so that the result is that of a run that was
-            never broken off, to the last bit on a CPU, unless a callback has replaced the loss's gradient, or set
-            attributes of modules or losses to something else than a number, word, parameter or buffer, which are lost
-            without a word; a folder without a run begins one, and removes weights that are there. ``"weights"``
-            begins a run with the weights of the last, as far as they fit, in its place: the last one's checkpoints and
-            history are removed. Say True again to go on with that run.
+            never broken off, to the last bit on a CPU; what callbacks set on modules and losses is kept where it is a
+            number, a word, a tensor or a container of these, and objects and new attributes are not. A folder without a
+            run begins one. ``"weights"`` begins a run with the weights of the last, or of a saved program, as far as
+            they fit, in its place: checkpoints and history are removed. Say True again to go on with that run.
         checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example. One is written at the start, at the end and
             on SIGINT or SIGTERM too.
         keep_last: checkpoints to keep.
@@ -179,6 +178,7 @@ def _train(
                 bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-run.watched(row):.2f}"})
                 if on_epoch is not None:
                     on_epoch(row)
+                    _check_row(row)
                 run.finish_epoch(row)
                 if saving is not None:
                     saving.see(run, row)
@@ -222,6 +222,23 @@ def _settings(
         "beta": beta if beta is None or isinstance(beta, int | float) else repr(beta),
         "seed": seed,
     }
+
+
+def _check_row(row: Row) -> None:
+    """Makes numbers of the figures that a callback has added to an epoch's.
+
+    Raises:
+        TypeError: one is none.
+    """
+    for name, value in row.items():
+        if not isinstance(value, int | float):
+            try:
+                row[name] = float(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(
+                    f"fit: expected the figures of an epoch to be numbers; got {type(value).__name__} as {name!r}. "
+                    "Give a number, or keep it elsewhere."
+                ) from None
 
 
 def _check_program(program: object) -> None:

@@ -116,7 +116,6 @@ class EpochSoFar:
         total: the sum of their losses.
         seconds: that they took.
         skipped: steps left out because something in them was not finite.
-        in_a_row: of these, those just before the next step.
     """
 
     order: Tensor
@@ -125,7 +124,6 @@ class EpochSoFar:
     total: Any = 0.0
     seconds: float = 0.0
     skipped: int = 0
-    in_a_row: int = 0
 
 
 class Run:
@@ -171,7 +169,7 @@ class Run:
         self.best = -math.inf  # of the epochs, as early stopping looks at them
         self.generator = torch.Generator(train.device)
         self.beta = beta
-        self._in_a_row = 0
+        self.in_a_row = 0  # steps that were left out since the last that was not
         self.on_best: Callable[[], None] = lambda: None
         self._data = train.images, *train.context
         self._plate = getattr(svi.loss, "plate", "data")
@@ -219,7 +217,7 @@ class Run:
         self.set_training(False)
         row |= self._look(row, index)
         self.history.epochs.append(row)
-        self.so_far, self._in_a_row = None, so_far.in_a_row
+        self.so_far = None
         return row
 
     def _step(self, so_far: EpochSoFar, index: Tensor) -> Any:
@@ -230,12 +228,12 @@ class Run:
                 raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
         except FloatingPointError:
             so_far.skipped += 1
-            so_far.in_a_row += 1
-            if self.nonfinite == "raise" or so_far.in_a_row > _MOST_SKIPPED:
+            self.in_a_row += 1
+            if self.nonfinite == "raise" or self.in_a_row > _MOST_SKIPPED:
                 raise
             self.svi.num_steps += 1
             return math.nan
-        so_far.in_a_row = 0
+        self.in_a_row = 0
         so_far.total += loss  # read from the device once per epoch
         so_far.seen += len(index)
         return loss
@@ -271,7 +269,7 @@ class Run:
             self.budget.batch_size, shuffle=True, generator=self.generator, drop_last=self.budget.drop_last
         )
         if so_far is None:
-            return EpochSoFar(present, in_a_row=self._in_a_row), batches
+            return EpochSoFar(present), batches
         self.generator.set_state(present)
         return so_far, itertools.islice(batches, so_far.steps, None)
 
@@ -282,12 +280,13 @@ class Run:
             found = self._figures()
             if index is not None and any(math.isnan(value) for value in found.values()):
                 self.svi.refuse(math.nan, index, *self._data)
-            watched = self.watched(found)
-            if self.stopping is not None and self._settled(row):
-                self.stopping.see(int(row["epoch"]), watched, self._tensors())
-            if self._settled(row) and watched > self.best:
-                self.best = watched
-                self.on_best()
+            if self._settled(row):
+                watched = self.watched(found)
+                if self.stopping is not None:
+                    self.stopping.see(int(row["epoch"]), watched, self._tensors())
+                if watched > self.best:
+                    self.best = watched
+                    self.on_best()
         return found
 
     def modules(self) -> dict[str, nn.Module]:

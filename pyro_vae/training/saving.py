@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.checkpoint.folder import RunFolder
-from pyro_vae.checkpoint.programs import a_path, set_settings, settings_of, tensors_of
+from pyro_vae.checkpoint.programs import a_path, attributes_of, set_attributes, tensors_of
 from pyro_vae.checkpoint.tree import pack, unpack
 from pyro_vae.svi.state import restore, state_of
 from pyro_vae.training.history import Row
@@ -109,22 +109,26 @@ class Saving:
         Raises:
             ValueError: the folder holds a run, and none was to be gone on with; or another one than this.
         """
-        if self.keep_best:
-            run.on_best = lambda: self.folder.write_best(run.program)
-        started = self.folder.has_run
+        started, path = self.folder.has_run, os.fspath(self.folder.path)
         if started and not self.resume:
             raise ValueError(
-                f"fit: expected a folder without a run; got {os.fspath(self.folder.path)!r}, which has one. Go on with "
-                "it by resume=True, or give another folder."
+                f"fit: expected a folder without a run; got {path!r}, which has one. Go on with it by resume=True, or "
+                "give another folder."
             )
+        if not started and self.folder.has_program and self.resume != "weights":
+            raise ValueError(
+                f"fit: expected a folder without weights, or a run with its checkpoints; got {path!r}, which has "
+                "weights alone. Take them by resume='weights', or give another folder."
+            )
+        if self.keep_best or (started and self.resume is True and self.folder.has_best):
+            run.on_best = lambda: self.folder.write_best(run.program)  # else the kept ones would no longer be the best
         if started and self.resume is True:
             self._go_on(run, identity)
             return
-        weights = self._weights() if started else None
-        if weights is not None:
-            run.history.settings["resumed"] = _take(run.program, weights)
-        self.folder.begin(run.program, identity)
-        self.write(run)
+        if started or self.folder.has_program:
+            run.history.settings["resumed"] = _take(run.program, self.folder.weights())
+        self.folder.begin(run.program, identity, lambda: self._write(run))
+        self.folder.keep(self.keep_last)
         self.folder.write_card(run.program, {}, self._about(run, "under way, or broken off"))
 
     def due(self, run: Run, *, epoch_over: bool = False) -> bool:
@@ -135,17 +139,18 @@ class Saving:
         return _position(run)[unit] - self.at[unit] >= self.every.number
 
     def write(self, run: Run) -> None:
-        """Writes a checkpoint."""
+        """Writes a checkpoint, and removes those that are too many."""
+        self._write(run)
+        self.folder.keep(self.keep_last)
+
+    def _write(self, run: Run) -> None:
         tensors: dict[str, Tensor] = {}
         packed = pack(_state(run), tensors)
         # Under their own names, from which pyro_vae.load takes the program's while a run is under way.
         names = {path.removeprefix("svi.parameters."): path for path in tensors if path.startswith("svi.parameters.")}
-        settings = settings_of(run.program) if isinstance(run.program, nn.Module) else {}
         content = {name: tensors[path] for name, path in names.items()}
         content |= {path: tensor for path, tensor in tensors.items() if path not in names.values()}
-        self.folder.write_checkpoint(
-            run.svi.num_steps, content, {"state": packed, "settings": settings}, self.keep_last
-        )
+        self.folder.write_checkpoint(run.svi.num_steps, content, {"state": packed})
         self.at = _position(run)
 
     def see(self, run: Run, row: Row) -> None:
@@ -182,16 +187,12 @@ class Saving:
         tensors, metadata = self.folder.read_checkpoint()
         tensors |= {f"svi.parameters.{name}": tensor for name, tensor in tensors.items()}
         with _of_this_form(self.folder.path):
-            if isinstance(run.program, nn.Module):
-                set_settings(run.program, metadata["settings"])
             _restore(run, unpack(metadata["state"], tensors))
+        if not run.is_over:  # while the run goes on, load is to read its last checkpoint
+            self.folder.remove_weights(best=False)
         self.folder.write_history(run.history.epochs)
         self.folder.write_card(run.program, {}, self._about(run, "under way again, or broken off"))
         self.at = _position(run)
-
-    def _weights(self) -> dict[str, Tensor]:
-        self.folder.settings()
-        return self.folder.read_checkpoint()[0]
 
 
 @contextlib.contextmanager
@@ -217,11 +218,13 @@ def _state(run: Run) -> dict[str, Any]:
     stopping, so_far = run.stopping, run.so_far
     return {
         "svi": state_of(run.svi, run.modules()),
+        "attributes": {name: attributes_of(module) for name, module in run.modules().items()},
         "training": [module.training for part in run.modules().values() for module in part.modules()],
         "scheduler": None if run.scheduler is None else _without_functions(run.scheduler.state_dict()),
         "stopping": None if stopping is None else {k: getattr(stopping, k) for k in ("epoch", "elbo", "state")},
         "best": run.best,
         "parts": run.parts,
+        "in_a_row": run.in_a_row,
         "so_far": None if so_far is None else vars(so_far),
         "history": {**asdict(run.history), "settings": None},
         "random": _random_state(run),
@@ -241,6 +244,8 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
             f"an epoch of {run.budget.steps_per_epoch}. Use resume='weights'."
         )
     restore(run.svi, run.modules(), state["svi"])
+    for name, module in run.modules().items():
+        set_attributes(module, state["attributes"][name])
     for module, training in zip(
         (module for part in run.modules().values() for module in part.modules()), state["training"], strict=True
     ):
@@ -251,10 +256,11 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         device = run.train.device
         state["stopping"]["state"] = [tensor.to(device) for tensor in state["stopping"]["state"]]
         vars(run.stopping).update(state["stopping"])
-    run.best, run.parts = state["best"], state["parts"]
+    run.best, run.parts, run.in_a_row = state["best"], state["parts"], state["in_a_row"]
     run.so_far = None if state["so_far"] is None else EpochSoFar(**state["so_far"])
     run.history.epochs = state["history"]["epochs"]
-    run.history.stopped = state["history"]["stopped"]
+    if state["history"]["stopped"] == "early stopping":  # an interruption is over
+        run.history.stopped = "early stopping"
     _set_random_state(run, state["random"])
 
 
@@ -283,7 +289,7 @@ def _set_random_state(run: Run, state: dict[str, Any]) -> None:
 
 def _take(program: Any, saved: Mapping[str, Tensor]) -> str:
     """Gives a program what fits of saved weights; what it took, in words."""
-    own = {f"program.{name}": tensor for name, tensor in tensors_of(program)} if isinstance(program, nn.Module) else {}
+    own = dict(tensors_of(program)) if isinstance(program, nn.Module) else {}
     fitting = [n for n, t in own.items() if n in saved and saved[n].shape == t.shape and saved[n].dtype == t.dtype]
     with torch.no_grad():
         for name in fitting:
@@ -291,7 +297,7 @@ def _take(program: Any, saved: Mapping[str, Tensor]) -> str:
     left = sorted(own.keys() - set(fitting))
     words = f"took {len(fitting)} of {len(own)} tensors"
     if left:
-        words += f", and not {', '.join(name.removeprefix('program.') for name in left[:5])}"
+        words += f", and not {', '.join(left[:5])}"
         words += ", ..." if len(left) > 5 else ""
         warnings.warn(f"fit, resume='weights': {words}, which have other shapes or are new.", stacklevel=5)
     return words
