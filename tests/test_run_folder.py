@@ -836,6 +836,8 @@ def test_fit_writes_a_card_before_it_ends(tmp_path: Path) -> None:
 class Holding(nets.Body):
     """A body with a number that is None at first, a tuple, a list, a plain tensor, and a buffer no state_dict has."""
 
+    hidden: Tensor
+
     def __init__(self, widths: Sequence[int] = (8,)) -> None:
         super().__init__([torch.Size([6])], 8)
         self.layer = nn.Linear(6, 8)
