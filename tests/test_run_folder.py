@@ -23,6 +23,7 @@ import pyro.distributions as dist
 import pytest
 import safetensors.torch
 import torch
+from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae
@@ -40,6 +41,7 @@ from pyro_vae import (
     priors,
     schedules,
 )
+from pyro_vae.checkpoint.folder import RunFolder
 from pyro_vae.training.saving import Every
 
 
@@ -133,9 +135,31 @@ def test_checkpoint_every_says_when(every: str, steps: list[int], tmp_path: Path
 
 @pytest.mark.parametrize("wrong", ["often", "0 steps", "1.5 epochs", "-1 minutes", "", "1 step ", 3, None, "nan steps"])
 def test_checkpoint_every_takes_numbers_and_units(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="expected checkpoint_every such as '100 steps'"):
+    with pytest.raises(ValueError, match="expected checkpoint_every 'auto' or such as '100 steps'"):
         Every.of(wrong)
     assert Every.of("90 seconds") == Every.of("1.5 minutes")
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.1, [0, 2, 4, 5]), (2.0, [0, 4, 5])])
+def test_checkpoint_every_is_rarer_where_checkpoints_of_auto_are_slow(
+    seconds: float, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes fifty seconds here, and a checkpoint some seconds, of which a hundred times as much is to pass."""
+    clock = [0.0]
+    write = RunFolder.write_checkpoint
+
+    def slow(self: RunFolder, *args: Any) -> None:
+        write(self, *args)
+        clock[0] += seconds
+
+    monkeypatch.setattr("pyro_vae.training.saving.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(RunFolder, "write_checkpoint", slow)
+
+    def on_step(step: int, _: float) -> None:
+        clock[0] += 50.0
+
+    train(tmp_path, epochs=1, checkpoint_every="auto", keep_last=100, on_step=on_step)
+    assert [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "checkpoints").iterdir())] == steps
 
 
 def test_keep_last_keeps_the_newest(tmp_path: Path) -> None:
@@ -1050,6 +1074,44 @@ def test_save_refuses_weights_that_no_file_has(tmp_path: Path) -> None:
     _replace_function(replaced)
     with pytest.raises(ValueError, match=r"got one changed at .*activation"):
         pyro_vae.save(tmp_path, replaced)
+
+
+class Built(checkpoint.Recorded, nn.Module):
+    """A module of a user's that holds what it was given."""
+
+    def __init__(self, activation: Any = None, width: Any = 3, lazy: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(3) if lazy else nn.Linear(2, int(width)), activation or nn.ReLU())
+        self.width = width
+
+
+def test_recorded_arguments_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    for width in (np.int64(3), np.float32(3.0)):
+        pyro_vae.save(tmp_path, Built(width=width))
+        assert pyro_vae.load(tmp_path, classes=[Built]).width == width
+
+
+def test_save_says_how_to_pass_activations(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"got a ELU at 'activation'.*Give the class, nn\.ELU, or functools\.partial"):
+        pyro_vae.save(tmp_path, Built(nn.ELU(2.0)))
+
+
+def test_save_refuses_lazy_weights(tmp_path: Path) -> None:
+    program = Built(lazy=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"got lazy ones, 'net\.0\.weight'.*Use nn\.Linear"):
+            pyro_vae.save(tmp_path, program)
+        program.net(torch.ones(1, 2))
+
+
+def test_resume_takes_no_optimizer_of_another_program(tmp_path: Path) -> None:
+    optimizer = Adam({"lr": 1e-3})
+    with pytest.raises(Stopped):
+        train(tmp_path, on_step=stop_at(8), optimizer=optimizer)
+    with pytest.raises(ValueError, match=r"expected a new pyro\.optim optimizer .* Make it anew"):
+        train(tmp_path, resume=True, optimizer=optimizer)
+    resumed = train(tmp_path, resume=True, optimizer=Adam({"lr": 1e-3}))
+    assert equal(weights(resumed), weights(train(None, optimizer=Adam({"lr": 1e-3}))))
 
 
 def test_recorded_arguments_are_those_of_the_call(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | 
         {'input_shape': 2, 'hidden': [8], 'activation': {'$type': 'torch.nn.ReLU'}}
     """
     known = {made: name for name, made in _known(()).items()}
+    known_modules = {made for made, name in known.items() if name.startswith("torch.nn.")}
     places: dict[int, str] = {}
     names: dict[str, Any] = {} if own is None else own
 
@@ -80,6 +81,12 @@ def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | 
             return {"$dtype": str(value).removeprefix("torch.")}
         if inspect.isclass(value) or inspect.isroutine(value):
             return {"$type": name_of(value)}
+        if path and type(value) in known_modules:
+            raise TypeError(
+                f"Checkpoint: expected classes of activations among the arguments; got a {type(value).__name__} at "
+                f"{path!r}, whose own arguments are not recorded. Give the class, nn.{type(value).__name__}, or "
+                "functools.partial of it with arguments, and make the module in your constructor."
+            )
         raise TypeError(
             f"Checkpoint: expected a program of parts whose arguments are recorded; got {type(value).__name__} at "
             f"{path or 'the top'!r}. Give a tensor for an array and a list or dictionary for other containers, derive "

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyro_vae import checks
 from pyro_vae.checkpoint import files
@@ -155,6 +157,8 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     with torch.random.fork_rng(devices=[]):
         again = build(json.loads(json.dumps(description)), tensors, own.values())
     _check_registered(program)
+    _check_not_lazy(program)
+    _check_not_lazy(again)
     files.check_storable(program.state_dict())
     before, after = _structure(again), _structure(program)
     # What is None in one of them is no difference.
@@ -188,7 +192,8 @@ def attributes_of(program: nn.Module, *, tensors: bool = True) -> dict[str, dict
     persistent = program.state_dict(keep_vars=True).keys() if tensors else set[str]()
     found: dict[str, dict[str, Any]] = {}
     for name, module in program.named_modules():
-        held = {key: value for key, value in vars(module).items() if _is_own(key) and checks.is_plain(value, *others)}
+        own = {key: _without_numpy(value) for key, value in vars(module).items() if _is_own(key)}
+        held = {key: value for key, value in own.items() if checks.is_plain(value, *others)}
         if tensors:
             buffers = module.named_buffers(recurse=False)
             held |= {key: buffer for key, buffer in buffers if (f"{name}.{key}" if name else key) not in persistent}
@@ -291,6 +296,11 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(module.named_parameters(), module.named_buffers())
 
 
+def _without_numpy(value: Any) -> Any:
+    """A number of NumPy as the plain one that a file gives back."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _is_own(name: str) -> bool:
     """Whether an attribute is not one of every module."""
     return name not in _OF_EVERY_MODULE and name != "_pyro_name"
@@ -317,6 +327,16 @@ def _structure(program: nn.Module) -> dict[str, Any]:
 def _kind(value: Any) -> Any:
     kinds = (bool, int, float, str, list, tuple, dict)
     return value.shape if isinstance(value, Tensor) else next(kind for kind in kinds if isinstance(value, kind))
+
+
+def _check_not_lazy(program: nn.Module) -> None:
+    """Raises for weights whose shapes the constructor does not know."""
+    lazy = [name for name, tensor in tensors_of(program) if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"Checkpoint: expected a program whose constructor makes all its weights; got lazy ones, {lazy[0]!r}. Use "
+            "nn.Linear in place of nn.LazyLinear, and the like."
+        )
 
 
 def _check_registered(program: nn.Module) -> None:

@@ -58,7 +58,7 @@ def fit(
     seed: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: Resume = False,
-    checkpoint_every: str = "1 minute",
+    checkpoint_every: str = "auto",
     keep_last: int = 1,
     keep_best: bool = False,
     progress: bool = True,
@@ -103,7 +103,8 @@ def fit(
             number, a word, a tensor or a container of these, and objects and new attributes are not. A folder without a
             run begins one. ``"weights"`` begins a run with the weights of the last, or of a saved program, as far as
             they fit, in its place: checkpoints and history are removed. Say True again to go on with that run.
-        checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example. One is written at the start, at the end and
+        checkpoint_every: "100 steps", "5 minutes", "1 epoch", for example; "auto" is a minute, or as much longer as
+            keeps the checkpoints of a large program under 1% of the time. One is written at the start, at the end and
             on SIGINT or SIGTERM too.
         keep_last: checkpoints to keep.
         keep_best: keep the weights of the epoch with the best ELBO of the validation data, of the training data where

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyro.optim
 import torch
 from torch import Tensor, nn
 
@@ -30,31 +31,35 @@ from pyro_vae.training.run import EpochSoFar, Run
 
 Resume = Literal["weights"] | bool
 
+_SHARE = 0.01  # of the time of a run that checkpoints may take by default
 _UNITS = {"step": 1.0, "epoch": 1.0, "second": 1.0, "minute": 60.0, "hour": 3600.0}
 
 
 @dataclass(frozen=True)
 class Every:
-    """How often: after so many steps or epochs, or so many seconds."""
+    """How often: after so many steps or epochs, or so many seconds, and at most for a share of the time."""
 
     number: float
     unit: str
+    share: float = 1.0
 
     @classmethod
     def of(cls, text: object) -> Every:
-        """Of words such as "100 steps", "5 minutes", "1 epoch".
+        """Of words such as "100 steps", "5 minutes", "1 epoch"; "auto" is a minute, or longer for a large program.
 
         Raises:
             ValueError: others.
         """
+        if isinstance(text, str) and text == "auto":
+            return cls(60.0, "second", _SHARE)
         found = (
             re.fullmatch(r"(\d+(?:\.\d+)?) (step|epoch|second|minute|hour)s?", text) if isinstance(text, str) else None
         )
         number = float(found[1]) if found else 0.0
         if found is None or not number or (found[2] in ("step", "epoch") and number != int(number)):
             raise ValueError(
-                f"fit: expected checkpoint_every such as '100 steps', '5 minutes' or '1 epoch'; got {text!r:.60}. Give "
-                "a number above 0 and one of these units."
+                "fit: expected checkpoint_every 'auto' or such as '100 steps', '5 minutes', '1 epoch'; got "
+                f"{text!r:.60}. Give a number above 0 and one of these units."
             )
         return cls(number * _UNITS[found[2]], found[2] if found[2] in ("step", "epoch") else "second")
 
@@ -70,6 +75,7 @@ class Saving:
         keep_last: how many of them are kept.
         keep_best: also keep the weights of the best epoch.
         at: the step, the epoch and the time of the last checkpoint.
+        seconds: that it took.
     """
 
     folder: RunFolder
@@ -78,6 +84,7 @@ class Saving:
     keep_last: int
     keep_best: bool
     at: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @classmethod
     def of(
@@ -136,7 +143,10 @@ class Saving:
         unit = self.every.unit
         if unit == "epoch" and not epoch_over:
             return False
-        return _position(run)[unit] - self.at[unit] >= self.every.number
+        interval = self.every.number
+        if unit == "second":
+            interval = max(interval, self.seconds / self.every.share)
+        return _position(run)[unit] - self.at[unit] >= interval
 
     def write(self, run: Run) -> None:
         """Writes a checkpoint, and removes those that are too many."""
@@ -144,6 +154,7 @@ class Saving:
         self.folder.keep(self.keep_last)
 
     def _write(self, run: Run) -> None:
+        start = time.monotonic()
         tensors: dict[str, Tensor] = {}
         packed = pack(_state(run), tensors)
         # Under their own names, from which pyro_vae.load takes the program's while a run is under way.
@@ -152,6 +163,7 @@ class Saving:
         content |= {path: tensor for path, tensor in tensors.items() if path not in names.values()}
         self.folder.write_checkpoint(run.svi.num_steps, content, {"state": packed})
         self.at = _position(run)
+        self.seconds = self.at["second"] - start
 
     def see(self, run: Run, row: Row) -> None:
         """Adds an epoch to the history, and writes a checkpoint where one is due."""
@@ -183,6 +195,12 @@ class Saving:
 
     def _go_on(self, run: Run, identity: Mapping[str, Any]) -> None:
         former = self.folder.settings()
+        optimizer, own = run.svi.optimizer, set(run.svi.parameters.named.values())
+        if isinstance(optimizer, pyro.optim.PyroOptim) and not optimizer.optim_objs.keys() <= own:
+            raise ValueError(
+                "fit: expected a new pyro.optim optimizer to go on with a run; got one that holds the state of "
+                "parameters of another program. Make it anew: pyro.optim.Adam({'lr': 1e-3}), for example."
+            )
         check_same(former, identity)
         tensors, metadata = self.folder.read_checkpoint()
         tensors |= {f"svi.parameters.{name}": tensor for name, tensor in tensors.items()}
