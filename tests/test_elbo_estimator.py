@@ -535,3 +535,17 @@ def test_Estimator_gradient_is_set_by_name_between_steps() -> None:
     loss = elbo.ELBO()
     loss.gradient = "score"  # type: ignore[assignment]
     assert isinstance(loss.gradient, elbo.Score)
+
+
+class OwnBound(elbo.IWELBO):
+    """A bound of a user's, with a constructor of its own."""
+
+    def __init__(self, num_particles: int = 1, *, weight: float = 1.0) -> None:
+        super().__init__(num_particles)
+        self.weight = weight
+
+
+@pytest.mark.parametrize("make", [elbo.ELBO, elbo.IWELBO, elbo.RenyiELBO, elbo.ReweightedWakeSleep, OwnBound])
+def test_estimators_name_the_argument_that_was_meant(make: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{make.__name__}: expected arguments of .* Use num_particles\.$"):
+        make(num_particels=5)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import pyro.infer
@@ -23,7 +24,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vae.checks import flag, instance, whole
+from pyro_vae.checks import flag, instance, named, whole
 from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.names import GradientChoice, gradient_of
 from pyro_vae.traces.densities import LogDensities
@@ -67,6 +68,7 @@ class Estimator(pyro.infer.ELBO):
     latent_weight: float = 1.0
     """What log p(z) - log q(z|x) is multiplied by in the log-weight."""
 
+    @partial(named, "Estimator")
     def __init__(
         self,
         num_particles: int = 1,
@@ -83,6 +85,8 @@ class Estimator(pyro.infer.ELBO):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Withdraws what a parent's bound has and another bound may not have, where a class does not say it has."""
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = named(cls.__name__, cls.__init__)  # type: ignore[method-assign]
         if {"bound", "weigh", "loss_of"} & set(vars(cls)):
             for name in ("path_scale", "signal", "path", "importance_weighted", "linear", "thermodynamic"):
                 if name not in vars(cls):
