@@ -19,6 +19,7 @@ from torch import Size, Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.recorded import Recorded
+from pyro_vae.tables import measured
 
 Shape = int | Sequence[int]
 InputTransform = Literal["log1p"] | Callable[[Tensor], Tensor]
@@ -92,7 +93,8 @@ class Body(Recorded, nn.Module):
         input_shapes: the event shape of each input: z or x first, then the contexts.
         feature_shape: the event shape of the features.
         transform: what is done to the first input before the network sees it: ``"log1p"`` for counts,
-            :class:`Standardize` for reals on any scale, or a module or function that keeps its shape.
+            :class:`Standardize` for reals on any scale, a module or function that keeps its shape, or the inputs of a
+            table, whose ``output_shape`` says what becomes of it.
         masked: whether NaN in the first input stands for a missing value. :meth:`features` is then given the values
             with 0 in their place, and beside them, along the first dim of the event, a mask that is 1 where one is
             observed.
@@ -181,7 +183,9 @@ class Body(Recorded, nn.Module):
         if self.transform is not None:
             first = self.transform(first)
         if observed is not None:
-            first = torch.cat([torch.where(observed, first, 0.0), observed.to(first.dtype)], 1)
+            if first.shape == observed.shape:  # the inputs of a table have more columns, with 0 in place of NaN
+                first = torch.where(observed, first, 0.0)
+            first = torch.cat([first, observed.to(first.dtype)], 1)
         try:
             return self.features(first, *others)
         except RuntimeError as error:  # torch's own tells of one layer
@@ -317,13 +321,37 @@ class MLP(Body):
         masked: bool = False,
     ) -> None:
         shapes = [as_size(input_shape), *map(as_size, context_shapes)]
-        inputs = sum(shape.numel() for shape in shapes) + (shapes[0].numel() if masked else 0)
+        first = getattr(transform, "output_shape", shapes[0])
+        inputs = first.numel() + sum(shape.numel() for shape in shapes[1:]) + (shapes[0].numel() if masked else 0)
         widths = [inputs, *(as_size(hidden) if len(hidden) else ())]
         super().__init__(shapes, widths[-1], transform=transform, masked=masked)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), _layer(activation)]
         self.layers = nn.Sequential(*layers)
+
+    @classmethod
+    def for_data(cls, dataset: Any, hidden: Sequence[int], **options: Any) -> MLP:
+        """An encoder of a table's rows: reals standardized, categories one-hot, and a mask where values are missing.
+
+        Args:
+            dataset: the training data, of ``data.as_dataset(frame)`` or ``data.load("x.csv")``.
+            hidden: width of each hidden layer.
+            options: as the constructor's ``context_shapes`` and ``activation``.
+
+        Raises:
+            TypeError: data that are no table of pandas.
+
+        Example:
+            >>> import pandas
+            >>> from pyro_vae import data
+            >>> frame = pandas.DataFrame({"m": [1.62, None, 1.88], "eyes": ["blue", "brown", "blue"]})
+            >>> body = MLP.for_data(data.as_dataset(frame), [8])
+            >>> body.layers[0]  # a real, a binary, and the mask of both
+            Linear(in_features=4, out_features=8, bias=True)
+        """
+        table = measured("MLP.for_data", dataset)
+        return cls(len(table), hidden, transform=table.inputs(), masked=table.missing, **options)
 
     def features(self, *inputs: Tensor) -> Tensor:
         return self.layers(_concatenated(inputs))

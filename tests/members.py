@@ -24,8 +24,21 @@ from pyro_vae import (
     nets,
     priors,
 )
+from pyro_vae.tables import Column, Table
 
 LATENT = 2
+
+TABLE = Table(
+    [
+        Column("height", "real", center=1.7, spread=0.1),
+        Column("eyes", "category", values=("blue", "brown", "green")),
+        Column("income", "positive", center=10.0, spread=0.5),
+        Column("weight", "real", center=70.0, spread=12.0),
+        Column("children", "count", "int64", center=1.0),
+        Column("stage", "ordinal", "int64", values=(1, 2, 3, 4), center=1.5),
+        Column("smokes", "binary", "bool", values=(False, True)),
+    ]
+)
 
 LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "Bernoulli": lambda: likelihoods.Bernoulli(nets.MLP(LATENT, [5]), (1, 2, 2)),
@@ -37,12 +50,18 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "Normal, per element": lambda: likelihoods.Normal(nets.MLP(LATENT, [5]), 4, scale="per_element"),
     "Normal, convolutional": lambda: likelihoods.Normal(nets.ConvDecoder(LATENT, (1, 2, 2), [5]), (1, 2, 2)),
     "Normal, given a label": lambda: likelihoods.Normal(nets.MLP(LATENT, [5], context_shapes=[2]), 4),
+    "LogNormal": lambda: likelihoods.LogNormal(nets.MLP(LATENT, [5]), 4),
+    "LogNormal, standardized": lambda: likelihoods.LogNormal(
+        nets.MLP(LATENT, [5]), 2, standardize=nets.Standardize(torch.tensor([5.0, -3.0]), torch.tensor([0.1, 2.0]))
+    ),
     "SigmaNormal": lambda: likelihoods.SigmaNormal(nets.MLP(LATENT, [5]), 4),
     "Laplace": lambda: likelihoods.Laplace(nets.MLP(LATENT, [5]), 4),
     "StudentT": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4),
     "StudentT, fixed": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4, df=3.0, scale=0.5),
     "Categorical": lambda: likelihoods.Categorical(3, nets.MLP(LATENT, [5]), 4),
     "Categorical, levels": lambda: likelihoods.Categorical(256, nets.MLP(LATENT, [5]), (1, 2, 2), spacing=1 / 255),
+    "Ordinal": lambda: likelihoods.Ordinal(4, nets.MLP(LATENT, [5]), 3),
+    "Ordinal, two levels": lambda: likelihoods.Ordinal(2, nets.MLP(LATENT, [5]), (1, 2, 2)),
     "OneHotCategorical": lambda: likelihoods.OneHotCategorical(nets.MLP(LATENT, [5]), 4),
     "Binomial": lambda: likelihoods.Binomial(nets.MLP(LATENT, [5]), (1, 2, 2)),
     "Binomial, counts": lambda: likelihoods.Binomial(nets.MLP(LATENT, [5]), 4, total_count=16, spacing=1.0),
@@ -52,6 +71,10 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     "NegativeBinomial, library size": lambda: likelihoods.NegativeBinomial(nets.MLP(LATENT, [5]), 4, library_size=True),
     "ZeroInflatedNegativeBinomial": lambda: likelihoods.ZeroInflatedNegativeBinomial(nets.MLP(LATENT, [5]), 4),
     "ZeroInflatedNegativeBinomial, library size": lambda: likelihoods.ZeroInflatedNegativeBinomial(
+        nets.MLP(LATENT, [5]), 4, library_size=True
+    ),
+    "ZeroInflatedPoisson": lambda: likelihoods.ZeroInflatedPoisson(nets.MLP(LATENT, [5]), 4),
+    "ZeroInflatedPoisson, library size": lambda: likelihoods.ZeroInflatedPoisson(
         nets.MLP(LATENT, [5]), 4, library_size=True
     ),
     "Multinomial": lambda: likelihoods.Multinomial(nets.MLP(LATENT, [5]), 4),
@@ -74,6 +97,8 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
             (slice(4, 7), likelihoods.OneHotCategorical),
         ],
     ),
+    "Tabular": lambda: likelihoods.Tabular(nets.MLP(LATENT, [5]), TABLE),
+    "MissingAtRandom, Tabular": lambda: likelihoods.MissingAtRandom(likelihoods.Tabular(nets.MLP(LATENT, [5]), TABLE)),
     "MissingAtRandom": lambda: likelihoods.MissingAtRandom(likelihoods.LogitNormal(nets.MLP(LATENT, [5]), 4)),
     "MissingAtRandom, Mixed": lambda: likelihoods.MissingAtRandom(
         likelihoods.Mixed(

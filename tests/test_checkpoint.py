@@ -170,3 +170,16 @@ def test_pack_and_unpack_keep_types_and_places() -> None:
     assert again["by place"] == value["by place"]
     with pytest.raises(TypeError, match="got OrderedDict at 'x'"):
         pack({"x": OrderedDict(a=1)}, {})
+
+
+def test_save_takes_tensors_of_any_strides(tmp_path: Path) -> None:
+    """One element is contiguous whatever its stride, which an expanded tensor has 0 of."""
+    first, second = nn.Module(), nn.Module()
+    for module, value in ((first, 3.0), (second, 0.0)):
+        module.register_buffer("one", torch.tensor(value).expand(1).clone(memory_format=torch.preserve_format))
+        module.register_buffer("rows", torch.full((4, 2), value).t())
+        module.register_buffer("none", torch.zeros(0, 3))
+    assert first.get_buffer("one").stride() == (0,)
+    checkpoint.save(tmp_path / "x.safetensors", first)
+    checkpoint.load(tmp_path / "x.safetensors", second)
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import pyro_vae
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, REPLACEMENTS, KEEP, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, REPLACEMENTS, TABLES, KEEP, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -47,6 +48,22 @@ def test_README_parts_are_replaced_by_one_line_each(names: dict[str, Any]) -> No
         else:
             assert part in parts
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
+
+
+def test_README_code_of_tables_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = (f"{1.5 + i % 7 / 20},{i % 4},{'blue' if i % 3 else 'brown'},{i % 3}" for i in range(60))
+    lines = ["height,children,eyes,stage", *rows]
+    Path("people.csv").write_text("\n".join(lines), encoding="utf-8")
+    names: dict[str, Any] = {"data": data, **{name: getattr(pyro_vae, name) for name in pyro_vae.__all__}}
+    exec(TABLES.replace("epochs=10", "epochs=1"), names)
+    frame = names["train"].table.frame(names["vae"].sample(5))
+    assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
+        "height": "float64",
+        "children": "int64",
+        "eyes": "str",
+        "stage": "int64",
+    }
 
 
 def test_README_code_of_keep_and_share_runs(

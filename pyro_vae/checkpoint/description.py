@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import conditionals, likelihoods, models, nets, priors, schedules
+from pyro_vae import conditionals, likelihoods, models, nets, priors, schedules, tables
 from pyro_vae.checkpoint.tree import pack, unpack
 from pyro_vae.checks import printable
 from pyro_vae.internals import TorchDispatchMode, bytes_of_result
@@ -29,6 +29,7 @@ _MODULES = {
     "pyro_vae.nets": nets,
     "pyro_vae.priors": priors,
     "pyro_vae.schedules": schedules,
+    "pyro_vae.tables": tables,
 }
 _MOST_COLUMNS = 1_000_000
 

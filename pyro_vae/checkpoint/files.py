@@ -138,8 +138,13 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
     digest = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensors[name]))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The values of a contiguous tensor on the CPU, of which those of size 1 may have any stride."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 @partial(checks.arguments, "checkpoint.load")

@@ -20,6 +20,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,6 +31,7 @@ from pyro_vae import checks
 from pyro_vae.data import files, named
 from pyro_vae.data.dataset import Binarize, Dataset, as_dataset, binarized, present_device, unknown
 from pyro_vae.data.named import DatasetNotFoundError
+from pyro_vae.tables import Kind
 
 __all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset", "available", "load"]
 
@@ -54,6 +56,7 @@ def load(
     *,
     binarize: Binarize = "none",
     validation: int | float | None = None,
+    kinds: Mapping[str, Kind] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Splits:
@@ -67,6 +70,7 @@ def load(
             (background against evaluation alphabets, ink averaged over 28x28 cells, strokes 1; the IWAE paper's own
             28x28 file is another rendering), ``svhn``, ``cifar10``, or ``digits`` (8x8, comes with scikit-learn);
             or a tensor or array, see ``as_dataset``, or a Dataset, for labels or context of your own;
+            or a pandas DataFrame or a ``.csv`` file, with names in its first line, see ``as_dataset``;
             or a ``.npy`` file, a ``.npz`` file (``images``, ``x`` or ``data``, or its only array; ``labels`` or ``y``),
             or a folder of images of one size, whose subfolders, if any, are the classes, numbered from 0 in the order
             of their names, by size where all are numbers. Hidden ones are passed over. Subfolders ``train``
@@ -79,6 +83,7 @@ def load(
             ``"static"`` makes all binary once; ``"threshold"`` takes values over 1/2; ``"none"`` keeps them.
         validation: Number (int) or fraction (float) of the training data held out: by default 10,000 for the MNIST
             family and a tenth otherwise.
+        kinds: Of columns of a table by name, in place of those found, see ``as_dataset``.
         seed: Of the permutation and of the bits that are drawn once, whatever the device.
         device: Where the data are kept.
 
@@ -103,7 +108,7 @@ def load(
     if seed >= 2**63:
         raise ValueError(f"data.load: expected seed below 2^63; got {seed}. Give a smaller one.")
     device = present_device(device)
-    train, validation_set, test = _read(source, root)
+    train, validation_set, test = _read(source, root, kinds)
     if train.binarization != "none":
         raise ValueError(
             f"Dataset {train.name!r}: expected a set not yet made binary; got binarization={train.binarization!r}. "
@@ -139,10 +144,14 @@ def load(
     return Splits(train.to(device), validation_set.to(device), test.to(device))
 
 
-def _read(source: Any, root: str | Path | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
+def _read(
+    source: Any, root: str | Path | None, kinds: Mapping[str, Kind] | None
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Training data, and validation and test data where the source says which they are."""
     if not isinstance(source, (str, Path)):
-        return as_dataset(source), None, None
+        return as_dataset(source, kinds=kinds), None, None
+    if kinds is not None and (source in named.SOURCES or source == "digits"):
+        raise TypeError(f"data.load: expected kinds for a table; got them for {source!r}. Leave them out.")
     if isinstance(source, str) and source in named.SOURCES:
         train, test = named.load(source, named.folder(root))
         return train, None, test
@@ -151,7 +160,7 @@ def _read(source: Any, root: str | Path | None) -> tuple[Dataset, Dataset | None
     path = Path(source).expanduser()
     if isinstance(source, str) and not path.exists() and not path.suffix and path.name == source:
         raise ValueError(unknown("data.load", source, ("digits", *named.SOURCES)))
-    return files.read_splits(path)
+    return files.read_splits(path, kinds)
 
 
 @partial(checks.arguments, "data.available")

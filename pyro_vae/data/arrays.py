@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyro_vae import checks
+from pyro_vae.tables import Table
 
 KINDS = "biuf"  # of numpy's kinds of dtypes, those of real numbers
 
@@ -26,6 +27,7 @@ class Numbers:
         columns: names, of a table.
         categories: of each column those that its codes stand for, none of numbers; of a table that has some.
         note: what was done that the values do not show.
+        table: what the columns of a DataFrame are.
     """
 
     values: Tensor
@@ -33,6 +35,7 @@ class Numbers:
     columns: tuple[str, ...] = ()
     categories: tuple[tuple[str, ...], ...] = ()
     note: str = ""
+    table: Table | None = None
 
 
 def first(names: Collection[str]) -> str:

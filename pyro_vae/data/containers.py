@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,23 +15,29 @@ from torch.utils.data import Dataset as TorchDataset
 from pyro_vae.data.arrays import Numbers, no_pixels, of_part, to_float32
 from pyro_vae.data.tables import of_anndata, of_pandas, of_scipy
 from pyro_vae.data.torch_sets import of_set
+from pyro_vae.tables import Kind
 
 
-def numbers(subject: str, x: Any) -> Numbers:
+def numbers(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> Numbers:
     """The numbers of a tensor, an array, nested lists, a pandas table, a scipy matrix, AnnData, or a set of torch.
 
     Masked and missing values become NaN, categories their codes.
 
     Raises:
-        TypeError: something else, values that are not real numbers, or rows on several scales.
+        TypeError: something else, values that are not real numbers, rows on several scales, or kinds of no table.
         ValueError: numbers that float32 cannot hold or cannot tell apart.
     """
-    found = _found(subject, x)
+    found = _found(subject, x, kinds)
+    if kinds is not None and found.table is None:
+        raise TypeError(
+            f"{subject}: expected kinds for the columns of a pandas DataFrame; got them for a {type(x).__name__}. "
+            "Give a DataFrame, or leave them out."
+        )
     # Once for all the data: what float32 cannot tell apart is not seen in one datum by itself.
     return replace(found, values=to_float32(subject, found.values)) if found.values.dtype == torch.float64 else found
 
 
-def _found(subject: str, x: Any) -> Numbers:
+def _found(subject: str, x: Any, kinds: Mapping[str, Kind] | None) -> Numbers:
     """The numbers, of which float64 is yet to be made float32."""
     if isinstance(x, DataLoader | TorchDataset):
         return of_set(subject, x)
@@ -43,7 +50,7 @@ def _found(subject: str, x: Any) -> Numbers:
     if "scipy" in packages and hasattr(x, "toarray"):
         return of_scipy(subject, x)
     if "pandas" in packages and (hasattr(x, "to_frame") or hasattr(x, "to_records")):
-        return of_pandas(subject, x)
+        return of_pandas(subject, x, kinds)
     if "anndata" in packages and hasattr(x, "var_names"):
         return of_anndata(x, numbers(f"{subject}, X of AnnData", x.X))
     if isinstance(x, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.data.arrays import joined
 from pyro_vae.data.containers import beside, numbers
+from pyro_vae.tables import Kind, Table
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
@@ -39,6 +40,7 @@ class Dataset:
         categories: Of each column those that its codes 0, 1, ... stand for, none of a column of numbers; or () where
             there are none at all.
         note: What was left out or changed on the way from its source.
+        table: What the columns of a pandas DataFrame are; see :class:`~pyro_vae.tables.Table`.
 
     Raises:
         ValueError: An empty set, lengths or devices that differ, infinite values, negative labels, a dynamic set
@@ -62,6 +64,7 @@ class Dataset:
     columns: tuple[str, ...] = ()
     categories: tuple[tuple[str, ...], ...] = ()
     note: str = ""
+    table: Table | None = None
 
     def __post_init__(self) -> None:
         checks.instance("Dataset", "name", self.name, str, "Give a word.")
@@ -304,18 +307,24 @@ class Dataset:
         )
 
 
-def as_dataset(x: Any, name: str = "array") -> Dataset:
+def as_dataset(x: Any, name: str = "array", *, kinds: Mapping[str, Kind] | None = None) -> Dataset:
     """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
 
     uint8 values of tensors and arrays are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are
     bits. All other numbers, and those of tables and sparse matrices, become float32 as they are, so that counts and
-    reals keep their values, and so does their shape (N, ...). What is masked or missing becomes NaN, categories their
-    codes. Float32 and uint8 values are not copied.
+    reals keep their values, and so does their shape (N, ...). What is masked or missing becomes NaN, categories and
+    words their codes. Float32 and uint8 values are not copied.
+
+    The set of a DataFrame says in its ``table`` which kind each column is taken for: whole numbers from 0 on are
+    counts, 0 and 1 binary, numbers above 0 positive where their logarithms are less skewed, others real; words and
+    categories are binary where there are two, ordinal where pandas has an order, else categories.
 
     Args:
         x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
             Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
         name: What errors, histories and plots call the set.
+        kinds: of columns of a DataFrame, by name, in place of those found: ``real``, ``positive``, ``count``,
+            ``binary``, ``ordinal`` or ``category``.
 
     Raises:
         TypeError: Something else, or values that are not real numbers.
@@ -326,10 +335,12 @@ def as_dataset(x: Any, name: str = "array") -> Dataset:
         >>> as_dataset([[0.5, 7.0], [2.0, 3.0]], name="counts")
         Dataset('counts', 2 x (2,), real values from 0.5 to 7, binarization='none', device='cpu')
     """
-    if isinstance(x, Dataset):
-        return x
     subject = f"Dataset {name!r}"
-    found = numbers(subject, x)
+    if isinstance(x, Dataset):
+        if kinds is not None:
+            raise TypeError(f"{subject}: expected kinds for a DataFrame; got them for a Dataset. Give the DataFrame.")
+        return x
+    found = numbers(subject, x, kinds)
     values = found.values
     if values.ndim < 2:
         raise ValueError(f"{subject}: expected shape (N, D) or (N, ...); got {tuple(values.shape)}. Reshape it.")
@@ -344,8 +355,9 @@ def as_dataset(x: Any, name: str = "array") -> Dataset:
         levels = 1 if values.dtype == torch.bool or values.numel() == 0 or int(values.max()) <= 1 else 255
     stored = values.to(torch.float32 if levels is None else torch.uint8)
     return Dataset(
-        name, stored, found.labels, levels, columns=found.columns, categories=found.categories, note=found.note
-    )
+        name, stored, found.labels, levels,
+        columns=found.columns, categories=found.categories, note=found.note, table=found.table,
+    )  # fmt: skip
 
 
 def unknown(subject: str, name: str, choices: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,70 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyro_vae import checks
 from pyro_vae.data.archives import check_labels, read_arrays
 from pyro_vae.data.arrays import first, joined, listed
 from pyro_vae.data.dataset import Dataset, as_dataset
 from pyro_vae.data.images import read_image, suffixes
 from pyro_vae.data.parsing import file_of, folder_of
+from pyro_vae.tables import Kind
 
 # Of the images of a folder: this much, or this many times the sizes of the files, of which blank ones take little.
 _ROOM, _GROWTH = 2**29, 250
 _DEEPEST = 32  # folders within folders
 
 
-def read(path: Path) -> Dataset:
-    """The set in a ``.npy`` or ``.npz`` file or a folder of images."""
+def read(path: Path, kinds: Mapping[str, Kind] | None = None) -> Dataset:
+    """The set in a ``.npy``, ``.npz`` or ``.csv`` file or a folder of images."""
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{file_of(path)}: expected a file or folder; got none. Check the path.")
-    if path.suffix.lower() not in (".npy", ".npz"):
+    if path.suffix.lower() not in (".npy", ".npz", ".csv"):
         raise ValueError(
-            f"{file_of(path)}: expected a .npy or .npz file or a folder of images; got {path.suffix or 'no suffix'!r}. "
-            "Read it yourself and pass the array."
+            f"{file_of(path)}: expected a .npy, .npz or .csv file or a folder of images; got "
+            f"{path.suffix or 'no suffix'!r}. Read it yourself and pass the array."
         )
     if not path.is_file():
         kind = stat.filemode(path.stat().st_mode)
         raise ValueError(f"{file_of(path)}: expected a file that ends; got a pipe or device, {kind}. Copy it.")
+    if path.suffix.lower() == ".csv":
+        return as_dataset(_frame(path), name=path.stem, kinds=kinds)
     values, labels, note = read_arrays(path)
     dataset = as_dataset(values, name=path.stem)
     dataset = replace(dataset, note=joined(dataset.note, note))
     return dataset if labels is None else replace(dataset, labels=torch.from_numpy(check_labels(path, labels)))
 
 
+def _frame(path: Path) -> Any:
+    """A table of words and numbers, with names in its first line, as pandas reads it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            f"{file_of(path)}: expected pandas to read tables; got none. Use pip install pandas."
+        ) from error
+    try:
+        return pandas.read_csv(path)
+    except (ValueError, OverflowError) as error:  # of pandas' parser, and of what is no UTF-8
+        raise ValueError(
+            f"{file_of(path)}: expected a table of comma-separated values with names in its first line; got "
+            f"{checks.printable(error)}. Read it with pandas.read_csv and its options, and pass the DataFrame."
+        ) from error
+
+
 PARTS = {"train": ("train", "training"), "validation": ("valid", "val", "validation"), "test": ("test", "testing")}
 """Names of the subfolders of a folder that is split already."""
 
 
-def read_splits(path: Path) -> tuple[Dataset, Dataset | None, Dataset | None]:
+def read_splits(path: Path, kinds: Mapping[str, Kind] | None = None) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The set in a file or folder, and its validation and test data where the folder says which they are."""
+    if path.is_dir() and kinds is not None:
+        raise TypeError(f"{folder_of(path)}: expected kinds for a table; got them for a folder. Leave them out.")
     found, others = _parts(path) if path.is_dir() else ({}, [])
     _check_links(path, list(found.values()), [])
     if not found or (len(found) == 1 and any((path / name).is_dir() for name in others)):
-        dataset = read(path)  # folders of classes, of which one may be called train
+        dataset = read(path, kinds)  # folders of classes, of which one may be called train
         note = listed("a class, not a part", [folder.name for folder in found.values()])
         return replace(dataset, note=joined(dataset.note, note)), None, None
     if "train" not in found:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pyro_vae.data.arrays import KINDS, Numbers, check_whole, joined, listed, no_pixels, of_array
+from pyro_vae.data.arrays import Numbers, first, joined, listed, no_pixels, of_array
+from pyro_vae.data.columns import check_kinds, column_of
+from pyro_vae.tables import Column, Kind, Table
 
 
 def of_scipy(subject: str, x: Any) -> Numbers:
@@ -25,33 +28,27 @@ def of_anndata(x: Any, inner: Numbers) -> Numbers:
     return Numbers(no_pixels(inner.values), columns=tuple(map(str, x.var_names)), note=note)
 
 
-def of_pandas(subject: str, x: Any) -> Numbers:
-    """A DataFrame, Series or Index: every column as numbers, those of categories as codes."""
+def of_pandas(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> Numbers:
+    """A DataFrame, Series or Index: every column as numbers, words and categories as codes."""
     frame = x.to_frame() if hasattr(x, "to_frame") else x
-    columns, categories, whole = [], [], True
-    for name, column in frame.items():
-        kind = getattr(column.dtype, "kind", "O")
-        categories.append(tuple(map(str, getattr(column.dtype, "categories", ()))))
-        if str(column.dtype) == "category":
-            codes = column.cat.codes.to_numpy().astype(np.float64)
-            columns.append(np.where(codes < 0, np.nan, codes))
-        elif kind in KINDS:
-            if kind in "iu":
-                dtype = getattr(column.dtype, "numpy_dtype", getattr(column.dtype, "subtype", column.dtype))
-                check_whole(f"{subject}, column {name!r}", column.dropna().to_numpy(dtype=dtype))
-            columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
-            whole = whole and kind in "iu"
-        else:
-            raise TypeError(
-                f"{subject}: expected columns of numbers or categories; got {name!r} of {column.dtype}. Drop it, or "
-                f"make numbers of it, as pandas.to_numeric does, or of words frame[{name!r}].astype('category')."
-            )
-    array = np.stack(columns, -1) if columns else np.empty((len(frame), 0))
+    names = list(map(str, frame.columns))
+    given = check_kinds(subject, kinds, names)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{subject}: expected columns of distinct names; got {first(names)}. Rename them.")
+    found = [column_of(subject, name, x, given.get(name)) for name, (_, x) in zip(names, frame.items(), strict=True)]
+    columns = [column for column, _ in found]
+    array = np.stack([numbers for _, numbers in found], -1) if found else np.empty((len(frame), 0))
+    whole = all(c.dtype.lower().startswith(("int", "uint")) or c.dtype.endswith("category") for c in columns)
     if whole and not np.isnan(array).any():
         array = array.astype(np.int64)
     values = of_array(subject, array[:, 0] if x.ndim == 1 and array.shape[1] == 1 else array)
-    names = tuple(map(str, frame.columns))
-    coded = [name for name, known in zip(names, categories, strict=True) if known]
+    coded = [c.name for c in columns if c.values and c.dtype not in ("bool", "boolean") and not _as_they_are(c)]
     index = [str(name) for name in frame.index.names if name is not None]
     note = joined(listed("codes in place of categories", coded), listed("the index is left out", index))
-    return Numbers(values, None, names, tuple(categories) if coded else (), note)
+    categories = tuple(tuple(map(str, c.values)) if c.name in coded else () for c in columns) if coded else ()
+    return Numbers(values, None, tuple(names), categories, note, Table(columns) if values.ndim == 2 else None)
+
+
+def _as_they_are(column: Column) -> bool:
+    """Whether the codes are the values themselves."""
+    return column.values == (0, 1)

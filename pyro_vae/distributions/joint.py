@@ -12,13 +12,15 @@ from torch.types import _size
 
 from pyro_vae.distributions.elementwise import elementwise_log_prob
 
+Block = slice | list[int]
+
 
 class Joint(TorchDistribution):
     r"""A row x of D columns with :math:`\log p(x) = \sum_i \log p_i(x_{S_i})` over blocks :math:`S_i` of its columns.
 
     Args:
-        parts: (columns, distribution) of every block: slices that cover each of the D columns once, distributions of
-            ``event_shape`` (number of columns,).
+        parts: (columns, distribution) of every block: slices, or lists of places, that cover each of the D columns
+            once, and distributions of ``event_shape`` (number of columns,).
 
     Example:
         >>> import pyro.distributions as dist
@@ -29,7 +31,7 @@ class Joint(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
-    def __init__(self, parts: Sequence[tuple[slice, TorchDistribution]], validate_args: bool | None = None) -> None:
+    def __init__(self, parts: Sequence[tuple[Block, TorchDistribution]], validate_args: bool | None = None) -> None:
         batch_shape = torch.broadcast_shapes(*(part.batch_shape for _, part in parts))
         self.parts = [(columns, part.expand(batch_shape)) for columns, part in parts]
         width = sum(part.event_shape[0] for _, part in parts)
@@ -82,7 +84,7 @@ class columns_in(constraints.Constraint):
 
     event_dim = 1
 
-    def __init__(self, parts: Sequence[tuple[slice, constraints.Constraint]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Block, constraints.Constraint]]) -> None:
         self.parts = parts
         self.is_discrete = all(constraint.is_discrete for _, constraint in parts)
         super().__init__()

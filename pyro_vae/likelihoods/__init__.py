@@ -11,12 +11,14 @@ data                                                         likelihoods
 [0, 1]                                                       ContinuousBernoulli
 (0, 1)                                                       Beta, LogitNormal
 real                                                         Normal, SigmaNormal, Laplace, StudentT, Standardized
+above 0                                                      LogNormal
 levels k / 255                                               DiscretizedLogistic, MixtureOfDiscretizedLogistics,
                                                              Categorical, Binomial, Dequantized
-counts                                                       Poisson, NegativeBinomial,
+counts                                                       Poisson, NegativeBinomial, ZeroInflatedPoisson,
                                                              ZeroInflatedNegativeBinomial, Binomial, Multinomial
 categories                                                   Categorical, OneHotCategorical
-columns of several kinds                                     Mixed
+levels with an order                                         Ordinal
+columns of several kinds                                     Mixed, Tabular
 any of these with values missing                             MissingAtRandom
 ============================================================ =================================================
 """
@@ -24,11 +26,19 @@ any of these with values missing                             MissingAtRandom
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.bounded import Beta, ContinuousBernoulli, LogitNormal
-from pyro_vae.likelihoods.categorical import Categorical, OneHotCategorical
-from pyro_vae.likelihoods.continuous import Laplace, Normal, SigmaNormal, StudentT
-from pyro_vae.likelihoods.counts import Binomial, Multinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from pyro_vae.likelihoods.categorical import Categorical, OneHotCategorical, Ordinal
+from pyro_vae.likelihoods.continuous import Laplace, LogNormal, Normal, SigmaNormal, StudentT
+from pyro_vae.likelihoods.counts import (
+    Binomial,
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from pyro_vae.likelihoods.discretized import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.likelihoods.mixed import Mixed
+from pyro_vae.likelihoods.tabular import Tabular
 from pyro_vae.likelihoods.wrappers import Dequantized, MissingAtRandom, Standardized
 
 __all__ = [
@@ -41,6 +51,7 @@ __all__ = [
     "DiscretizedLogistic",
     "Laplace",
     "Likelihood",
+    "LogNormal",
     "LogitNormal",
     "MissingAtRandom",
     "Mixed",
@@ -49,9 +60,12 @@ __all__ = [
     "NegativeBinomial",
     "Normal",
     "OneHotCategorical",
+    "Ordinal",
     "Poisson",
     "SigmaNormal",
     "Standardized",
     "StudentT",
+    "Tabular",
     "ZeroInflatedNegativeBinomial",
+    "ZeroInflatedPoisson",
 ]

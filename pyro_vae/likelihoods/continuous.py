@@ -1,4 +1,4 @@
-"""Densities of data on the real line: Normal, Normal with a scale in closed form, Laplace, StudentT."""
+"""Densities of data on the real line and above 0: Normal, LogNormal, SigmaNormal, Laplace, StudentT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from pyro_vae import distributions
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.location_scale import LocationScale, Scale
-from pyro_vae.nets import Body, Shape
+from pyro_vae.nets import Body, Shape, Standardize, broadcasts
 
 _REAL_REMEDY = "Remove infinite values; where NaN means missing, wrap the likelihood in MissingAtRandom"
 
@@ -46,6 +46,63 @@ class Normal(LocationScale):
 
     def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         return dist.Normal(loc, scale)
+
+
+class LogNormal(LocationScale):
+    r"""Independent elements above 0, :math:`\log x_d \sim \mathrm{Normal}(\mathrm{loc}_d(z), \mathrm{scale}_d^2)`.
+
+    Sizes, prices and durations, which vary by factors. ``mean`` is :math:`\exp(\mathrm{loc} + \mathrm{scale}^2 / 2)`.
+    Accepts any finite x above 0.
+
+    Args:
+        body: network from z to features.
+        event_shape: shape of one datum.
+        scale: a positive float (fixed), ``"learned"`` or ``"per_element"``, of the logarithm.
+        min_scale: lower bound of a scale that is not fixed; see :class:`LocationScale`.
+        standardize: of the logarithms, ``nets.Standardize.of(x.log())``: the network makes standardized logarithms, and
+            scale and min_scale are in units of their deviation.
+
+    Raises:
+        ValueError: a ``standardize`` of another shape.
+
+    References:
+        Aitchison, Brown, "The Lognormal Distribution", 1957.
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> p = LogNormal(MLP(2, [8]), 1, scale=1.0)(torch.zeros(2))
+        >>> x = torch.tensor([3.0])
+        >>> by_hand = dist.Normal(p.base_dist.loc, 1.0).log_prob(x.log()) - x.log()
+        >>> bool(torch.isclose(p.log_prob(x), by_hand.sum()))
+        True
+    """
+
+    support = constraints.positive
+    accepts = "finite values above 0"
+    remedy = "Shift the data above 0, or use Normal; where NaN means missing, wrap the likelihood in MissingAtRandom"
+
+    def __init__(
+        self,
+        body: Body,
+        event_shape: Shape,
+        *,
+        scale: Scale = "learned",
+        min_scale: float = 1e-3,
+        standardize: Standardize | None = None,
+    ) -> None:
+        super().__init__(body, event_shape, scale=scale, min_scale=min_scale)
+        if standardize is not None and not broadcasts(standardize.mean.shape, self.event_shape):
+            raise ValueError(
+                f"LogNormal likelihood: expected a standardize of shape {tuple(self.event_shape)}; got "
+                f"{tuple(standardize.mean.shape)}. Use Standardize.of(x.log()) of the data that the likelihood is of."
+            )
+        self.standardize = standardize
+
+    def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+        if self.standardize is not None:
+            deviation = self.standardize.deviation
+            loc, scale = self.standardize.mean + deviation * loc, deviation * scale
+        return dist.LogNormal(loc, scale)
 
 
 class SigmaNormal(Likelihood):

@@ -1,4 +1,4 @@
-"""Probabilities of counts: Binomial, Poisson, NegativeBinomial, ZeroInflatedNegativeBinomial, Multinomial."""
+"""Probabilities of counts: Binomial, Poisson, NegativeBinomial, each of the two with more zeros, Multinomial."""
 
 from __future__ import annotations
 
@@ -129,6 +129,32 @@ class Poisson(Counts):
         self, *, logits: Tensor, library_size: Tensor | None = None
     ) -> TorchDistribution:
         return distributions.Poisson(self.log_mean(logits, library_size).exp()).to_event(len(self.event_shape))
+
+
+class ZeroInflatedPoisson(Counts):
+    r"""Independent counts with more zeros: :math:`P(x) = g\,[x = 0] + (1 - g)\,\mu^x e^{-\mu} / x!`.
+
+    g = sigmoid(gate_logits). The network makes ``logits`` and ``gate_logits``, both of the event's shape; see
+    :class:`Counts` for :math:`\mu`. Accepts whole numbers from 0 on, stored as floats.
+
+    Args:
+        body: network from z to features.
+        event_shape: shape of one datum.
+        library_size: whether the mean is a share of a library size, the last context.
+
+    References:
+        Lambert, "Zero-inflated Poisson regression, with an application to defects in manufacturing", 1992,
+        https://doi.org/10.2307/1269547
+    """
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        return {"logits": self.event_shape, "gate_logits": self.event_shape}
+
+    def distribution(  # type: ignore[override]
+        self, *, logits: Tensor, gate_logits: Tensor, library_size: Tensor | None = None
+    ) -> TorchDistribution:
+        counts = distributions.Poisson(self.log_mean(logits, library_size).exp())
+        return distributions.ZeroInflated(counts, gate_logits).to_event(len(self.event_shape))
 
 
 class NegativeBinomial(Counts):

@@ -9,10 +9,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from pyro_vae import distributions
+from pyro_vae import checks, distributions
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.nets import Body, Head
 
+Block = slice | list[int]
 MakePart = Callable[[Body, int], Likelihood]
 
 
@@ -25,8 +26,8 @@ class Mixed(Likelihood):
 
     Args:
         body: network from z to features.
-        parts: (columns, likelihood class or partial) of every block; columns are an int, or a slice with a stop. They
-            cover each column once.
+        parts: (columns, likelihood class or partial) of every block; columns are an int, a slice with a stop, or a list
+            of ints. They cover each column once.
 
     Raises:
         ValueError: columns left out or given twice; a slice without a stop; a part that takes a context.
@@ -48,18 +49,16 @@ class Mixed(Likelihood):
 
     remedy = "Give each column a likelihood of its kind"
 
-    def __init__(self, body: Body, parts: Sequence[tuple[int | slice, MakePart]]) -> None:
-        self.columns = [_as_slice(columns) for columns, _ in parts]
-        covered = [column for block in self.columns for column in range(block.stop)[block]]
+    def __init__(self, body: Body, parts: Sequence[tuple[int | slice | list[int], MakePart]]) -> None:
+        self.columns = [_as_block(columns) for columns, _ in parts]
+        covered = [column for block in self.columns for column in _places(block)]
         if not parts or sorted(covered) != list(range(len(covered))):
             raise ValueError(
                 "Mixed likelihood: expected parts that cover every column from 0 on once; got columns "
                 f"{sorted(covered)}. Give each column to one part."
             )
         # A plain list until the module exists; parameter_shapes reads it while the head is built.
-        self._built = [
-            make(_PartOf(body), len(range(c.stop)[c])) for c, (_, make) in zip(self.columns, parts, strict=True)
-        ]
+        self._built = [make(_PartOf(body), len(_places(c))) for c, (_, make) in zip(self.columns, parts, strict=True)]
         for part in self._built:
             if part.contexts:
                 raise ValueError(
@@ -105,7 +104,7 @@ class Mixed(Likelihood):
             if part.calibrated:
                 part.calibrate(x[..., columns], mean[..., columns])
 
-    def _blocks(self) -> list[tuple[slice, Likelihood]]:
+    def _blocks(self) -> list[tuple[Block, Likelihood]]:
         return list(zip(self.columns, self._built, strict=True))
 
 
@@ -133,7 +132,7 @@ class _PartOf(Body):
 class _Columns(constraints.Constraint):
     """Blocks of columns with constraints of their own; element-wise where all of them are."""
 
-    def __init__(self, blocks: Sequence[tuple[slice, constraints.Constraint]]) -> None:
+    def __init__(self, blocks: Sequence[tuple[Block, constraints.Constraint]]) -> None:
         self.blocks = blocks
         self.event_dim = max(constraint.event_dim for _, constraint in blocks)
         self.is_discrete = any(constraint.is_discrete for _, constraint in blocks)
@@ -147,18 +146,26 @@ class _Columns(constraints.Constraint):
         return allowed if self.event_dim == 0 else allowed.all(-1)
 
 
-def _as_slice(columns: int | slice) -> slice:
+def _as_block(columns: int | slice | list[int]) -> Block:
+    if isinstance(columns, list):
+        return [checks.whole("Mixed likelihood", "every column", column, 0) for column in columns]
     if isinstance(columns, int):
         columns = slice(columns, columns + 1)
     start, step = columns.start or 0, columns.step or 1
     if columns.stop is None or min(start, columns.stop, step - 1) < 0:
         raise ValueError(
-            f"Mixed likelihood: expected columns as an int or a slice with a stop, counted from 0; got {columns}. "
-            "Use slice(0, 12), for instance."
+            "Mixed likelihood: expected columns as an int, a list or a slice with a stop, counted from 0; got "
+            f"{columns}. Use slice(0, 12), for instance."
         )
     return slice(start, columns.stop, step)
 
 
-def _words(columns: slice) -> str:
-    span = range(columns.stop)[columns]
-    return str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}"
+def _places(columns: Block) -> Sequence[int]:
+    return columns if isinstance(columns, list) else range(columns.stop)[columns]
+
+
+def _words(columns: Block) -> str:
+    places = _places(columns)
+    if isinstance(columns, list):
+        return ", ".join(map(str, places))
+    return str(places[0]) if len(places) == 1 else f"{places[0]} to {places[-1]}"

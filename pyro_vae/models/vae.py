@@ -180,9 +180,14 @@ class VAE(ProgramModule):
         return conditional.mean if mean else conditional.sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
-        """E[x'|z] at one draw z ~ q(z|x), of the shape of x."""
-        return self.decode(self.encode(x).sample(), *context).mean
+    def reconstruct(self, x: Tensor, *context: Tensor, mean: bool = True) -> Tensor:
+        """E[x'|z] at one draw z ~ q(z|x), of the shape of x; without ``mean`` a draw x' ~ p(x|z).
+
+        For categories, of which a mean is no value, ask for the draw.
+        """
+        checks.flag("VAE.reconstruct", "mean", mean)
+        conditional = self.decode(self.encode(x).sample(), *context)
+        return conditional.mean if mean else conditional.sample()
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:
         """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.

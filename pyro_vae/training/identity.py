@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checkpoint.files import bytes_of
 from pyro_vae.checkpoint.programs import attributes_of, tensors_of
 from pyro_vae.data import Dataset
 from pyro_vae.training.run import Run
@@ -69,7 +70,7 @@ def fingerprint(dataset: Dataset | None) -> Any:
     digest = hashlib.sha256()
     for tensor in (dataset.images, *dataset.context):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor.cpu().contiguous()))
     return {
         "shape": list(dataset.images.shape),
         "levels": dataset.levels,
