@@ -113,6 +113,8 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
         likelihoods.SigmaNormal(nets.MLP(LATENT, [5]), 3),
         nets.Standardize(torch.tensor([5.0, -3e3, 0.0]), torch.tensor([0.1, 1e4, 1.0])),
     ),
+    "Censored": lambda: likelihoods.Censored(likelihoods.LogNormal(nets.MLP(LATENT, [5]), 3)),
+    "Censored Normal": lambda: likelihoods.Censored(likelihoods.Normal(nets.MLP(LATENT, [5]), 1, scale="per_element")),
     "Dequantized": lambda: likelihoods.Dequantized(likelihoods.Normal(nets.MLP(LATENT, [5]), (1, 2, 2))),
 }
 

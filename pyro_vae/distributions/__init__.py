@@ -2,6 +2,7 @@
 
 from pyro_vae.distributions import kl as _kl  # noqa: F401  registers closed forms
 from pyro_vae.distributions.affine import Affine
+from pyro_vae.distributions.censored import Censored
 from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.dequantized import Dequantized, dequantize
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic, MixtureOfDiscretizedLogistics
@@ -29,6 +30,7 @@ __all__ = [
     "Affine",
     "Beta",
     "Binomial",
+    "Censored",
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",

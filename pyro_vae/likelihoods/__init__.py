@@ -12,6 +12,7 @@ data                                                         likelihoods
 (0, 1)                                                       Beta, LogitNormal
 real                                                         Normal, SigmaNormal, Laplace, StudentT, Standardized
 above 0                                                      LogNormal
+times, some of them cut off                                  Censored
 levels k / 255                                               DiscretizedLogistic, MixtureOfDiscretizedLogistics,
                                                              Categorical, Binomial, Dequantized
 counts                                                       Poisson, NegativeBinomial, ZeroInflatedPoisson,
@@ -39,13 +40,14 @@ from pyro_vae.likelihoods.counts import (
 from pyro_vae.likelihoods.discretized import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.likelihoods.mixed import Mixed
 from pyro_vae.likelihoods.tabular import Tabular
-from pyro_vae.likelihoods.wrappers import Dequantized, MissingAtRandom, Standardized
+from pyro_vae.likelihoods.wrappers import Censored, Dequantized, MissingAtRandom, Standardized
 
 __all__ = [
     "Bernoulli",
     "Beta",
     "Binomial",
     "Categorical",
+    "Censored",
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",

@@ -1,6 +1,8 @@
-"""Likelihoods that change what data another one accepts: MissingAtRandom, Standardized and Dequantized."""
+"""Likelihoods that change what data another one accepts: MissingAtRandom, Standardized, Censored, Dequantized."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -9,6 +11,7 @@ from torch.distributions import constraints
 
 from pyro_vae import checks, distributions
 from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.continuous import LogNormal, Normal
 from pyro_vae.nets import Body, Head, Standardize, broadcasts
 
 
@@ -166,6 +169,58 @@ class Standardized(_Wrapper):
 
     def calibrate(self, x: Tensor, mean: Tensor) -> None:
         self.likelihood.calibrate(self.standardize(x), self.standardize(mean))
+
+
+class Censored(_Wrapper):
+    r"""A likelihood of times of which some are only known to exceed the end of observation (right-censored).
+
+    .. math:: \log p(x|z) = \log p_t(x|z) \text{ for } x < c, \qquad \log P(t \ge c|z) \text{ for } x = c.
+
+    The limit c is the last context, (N,) or (N, 1), and does not enter the body: the time at which the observation
+    ended where x is that time, and infinity, or the planned end, where the event was seen at x.
+    ``limit = torch.where(event_was_seen, torch.inf, x)``. Accepts what the other likelihood accepts, up to the limit.
+
+    Args:
+        likelihood: of the times without censoring, LogNormal or Normal.
+
+    Raises:
+        ValueError: another likelihood.
+
+    References:
+        Tobin, "Estimation of relationships for limited dependent variables", 1958, https://doi.org/10.2307/1907382
+
+    Example:
+        >>> from pyro_vae.likelihoods import LogNormal
+        >>> from pyro_vae.nets import MLP
+        >>> times = Censored(LogNormal(MLP(2, [8]), 1, scale=1.0))
+        >>> limit = torch.tensor([0.5, torch.inf])
+        >>> bool((times(torch.zeros(2, 2), limit).sample((1000,))[:, 0] <= 0.5).all())
+        True
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        super().__init__(likelihood)
+        if not isinstance(likelihood, LogNormal | Normal):
+            raise ValueError(
+                f"Censored likelihood: expected a LogNormal or a Normal; got {type(likelihood).__name__}. "
+                "Use LogNormal for times."
+            )
+        self.contexts = ("limit",)
+        self.support, self.remedy = likelihood.support, likelihood.remedy
+        self.accepts = f"{likelihood.accepts}, up to the limit"
+
+    def distribution(self, *, limit: Tensor, **parameters: Tensor) -> TorchDistribution:  # type: ignore[override]
+        dims = len(self.event_shape)
+        times: Any = self.likelihood.distribution(**parameters)
+        return distributions.Censored(times.base_dist, limit[(..., *(None,) * dims)]).to_event(dims)
+
+    def check_context(self, x: Tensor, label: str, value: Tensor) -> None:
+        beyond = (x > value[(..., *(None,) * len(self.event_shape))]).flatten(1).any(1)
+        if bool(beyond.any() | value.isnan().any()):
+            raise ValueError(
+                f"Censored likelihood: expected a limit of at least each datum; got {int(beyond.sum())} data beyond "
+                "theirs, or NaN. Give torch.where(event_was_seen, torch.inf, x)."
+            )
 
 
 class Dequantized(_Wrapper):
