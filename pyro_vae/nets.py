@@ -98,6 +98,18 @@ class Body(Recorded, nn.Module):
         masked: whether NaN in the first input stands for a missing value. :meth:`features` is then given the values
             with 0 in their place, and beside them, along the first dim of the event, a mask that is 1 where one is
             observed.
+
+    Example:
+        >>> class Residual(Body):
+        ...     def __init__(self, size: int, width: int) -> None:
+        ...         super().__init__([size], width)  # a list of shapes, one of each input
+        ...         self.first, self.second = nn.Linear(size, width), nn.Linear(width, width)
+        ...
+        ...     def features(self, x: Tensor) -> Tensor:
+        ...         h = self.first(x).tanh()
+        ...         return h + self.second(h).tanh()
+        >>> Residual(64, 32)(torch.zeros(5, 3, 64)).shape
+        torch.Size([5, 3, 32])
     """
 
     how_to_make = "Use nets.MLP, nets.ConvEncoder or nets.ConvDecoder, or subclass nets.Body."
@@ -187,7 +199,7 @@ class Body(Recorded, nn.Module):
                 first = torch.where(observed, first, 0.0)
             first = torch.cat([first, observed.to(first.dtype)], 1)
         try:
-            return self.features(first, *others)
+            features = self.features(first, *others)
         except RuntimeError as error:  # torch's own tells of one layer
             own = next(self.parameters(), inputs[0])
             for value in inputs:
@@ -197,6 +209,12 @@ class Body(Recorded, nn.Module):
                         f"got {value.dtype} on {value.device}. Convert with .to({own.dtype}), or move one of them."
                     ) from error
             raise
+        if features.shape[1:] != self.feature_shape:
+            raise ValueError(
+                f"{type(self).__name__}: expected features of shape (B, {', '.join(map(str, self.feature_shape))}), as "
+                f"feature_shape says; got {tuple(features.shape)}. Make the two agree."
+            )
+        return features
 
     def head(self, shapes: Mapping[str, Size]) -> Head:
         """Builds the layer that makes parameters of these shapes from this body's features."""
@@ -477,7 +495,12 @@ def _layer(activation: Callable[[], nn.Module]) -> nn.Module:
         layer = activation()
     except TypeError:
         layer = None
-    return checks.instance("Body", "activation to make", layer, nn.Module, "Give a class, such as nn.ReLU.")
+    if not isinstance(layer, nn.Module):
+        raise TypeError(
+            f"Body: expected activation a class that makes a module; got {activation!r:.80}. Give a class, such as "
+            "nn.ReLU."
+        )
+    return layer
 
 
 def _image_shape(name: str, shape: Sequence[int], channels: Sequence[int]) -> Size:

@@ -427,7 +427,7 @@ def test_a_folder_that_could_not_be_loaded_is_not_sent(hub: Hub, tmp_path: Path)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"got no weights.safetensors, which a run has once it is over"):
         push(tmp_path, "ada/digits")
-    with pytest.raises(TypeError, match="expected a program of parts whose arguments are recorded; got Linear"):
+    with pytest.raises(TypeError, match="expected modules that record the arguments they are built with; got Linear"):
         push(nn.Linear(1, 1), "ada/digits")
     assert hub.requests == []
 

@@ -400,7 +400,8 @@ class NoBody(nn.Module):
         (
             lambda: small_vae().model(torch.full((5, *IMAGE), 0.5)),
             ValueError,
-            "Bernoulli likelihood: expected binary values, 0 or 1; got values in [0.5, 0.5]. Binarize the data",
+            "Bernoulli likelihood: expected binary values, 0 or 1; got values in [0.5, 0.5], the first wrong one at "
+            "[0, 0, 0, 0]. Binarize the data",
         ),
         (
             lambda: small_vae().check_data(torch.full((5, *IMAGE), torch.nan)),

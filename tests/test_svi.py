@@ -710,7 +710,7 @@ def test_SVI_programs_without_parameters_have_a_loss_all_the_same() -> None:
             {"optimizer": torch.optim.Adam([nn.Parameter(torch.zeros(1))])},
             TypeError,
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim optimizer; "
-            "got Adam. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example.",
+            "got one that is built, Adam. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example.",
         ),
         ({"optimizer": {"lr": 0.1}}, TypeError, "SVI: expected optimizer a callable"),
         (

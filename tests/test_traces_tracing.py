@@ -85,7 +85,8 @@ def undrawn(x: Tensor) -> None:
 def test_inspect_latent_that_nobody_draws_is_refused(num_particles: int) -> None:
     message = (
         "Guide: expected a site for every latent of the model; got none for ['w']. Sample them in the guide under the "
-        'same names, or mark discrete ones with infer={"enumerate": "parallel"} to have them summed out.'
+        "same names, observe them in the model with obs=..., or mark discrete ones with "
+        'infer={"enumerate": "parallel"} to have them summed out.'
     )
     for estimator in (ELBO(num_particles), IWELBO(num_particles), ELBO(num_particles, analytic_kl=True)):
         with pytest.raises(UndrawnLatentError, match=re.escape(message)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-_UNITS = {"lr": "", "beta": "", "skipped": "steps", "seconds": "s"}
+_UNITS = {"skipped": "steps", "seconds": "s"}
+_IN_NATS = re.compile("loss|elbo|likelihood|kl|nll")
 # What the Hugging Face hub reads of a card: programs are found by these, also those that are put there by hand.
 _FRONT_MATTER = ["---", "library_name: pyro_vae", "tags:", "- pyro", "- variational-autoencoder", "---", ""]
 _HERE = """Load it, from the folder that this file is in:
@@ -43,17 +45,17 @@ def card(program: object, figures: Mapping[str, float], about: Mapping[str, Any]
             for role in ("prior", "likelihood", "posterior")
             if (part := getattr(program, role, None))
         ]
-        of = f" of {', '.join(parts)}" if parts else ""
-        lines += [f"A probabilistic program of pyro_vae{of}, with {count:,} parameters.", ""]
+        made = f", made of {', '.join(parts)}" if parts else ""
+        lines += [f"A probabilistic program in pyro_vae{made}, with {count:,} parameters.", ""]
     if about:
         lines += [*(f"- {key}: {_line(value)}" for key, value in about.items()), ""]
     if figures:
         lines += ["| figure | value | unit |", "| --- | ---: | --- |"]
-        lines += [f"| {key} | {value:.6g} | {_UNITS.get(key, 'nats per datum')} |" for key, value in figures.items()]
+        lines += [f"| {key} | {value:.6g} | {_unit(key)} |" for key, value in figures.items()]
         lines += [""]
     lines += [_HERE, ""]
     lines += [
-        "Classes of your own that it is built of are given with `classes=[...]`. Nothing here is code, or runs any."
+        "Classes of your own that it is built of are given with `classes=[...]`. Loading a folder runs no code of it."
     ]
     return "\n".join(lines) + "\n"
 
@@ -74,6 +76,11 @@ def on_the_hub(text: str, repository: str) -> str:
         <BLANKLINE>
     """
     return text.replace(_HERE, _ON_THE_HUB.format(repository=repository))
+
+
+def _unit(figure: str) -> str:
+    """The unit of a figure, where its name tells."""
+    return _UNITS.get(figure, "nats per datum" if _IN_NATS.search(figure) else "")
 
 
 def _line(value: Any) -> str:

@@ -32,6 +32,7 @@ _MODULES = {
     "pyro_vae.tables": tables,
 }
 _MOST_COLUMNS = 1_000_000
+_ACTIVATIONS = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
 
 
 def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | None = None) -> Any:
@@ -50,7 +51,6 @@ def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | 
         {'input_shape': 2, 'hidden': [8], 'activation': {'$type': 'torch.nn.ReLU'}}
     """
     known = {made: name for name, made in _known(()).items()}
-    known_modules = {made for made, name in known.items() if name.startswith("torch.nn.")}
     places: dict[int, str] = {}
     names: dict[str, Any] = {} if own is None else own
 
@@ -82,20 +82,32 @@ def describe(program: object, tensors: dict[str, Tensor], own: dict[str, Any] | 
             return {"$dtype": str(value).removeprefix("torch.")}
         if inspect.isclass(value) or inspect.isroutine(value):
             return {"$type": name_of(value)}
-        if path and type(value) in known_modules:
-            raise TypeError(
-                f"Checkpoint: expected classes of activations among the arguments; got a {type(value).__name__} at "
-                f"{path!r}, whose own arguments are not recorded. Give the class, nn.{type(value).__name__}, or "
-                "functools.partial of it with arguments, and make the module in your constructor."
-            )
-        raise TypeError(
-            f"Checkpoint: expected a program of parts whose arguments are recorded; got {type(value).__name__} at "
-            f"{path or 'the top'!r}. Give a tensor for an array and a list or dictionary for other containers, derive "
-            "a class of yours from pyro_vae.checkpoint.Recorded, as nets.Body and the like do, or keep the code that "
-            "builds the program, and save its weights with checkpoint.save."
-        )
+        raise _not_recorded(value, path)
 
     return pack(program, tensors, "", other)
+
+
+def _not_recorded(value: object, path: str) -> TypeError:
+    """The error for what cannot be built again."""
+    if path and type(value) in _ACTIVATIONS.values():
+        return TypeError(
+            f"Checkpoint: expected classes of activations among the arguments; got a {type(value).__name__} at "
+            f"{path!r}, whose own arguments are not recorded. Give the class, nn.{type(value).__name__}, or "
+            "functools.partial of it with arguments, and make the module in your constructor."
+        )
+    where = f" as argument {path!r}" if path else ""
+    if isinstance(value, nn.Module):
+        return TypeError(
+            "Checkpoint: expected modules that record the arguments they are built with; got "
+            f"{type(value).__name__}{where}. Derive a class of yours from pyro_vae.checkpoint.Recorded first, as "
+            "nets.Body does; in place of a module as an argument give what it is made of, and make it in the "
+            "constructor. checkpoint.save keeps weights alone."
+        )
+    return TypeError(
+        "Checkpoint: expected numbers, words, tensors, lists, dictionaries, classes and recorded objects as "
+        f"arguments; got {type(value).__name__}{where}. Give one of these: a tensor for an array, a list for "
+        "another container. checkpoint.save keeps weights alone."
+    )
 
 
 def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any] = (), budget: int = 0) -> Any:
@@ -184,7 +196,7 @@ def _is_end(value: Any) -> bool:
 
 def _known(classes: Iterable[Any]) -> dict[str, Any]:
     """What a description may name."""
-    known: dict[str, Any] = {f"torch.nn.{name}": getattr(nn, name) for name in nn.modules.activation.__all__}
+    known: dict[str, Any] = {f"torch.nn.{name}": made for name, made in _ACTIVATIONS.items()}
     for module_name, module in _MODULES.items():
         names = getattr(module, "__all__", vars(module))
         of_module = {

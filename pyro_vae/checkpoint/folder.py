@@ -58,7 +58,7 @@ class RunFolder:
         with self.writing("the folder"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_links()
-            lock = filelock.FileLock(self.path / _LOCK, timeout=0, mode=0o666)
+            lock = filelock.FileLock(self.path / _LOCK, timeout=0, mode=0o666 & self.path.stat().st_mode)
             try:
                 lock.acquire()
             except filelock.Timeout:
@@ -84,8 +84,8 @@ class RunFolder:
             raise OSError(
                 error.errno,
                 f"fit: expected to write {what} of {os.fspath(self.path)!r}; got {error.strerror or error}. The "
-                "program has the weights of its last step, and files written before are whole: mend the disk, and go "
-                "on with resume=True",
+                "program has the weights of its last step, and files written before are whole: give a folder that can "
+                "be written, or mend the disk and go on with resume=True",
             ) from error
 
     @property
@@ -173,8 +173,8 @@ class RunFolder:
                 )
             return found
         raise ValueError(
-            f"fit: expected a checkpoint that is whole in {os.fspath(self.path)!r}; got {problems}. Begin anew in "
-            "another folder."
+            f"fit: expected a checkpoint that is whole in {os.fspath(self.path)!r}; got none: {' '.join(problems)} "
+            "Begin anew in another folder, from its weights where there are some: pyro_vae.load."
         )
 
     def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:

@@ -250,9 +250,11 @@ def read_description(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     """What :func:`write_description` wrote."""
     content = files.read_json(folder / PROGRAM)
     if "program" not in content:
+        problem = checks.printable(str(content.get("problem")).partition(". ")[0], 300)
         raise ValueError(
-            f"load: expected a program that can be built again in {os.fspath(folder)!r}; got {content.get('problem')} "
-            "Build it yourself, and use checkpoint.load for its weights."
+            f"load: expected a program that can be built again in {os.fspath(folder)!r}; got one that could not be "
+            f"described when it was saved ({problem}). Build it yourself, and give it its weights: "
+            f"checkpoint.load({os.fspath(folder / WEIGHTS)!r}, program)."
         )
     arguments = folder / ARGUMENTS
     return content["program"], files.read(arguments)[0] if arguments.is_file() else {}

@@ -12,6 +12,8 @@ from torch.distributions import constraints
 from torch.special import log_ndtr, ndtr
 from torch.types import _size
 
+_FAR = 100.0
+
 
 class Censored(TorchDistribution):
     r"""The smaller of a draw and a limit, :math:`x = \min(t, c)`, elementwise.
@@ -63,7 +65,7 @@ class Censored(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         # Where it is not chosen, the survival is that of the value, since an infinite limit has no gradient.
-        survival = log_ndtr(-self._standardized(torch.where(value < self.limit, value, self.limit)))
+        survival = _log_survival(self._standardized(torch.where(value < self.limit, value, self.limit)))
         below = torch.where(value < self.limit, self.base_dist.log_prob(value), survival)
         return torch.where(value > self.limit, -math.inf, below)
 
@@ -82,3 +84,10 @@ class Censored(TorchDistribution):
     def _standardized(self, t: Tensor) -> Tensor:
         t = t.log() if isinstance(self.base_dist, dist.LogNormal) else t
         return (t - self.base_dist.loc) / self.base_dist.scale
+
+
+def _log_survival(z: Tensor) -> Tensor:
+    """Log P(Normal(0, 1) >= z); far out by its asymptote, since there the gradient of log_ndtr has no digits."""
+    far = z.clamp(min=_FAR)
+    asymptote = -(far**2) / 2 - far.log() - math.log(2 * math.pi) / 2  # off by 1 / far^2
+    return torch.where(z > _FAR, asymptote, log_ndtr(-z.clamp(max=_FAR)))

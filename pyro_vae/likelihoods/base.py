@@ -83,13 +83,16 @@ class Likelihood(Family):
             raise TypeError(f"{name}: expected floating point data; got {x.dtype}. Convert it with .float().")
         self.check_shape(x)
         # Constraints such as torch's real let infinity pass.
-        if not bool(self.support.check(x).all() & x.isfinite().all()):
+        allowed = self.support.check(x)
+        if not bool(allowed.all() & x.isfinite().all()):
+            wrong = ~x.isfinite() if bool(allowed.all()) else ~allowed
+            place = wrong.nonzero()[0].tolist()
             finite = x[torch.isfinite(x)]
             span = f"[{finite.min():.4g}, {finite.max():.4g}]" if finite.numel() else "no finite value"
             lost = x.numel() - finite.numel()
             raise ValueError(
                 f"{name}: expected {self.accepts}; got values in {span}"
-                f"{f' and {lost} NaN or infinite' if lost else ''}. {self.remedy}."
+                f"{f' and {lost} NaN or infinite' if lost else ''}, the first wrong one at {place}. {self.remedy}."
             )
         if context:
             for label, value in zip(self.contexts, context[len(context) - len(self.contexts) :], strict=True):

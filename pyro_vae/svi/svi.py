@@ -518,9 +518,11 @@ def _one_of(optimizer: Any, optim: Any) -> Any:
         raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
     chosen = optim if optimizer is None else optimizer
     if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
+        built = "one that is built, " if isinstance(chosen, torch.optim.Optimizer) else ""
         raise TypeError(
             "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
-            f"optimizer; got {type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for example."
+            f"optimizer; got {built}{type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for "
+            "example."
         )
     check_dense(chosen)
     return chosen

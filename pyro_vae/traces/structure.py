@@ -75,7 +75,8 @@ class UndrawnLatentError(ValueError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(
             f"Guide: expected a site for every latent of the model; got none for {names}. Sample them in the guide "
-            'under the same names, or mark discrete ones with infer={"enumerate": "parallel"} to have them summed out.'
+            "under the same names, observe them in the model with obs=..., or mark discrete ones with "
+            'infer={"enumerate": "parallel"} to have them summed out.'
         )
 
 

@@ -17,9 +17,9 @@ class History:
     Attributes:
         settings: how the run was made: data, binarization, loss, epochs or steps, batch size, beta, seed.
         epochs: a row per epoch. ``loss`` is the objective as optimized, per datum, averaged over the epoch's steps;
-            ``train_*`` and ``valid_*`` are ``elbo``, ``expected_log_likelihood`` and ``kl`` at the end of the epoch, in
-            nats per datum at beta = 1; ``seconds`` is the time of the epoch's steps; ``lr`` and ``beta`` their last
-            values.
+            ``train_*`` and ``validation_*`` are ``elbo``, ``expected_log_likelihood`` and ``kl`` at the end of the
+            epoch, in nats per datum at beta = 1; ``seconds`` is the time of the epoch's steps; ``lr`` and ``beta``
+            their last values.
         stopped: why it ended: ``"completed"``, ``"early stopping"`` or ``"interrupted"``.
         best_epoch: the epoch whose weights were restored, where early stopping was asked for.
     """

@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.checkpoint.files import bytes_of
 from pyro_vae.checkpoint.programs import attributes_of, tensors_of
 from pyro_vae.data import Dataset
@@ -22,6 +23,8 @@ from pyro_vae.version import __version__
 
 _MAY_DIFFER = {"epochs", "steps", "threads"}
 """What a run that goes on may have otherwise: its length, and what only bears on the last bits of its numbers."""
+_MAY_CHANGE = {"nonfinite", "max_grad_norm"}
+"""What it may be given for the steps to come, with a warning: the remedies for a step that is not finite."""
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -159,16 +162,25 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             f"fit: expected a run with {' and '.join(present)}; got {sorted(former)!r:.80}. Begin anew in "
             "another folder."
         )
-    differing = [
-        f"{name.partition('.')[2]} {before!r:.60}, now {now!r:.60}"
-        for name, before, now in _differences("", former, present)
-        if name.split(".")[1] not in _MAY_DIFFER
-    ]
-    if differing:
+    differing: dict[str, list[str]] = {"refused": [], "changed": []}
+    for name, before, now in _differences("", former, present):
+        setting = name.split(".")[1]
+        if setting not in _MAY_DIFFER:
+            words = (
+                f"{name.partition('.')[2]} {checks.printable(repr(before), 60)}, now {checks.printable(repr(now), 60)}"
+            )
+            differing["changed" if setting in _MAY_CHANGE else "refused"].append(words)
+    if differing["refused"]:
         raise ValueError(
-            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing[:5])}. Ask for what "
-            "it was begun with, give another folder, or take only its weights with resume='weights', which begins a "
-            "run in place of this one."
+            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing['refused'][:5])}. Ask "
+            "for what it was begun with; or begin another run from its weights, pyro_vae.load(...) and a folder of its "
+            "own. resume='weights' does so in this one, and removes its history and checkpoints."
+        )
+    if differing["changed"]:
+        warnings.warn(
+            f"fit goes on with {'; '.join(differing['changed'])}: its numbers are no longer those of the run as it was "
+            "begun.",
+            stacklevel=6,
         )
     if former["versions"].get("threads") != present["versions"]["threads"]:
         warnings.warn(

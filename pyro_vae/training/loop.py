@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -186,9 +187,12 @@ def _train(
                 interruption.check()
         except Interrupted:
             run.history.stopped = "interrupted"
+            kept = "" if saving is None else f", kept in {saving.folder.path}: go on with resume=True"
+            words = f"interrupted after step {run.svi.num_steps}{kept}"
             if progress:
-                kept = "" if saving is None else f", kept in {saving.folder.path}: go on with resume=True"
-                bar.write(f"interrupted after step {run.svi.num_steps}{kept}")
+                bar.write(words)
+            else:
+                warnings.warn(f"fit: {words}", stacklevel=3)
         except KeyboardInterrupt:  # amid a step, which no checkpoint is to hold
             run.history.stopped, saving = "interrupted", None
         finally:

@@ -226,11 +226,17 @@ class Run:
             loss: Any = self._advance(index)
             if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
                 raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
-        except FloatingPointError:
+        except FloatingPointError as error:
             so_far.skipped += 1
             self.in_a_row += 1
-            if self.nonfinite == "raise" or self.in_a_row > _MOST_SKIPPED:
+            if self.nonfinite == "raise":
                 raise
+            if self.in_a_row > _MOST_SKIPPED:
+                what = str(error).partition(". ")[0].partition(": ")[2]
+                raise FloatingPointError(
+                    f"fit: expected a finite step after {_MOST_SKIPPED} in a row that were left out; got another: "
+                    f"{what}. Lower the learning rate, clip gradients (max_grad_norm), or bound what runs away."
+                ) from error
             self.svi.num_steps += 1
             return math.nan
         self.in_a_row = 0

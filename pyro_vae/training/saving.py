@@ -180,8 +180,7 @@ class Saving:
         about["figures of epoch"] = int(last.pop("epoch", 0))
         self.folder.write_final(run.program, last, about)
 
-    @staticmethod
-    def _about(run: Run, state: str) -> dict[str, Any]:
+    def _about(self, run: Run, state: str) -> dict[str, Any]:
         """What the card is to say of a run."""
         history = run.history
         return {
@@ -189,9 +188,21 @@ class Saving:
             "steps": f"{run.svi.num_steps} of {run.budget.num_steps}, {state}",
             "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "optimizer": type(run.svi.optimizer).__name__,
-            **{name: history.settings[name] for name in ("loss", "batch_size", "binarization", "seed")},
+            **self._best(run),
+            **{
+                n: history.settings[n]
+                for n in ("loss", "batch_size", "binarization", "seed")
+                if history.settings[n] is not None
+            },
             "versions": ", ".join(f"{name} {value}" for name, value in versions(run).items()),
         }
+
+    def _best(self, run: Run) -> dict[str, str]:
+        """What the card says of the weights of the best epoch, where they are kept."""
+        epochs = [int(row["epoch"]) for row in run.history.epochs if run.watched(row) == run.best]
+        if not (self.folder.has_best and epochs):
+            return {}
+        return {"best epoch": f"{epochs[0]}, with an ELBO of {run.best:.6g}; load(..., weights='best') has its weights"}
 
     def _go_on(self, run: Run, identity: Mapping[str, Any]) -> None:
         former = self.folder.settings()
@@ -309,6 +320,11 @@ def _take(program: Any, saved: Mapping[str, Tensor]) -> str:
     """Gives a program what fits of saved weights; what it took, in words."""
     own = dict(tensors_of(program)) if isinstance(program, nn.Module) else {}
     fitting = [n for n, t in own.items() if n in saved and saved[n].shape == t.shape and saved[n].dtype == t.dtype]
+    if own and not fitting:
+        raise ValueError(
+            f"fit, resume='weights': expected weights of which some fit; got none for {', '.join(sorted(own)[:3])}. "
+            "Build the program with the settings of the saved one, or give another folder."
+        )
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(saved[name])
