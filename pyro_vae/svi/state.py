@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 
 from pyro_vae.checks import is_plain
 from pyro_vae.elbo.gradients import Gradient
+from pyro_vae.svi.optimizer_state import OptimizerCheck
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by
 from pyro_vae.svi.svi import SVI
 
@@ -82,6 +83,9 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
     for name, tensor in present.items():
         tensor.requires_grad_(state["trainable"][name])
         tensor.copy_(state["parameters"][name])
+    _check_counts(state["num_steps"], *(count for _, count in state["compiler"]["steps"]))
+    if other := [name for name, average in state["averages"].items() if average.shape != present[name].shape]:
+        raise ValueError(f"averages of other shapes, {', '.join(other[:5])}")
     svi.num_steps = state["num_steps"]
     svi.parameters._averages = {present[name]: average.to(present[name]) for name, average in state["averages"].items()}
     svi._moved = {present[name] for name in state["moved"]}
@@ -125,13 +129,20 @@ def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, st
                 "fit: expected the optimizer's parameters in the order of the run; got another. Build the optimizer as "
                 "it was, or use resume='weights'."
             )
+        check = OptimizerCheck(optimizer)
         optimizer.load_state_dict(state["optimizer"])
+        check(optimizer)
         if isinstance(svi._make_optimizer, FusedOptimizer):
             svi._make_optimizer.share(optimizer, order)
     elif isinstance(optimizer, pyro.optim.PyroOptim):
         for parameter in svi.parameters.named.values():  # those that it has keep their own state
             optimizer.optim_objs.pop(parameter, None)
         optimizer.set_state({store[name]: each for name, each in state["optimizer"].items()})
+
+
+def _check_counts(*counts: object) -> None:
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("counts of steps that are none")
 
 
 def _register_late_parameters(svi: SVI, names: _Names, state: State) -> None:
