@@ -25,6 +25,7 @@ from pyro_vae.checkpoint.programs import (
     BEST,
     CARD,
     CHECKPOINTS,
+    OF_FOLDER,
     PROGRAM,
     RUN,
     WEIGHTS,
@@ -220,6 +221,7 @@ class RunFolder:
 
     def _check_links(self) -> None:
         """Raises for links where files are emptied and removed: whoever made the folder chose what they lead to."""
+        files.check_links(self.path, [self.path / name for name in OF_FOLDER if name != CHECKPOINTS])
         for name in (_LOCK, CHECKPOINTS):
             path = self.path / name
             if path.is_symlink() or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
@@ -239,4 +241,6 @@ class RunFolder:
 
     def _checkpoints(self, run: str) -> list[Path]:
         """Those of a run, the newest first."""
-        return sorted((self.path / CHECKPOINTS).glob(f"{run}-*.safetensors"), reverse=True)
+        found = sorted((self.path / CHECKPOINTS).glob(f"{run}-*.safetensors"), reverse=True)
+        files.check_links(self.path, found)
+        return found

@@ -15,7 +15,7 @@ from pyro_vae.svi.optimizers import held_by
 class OptimizerCheck:
     """Raises where an optimizer has been given a state with which it cannot take a step.
 
-    A stand-in for each parameter, which is as large and moves by no gradient, takes one: what is then kept of it is what
+    A stand-in for each parameter, which is as large and has gradients of 0, takes one: what is then kept of it is what
     a state has, whatever the optimizer is.
 
     Args:

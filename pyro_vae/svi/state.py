@@ -10,7 +10,7 @@ import pyro.optim
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_vae.checks import is_plain
+from pyro_vae.checks import is_plain, printable
 from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.svi.optimizer_state import OptimizerCheck
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by
@@ -76,9 +76,10 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
         n for n in present.keys() | state["parameters"].keys() if _kind(present, n) != _kind(state["parameters"], n)
     ]
     if differing:
+        others = printable(", ".join(sorted(differing)[:5]), 500)
         raise ValueError(
-            f"fit: expected the parameters and buffers of the run; got others: {', '.join(sorted(differing)[:5])}. "
-            "Build the program as it was, or use resume='weights'."
+            f"fit: expected the parameters and buffers of the run; got others: {others}. Build the "
+            "program as it was, or use resume='weights'."
         )
     for name, tensor in present.items():
         tensor.requires_grad_(state["trainable"][name])
@@ -107,8 +108,9 @@ def _restore_loss(svi: SVI, device: torch.device, saved: list[Any]) -> None:
     parts = list(_parts_of_loss(svi))
     kinds, former = [type(part).__qualname__ for part in parts], [kind for kind, _ in saved]
     if kinds != former:
+        wanted = printable(", ".join(map(str, former)))
         raise ValueError(
-            f"fit: expected a loss made of {', '.join(former)}, as when the run's checkpoint was written; got one of "
+            f"fit: expected a loss made of {wanted}, as when the run's checkpoint was written; got one of "
             f"{', '.join(kinds)}. A gradient that a callback puts in place is not kept: give it from the start, or use "
             "resume='weights'."
         )

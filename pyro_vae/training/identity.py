@@ -14,6 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.checkpoint.programs import attributes_of, tensors_of
 from pyro_vae.data import Dataset
 from pyro_vae.training.run import Run
@@ -165,13 +166,14 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise ValueError(
-            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing[:5])}. Ask for what "
-            "it was begun with, give another folder, or take only its weights with resume='weights', which begins a "
-            "run in place of this one."
+            f"fit: expected the run that the folder holds; got another one: "
+            f"{checks.printable('; '.join(differing[:5]), 1000)}. Ask for what it was begun with, "
+            "give another folder, or take only its weights with resume='weights', which begins a run in place of this "
+            "one."
         )
-    if former["versions"].get("threads") != present["versions"]["threads"]:
+    if (threads := former["versions"].get("threads")) != present["versions"]["threads"]:
         warnings.warn(
-            f"fit: the run was begun with {former['versions']['threads']} threads, and goes on with "
+            f"fit: the run was begun with {threads!r:.60} threads, and goes on with "
             f"{present['versions']['threads']}: sums are rounded otherwise, so that its numbers are not those of an "
             "undisturbed run to the last bit. Use torch.set_num_threads to have the same.",
             stacklevel=6,
