@@ -222,12 +222,13 @@ class RunFolder:
     def _check_links(self) -> None:
         """Raises for links where files are emptied and removed: whoever made the folder chose what they lead to."""
         files.check_links(self.path, [self.path / name for name in OF_FOLDER if name != CHECKPOINTS])
-        for name in (_LOCK, CHECKPOINTS):
-            path = self.path / name
-            if path.is_symlink() or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
+        for name in {_LOCK, _HISTORY, CARD, *OF_FOLDER}:
+            path, kind = self.path / name, "a folder" if name == CHECKPOINTS else "a file"
+            emptied = name in (_LOCK, CHECKPOINTS)
+            if (emptied and path.is_symlink()) or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
                 raise ValueError(
-                    f"fit: expected a file {_LOCK} and a folder {CHECKPOINTS} in {os.fspath(self.path)!r}; got a link, "
-                    f"or something else, at {name}. Copy what it leads to, or remove it."
+                    f"fit: expected {kind} {name} in {os.fspath(self.path)!r}; got a link, or something else. Copy "
+                    "what it leads to, or remove it."
                 )
 
     def _record(self) -> dict[str, Any]:

@@ -131,11 +131,12 @@ def _read_omniglot(source: Source, root: Path) -> tuple[Arrays, Arrays]:
         images, characters = [], []
         # Straight from the archive: an extracted folder has no order that is the same on every machine.
         with reading(file, _REMEDY), zipfile.ZipFile(file) as archive:
+            # With a number, since read() unpacks up to 2 GiB of a member that says another size than it has.
             names = [entry.filename for entry in entries(file, archive)]
             for entry in sorted(name for name in names if name.endswith(".png")):
                 with (
                     unpacking(file, archive, archive.getinfo(entry), _PAGE_BYTES) as packed,
-                    opened(file, io.BytesIO(packed.read())) as image,
+                    opened(file, io.BytesIO(packed.read(_PAGE_BYTES))) as image,
                 ):
                     if image.size != _PAGE:
                         raise lost(file, f"pages of {_PAGE} pixels; got {image.size}", _REMEDY.rstrip("."))
