@@ -150,7 +150,9 @@ def judged(error: BaseException, watch: Watch) -> tuple[str, str]:
         return "fault", f"over {SECONDS:g} seconds"
     if any(isinstance(each, MemoryError) or _NO_MEMORY.search(str(each)) for each in causes(error)):
         return "fault", f"over 1 GiB: {said}"
-    ours = isinstance(error, ValueError | TypeError | OSError) and OUR_WORDS.search(str(error))
+    # Weights that are not finite are a run's to have: fit names them once a loss is none.
+    kinds = ValueError | TypeError | OSError | FloatingPointError
+    ours = isinstance(error, kinds) and OUR_WORDS.search(str(error))
     if not ours or not said.isprintable() or len(said) > 1500 or watch.seen:
         return "fault", said
     return "refused", said

@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{checks.printable(error)}. It may be damaged, or written by another program: save it again."
         ) from error
     return saved, metadata
+
+
+def check_links(folder: Path, paths: Iterable[Path]) -> None:
+    """Raises for links that lead out of a folder: whoever made it chose what they lead to.
+
+    Those of a snapshot in the cache of the Hugging Face hub lead to the blobs beside it.
+    """
+    top = Path(os.path.realpath(folder))
+    tops = [top, top.parents[1] / "blobs"] if top.parent.name == "snapshots" else [top]
+    links = [path for path in paths if path.is_symlink()]
+    out = [path.name for path in links if not any(Path(os.path.realpath(path)).is_relative_to(each) for each in tops)]
+    if out:
+        raise ValueError(
+            f"Checkpoint: expected files of its own in {os.fspath(folder)!r}; got links that lead out of it, "
+            f"{checks.printable(', '.join(sorted(out)))}. Copy what they lead to."
+        )
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

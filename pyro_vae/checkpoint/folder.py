@@ -25,6 +25,7 @@ from pyro_vae.checkpoint.programs import (
     BEST,
     CARD,
     CHECKPOINTS,
+    OF_FOLDER,
     PROGRAM,
     RUN,
     WEIGHTS,
@@ -220,12 +221,14 @@ class RunFolder:
 
     def _check_links(self) -> None:
         """Raises for links where files are emptied and removed: whoever made the folder chose what they lead to."""
-        for name in (_LOCK, CHECKPOINTS):
-            path = self.path / name
-            if path.is_symlink() or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
+        files.check_links(self.path, [self.path / name for name in OF_FOLDER if name != CHECKPOINTS])
+        for name in {_LOCK, _HISTORY, CARD, *OF_FOLDER}:
+            path, kind = self.path / name, "a folder" if name == CHECKPOINTS else "a file"
+            emptied = name in (_LOCK, CHECKPOINTS)
+            if (emptied and path.is_symlink()) or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):
                 raise ValueError(
-                    f"fit: expected a file {_LOCK} and a folder {CHECKPOINTS} in {os.fspath(self.path)!r}; got a link, "
-                    f"or something else, at {name}. Copy what it leads to, or remove it."
+                    f"fit: expected {kind} {name} in {os.fspath(self.path)!r}; got a link, or something else. Copy "
+                    "what it leads to, or remove it."
                 )
 
     def _record(self) -> dict[str, Any]:
@@ -239,4 +242,6 @@ class RunFolder:
 
     def _checkpoints(self, run: str) -> list[Path]:
         """Those of a run, the newest first."""
-        return sorted((self.path / CHECKPOINTS).glob(f"{run}-*.safetensors"), reverse=True)
+        found = sorted((self.path / CHECKPOINTS).glob(f"{run}-*.safetensors"), reverse=True)
+        files.check_links(self.path, found)
+        return found

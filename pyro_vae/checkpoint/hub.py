@@ -184,6 +184,7 @@ def _loadable(folder: str | os.PathLike[str]) -> Path:
     """A folder whose program others will be able to load."""
     path = a_path("push_to_hub", folder)
     read_description(path)
+    files.check_links(path, [path / CARD])  # which is sent as it is
     if not (path / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"push_to_hub: expected the weights of a program in {os.fspath(folder)!r}; got no {WEIGHTS}, which a run "

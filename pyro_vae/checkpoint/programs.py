@@ -36,6 +36,8 @@ PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "README.md",
 )
 CHECKPOINTS, RUN = "checkpoints", "run.json"
+OF_FOLDER = (PROGRAM, ARGUMENTS, WEIGHTS, BEST, CHECKPOINTS, RUN)
+"""What is read of a folder."""
 _SLACK = 64 * 2**20  # bytes that building a program may take beside its weights
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -175,7 +177,9 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
     run = files.read_json(folder / RUN).get("run") if (folder / RUN).is_file() else None
-    return sorted((p for p in (folder / CHECKPOINTS).glob(f"{run}-*.safetensors") if p.is_file()), reverse=True)
+    found = sorted((p for p in (folder / CHECKPOINTS).glob(f"{run}-*.safetensors") if p.is_file()), reverse=True)
+    files.check_links(folder, found)
+    return found
 
 
 def attributes_of(program: nn.Module, *, tensors: bool = True) -> dict[str, dict[str, Any]]:
@@ -248,6 +252,7 @@ def write_description(folder: Path, description: Any, tensors: Mapping[str, Tens
 
 def read_description(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     """What :func:`write_description` wrote."""
+    files.check_links(folder, [folder / name for name in OF_FOLDER])
     content = files.read_json(folder / PROGRAM)
     if "program" not in content:
         problem = checks.printable(str(content.get("problem")).partition(". ")[0], 300)

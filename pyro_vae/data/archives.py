@@ -12,7 +12,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from pyro_vae.data.arrays import first, listed
-from pyro_vae.data.parsing import file_of, lost, reading, unpacking
+from pyro_vae.data.parsing import entries, file_of, lost, reading, unpacking
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Of what is unpacked: this much, or this many times the size of the archive; deflate's most is a thousand times.
@@ -33,8 +33,9 @@ def read_arrays(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, 
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, str]:
-    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if len(members) < len(archive.infolist()):
+    found = entries(path, archive)
+    members = {info.filename.removesuffix(".npy"): info for info in found}
+    if len(members) < len(found):
         raise ValueError("two arrays of one name")
     if {"data", "shape", "format"} <= set(members):
         raise lost(path, "arrays; got a sparse matrix of scipy", "Pass scipy.sparse.load_npz of the file")

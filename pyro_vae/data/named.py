@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import os
 import queue
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -28,11 +30,12 @@ from torch import Tensor
 from pyro_vae.checks import printable
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.images import opened
-from pyro_vae.data.parsing import lost, reading, unpacking
+from pyro_vae.data.parsing import entries, lost, reading, unpacking
 
 _PROBE_SECONDS = 5.0
 _STALL_SECONDS = 30.0
 _REMEDY = "Delete it and load the set again."
+_IMAGES, _LABELS = 0x803, 0x801  # first bytes of an IDX file
 _PAGE, _PAGE_BYTES = (105, 105), 2**20  # of Omniglot
 _FAILURES = (OSError, RuntimeError, EOFError, http.client.HTTPException, zipfile.BadZipFile)
 
@@ -97,6 +100,8 @@ def _read_idx(source: Source, root: Path) -> tuple[Arrays, Arrays]:
     from torchvision.datasets import mnist
 
     def part(images_file: Path, labels_file: Path) -> Arrays:
+        for file in (images_file, labels_file):
+            _check_idx(file)
         with reading(images_file, _REMEDY):
             images: Tensor = mnist.read_image_file(str(images_file))
         with reading(labels_file, _REMEDY):
@@ -109,15 +114,29 @@ def _read_idx(source: Source, root: Path) -> tuple[Arrays, Arrays]:
     return part(train_images, train_labels), part(test_images, test_labels)
 
 
+def _check_idx(path: Path) -> None:
+    """Raises for a file that is not as long as its head says, before it is read as a whole."""
+    with reading(path, _REMEDY), path.open("rb") as file:
+        kind, count = struct.unpack(">II", file.read(8))
+        sizes = struct.unpack(">II", file.read(8)) if kind == _IMAGES else ()
+        if kind not in (_IMAGES, _LABELS):
+            raise ValueError("neither images nor labels of bytes")
+        length, found = file.tell() + math.prod((count, *sizes)), path.stat().st_size
+        if length != found:
+            raise ValueError(f"{found} bytes in place of {length}")
+
+
 def _read_omniglot(source: Source, root: Path) -> tuple[Arrays, Arrays]:
     def part(file: Path) -> Arrays:
         images, characters = [], []
         # Straight from the archive: an extracted folder has no order that is the same on every machine.
         with reading(file, _REMEDY), zipfile.ZipFile(file) as archive:
-            for entry in sorted(entry for entry in archive.namelist() if entry.endswith(".png")):
+            # With a number, since read() unpacks up to 2 GiB of a member that says another size than it has.
+            names = [entry.filename for entry in entries(file, archive)]
+            for entry in sorted(name for name in names if name.endswith(".png")):
                 with (
                     unpacking(file, archive, archive.getinfo(entry), _PAGE_BYTES) as packed,
-                    opened(file, io.BytesIO(packed.read())) as image,
+                    opened(file, io.BytesIO(packed.read(_PAGE_BYTES))) as image,
                 ):
                     if image.size != _PAGE:
                         raise lost(file, f"pages of {_PAGE} pixels; got {image.size}", _REMEDY.rstrip("."))

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from PIL import Image
@@ -82,6 +82,19 @@ class _LostError(ValueError):
 def lost(path: Path, expected: str, remedy: str) -> ValueError:
     """An error of a file of which a part would be lost, or which would take more than it may."""
     return _LostError(f"{file_of(path)}: expected {expected}. {remedy}.")
+
+
+def entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """What an archive holds, under names that lead nowhere else, though nothing is unpacked into a folder.
+
+    Raises:
+        ValueError: a name that does.
+    """
+    found = archive.infolist()
+    for name in (PurePosixPath(entry.filename.replace("\\", "/")) for entry in found):
+        if name.is_absolute() or ".." in name.parts:
+            raise lost(path, f"names within the archive; got {printable(name)}", "Do not trust it")
+    return found
 
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory by their headers

@@ -10,8 +10,9 @@ import pyro.optim
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_vae.checks import is_plain
+from pyro_vae.checks import is_plain, printable
 from pyro_vae.elbo.gradients import Gradient
+from pyro_vae.svi.optimizer_state import OptimizerCheck
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by
 from pyro_vae.svi.svi import SVI
 
@@ -75,13 +76,17 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
         n for n in present.keys() | state["parameters"].keys() if _kind(present, n) != _kind(state["parameters"], n)
     ]
     if differing:
+        others = printable(", ".join(sorted(differing)[:5]), 500)
         raise ValueError(
-            f"fit: expected the parameters and buffers of the run; got others: {', '.join(sorted(differing)[:5])}. "
-            "Build the program as it was, or use resume='weights'."
+            f"fit: expected the parameters and buffers of the run; got others: {others}. Build the "
+            "program as it was, or use resume='weights'."
         )
     for name, tensor in present.items():
         tensor.requires_grad_(state["trainable"][name])
         tensor.copy_(state["parameters"][name])
+    _check_counts(state["num_steps"], *(count for _, count in state["compiler"]["steps"]))
+    if other := [name for name, average in state["averages"].items() if average.shape != present[name].shape]:
+        raise ValueError(f"averages of other shapes, {', '.join(other[:5])}")
     svi.num_steps = state["num_steps"]
     svi.parameters._averages = {present[name]: average.to(present[name]) for name, average in state["averages"].items()}
     svi._moved = {present[name] for name in state["moved"]}
@@ -103,8 +108,9 @@ def _restore_loss(svi: SVI, device: torch.device, saved: list[Any]) -> None:
     parts = list(_parts_of_loss(svi))
     kinds, former = [type(part).__qualname__ for part in parts], [kind for kind, _ in saved]
     if kinds != former:
+        wanted = printable(", ".join(map(str, former)))
         raise ValueError(
-            f"fit: expected a loss made of {', '.join(former)}, as when the run's checkpoint was written; got one of "
+            f"fit: expected a loss made of {wanted}, as when the run's checkpoint was written; got one of "
             f"{', '.join(kinds)}. A gradient that a callback puts in place is not kept: give it from the start, or use "
             "resume='weights'."
         )
@@ -125,13 +131,20 @@ def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, st
                 "fit: expected the optimizer's parameters in the order of the run; got another. Build the optimizer as "
                 "it was, or use resume='weights'."
             )
+        check = OptimizerCheck(optimizer)
         optimizer.load_state_dict(state["optimizer"])
+        check(optimizer)
         if isinstance(svi._make_optimizer, FusedOptimizer):
             svi._make_optimizer.share(optimizer, order)
     elif isinstance(optimizer, pyro.optim.PyroOptim):
         for parameter in svi.parameters.named.values():  # those that it has keep their own state
             optimizer.optim_objs.pop(parameter, None)
         optimizer.set_state({store[name]: each for name, each in state["optimizer"].items()})
+
+
+def _check_counts(*counts: object) -> None:
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("counts of steps that are none")
 
 
 def _register_late_parameters(svi: SVI, names: _Names, state: State) -> None:

@@ -172,7 +172,7 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             differing["changed" if setting in _MAY_CHANGE else "refused"].append(words)
     if differing["refused"]:
         raise ValueError(
-            f"fit: expected the run that the folder holds; got another one: {'; '.join(differing['refused'][:5])}. Ask "
+            f"fit: expected the run that the folder holds; got another one: {checks.printable('; '.join(differing['refused'][:5]), 1000)}. Ask "
             "for what it was begun with; or begin another run from its weights, pyro_vae.load(...) and a folder of its "
             "own. resume='weights' does so in this one, and removes its history and checkpoints."
         )
@@ -182,9 +182,9 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             "begun.",
             stacklevel=6,
         )
-    if former["versions"].get("threads") != present["versions"]["threads"]:
+    if (threads := former["versions"].get("threads")) != present["versions"]["threads"]:
         warnings.warn(
-            f"fit: the run was begun with {former['versions']['threads']} threads, and goes on with "
+            f"fit: the run was begun with {threads!r:.60} threads, and goes on with "
             f"{present['versions']['threads']}: sums are rounded otherwise, so that its numbers are not those of an "
             "undisturbed run to the last bit. Use torch.set_num_threads to have the same.",
             stacklevel=6,

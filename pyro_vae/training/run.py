@@ -289,7 +289,7 @@ class Run:
             if self._settled(row):
                 watched = self.watched(found)
                 if self.stopping is not None:
-                    self.stopping.see(int(row["epoch"]), watched, self._tensors())
+                    self.stopping.see(int(row["epoch"]), watched, self.tensors())
                 if watched > self.best:
                     self.best = watched
                     self.on_best()
@@ -333,8 +333,8 @@ class Run:
             self.history.best_epoch, final = self.stopping.epoch, self.stopping.state
         elif self.svi.ema_decay is not None and self.svi.num_steps:
             with self.svi.averaged():
-                final = [tensor.clone() for tensor in self._tensors()]
-        for tensor, value in zip(self._tensors(), final, strict=False):
+                final = [tensor.clone() for tensor in self.tensors()]
+        for tensor, value in zip(self.tensors(), final, strict=False):
             tensor.copy_(value)
 
     @staticmethod
@@ -390,7 +390,7 @@ class Run:
                     row |= figures(prefix, self.svi.model, self.svi.guide, dataset, self._plate)
         return row
 
-    def _tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Every parameter and buffer that training changes."""
         buffers = [buffer for module in modules_of_program(self.program) for buffer in module.buffers()]
         return [tensor.detach() for tensor in (*self.svi.named_parameters().values(), *buffers)]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pyro_vae import checks
 from pyro_vae.checkpoint.folder import RunFolder
 from pyro_vae.checkpoint.programs import a_path, attributes_of, set_attributes, tensors_of
-from pyro_vae.checkpoint.tree import pack, unpack
+from pyro_vae.checkpoint.tree import alike, pack, unpack
 from pyro_vae.svi.state import restore, state_of
 from pyro_vae.training.history import Row
 from pyro_vae.training.identity import check_same, versions
@@ -272,6 +272,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
             f"fit: expected a run that ended with a whole epoch, to go on with; got one that ended {partly} steps into "
             f"an epoch of {run.budget.steps_per_epoch}. Use resume='weights'."
         )
+    _check_kinds(run, state)
     restore(run.svi, run.modules(), state["svi"])
     for name, module in run.modules().items():
         set_attributes(module, state["attributes"][name])
@@ -291,6 +292,31 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     if state["history"]["stopped"] == "early stopping":  # an interruption is over
         run.history.stopped = "early stopping"
     _set_random_state(run, state["random"])
+
+
+def _check_kinds(run: Run, state: dict[str, Any]) -> None:
+    """Raises for what would fail later on, or go on as another run: values of other kinds than those of a run."""
+    rows, so_far, best = state["history"]["epochs"], state["so_far"], state["stopping"]
+    numbers = [state["best"], *(value for row in rows for value in row.values())]
+    counts = [state["parts"] - 1, state["in_a_row"]]
+    if so_far is not None:
+        counts += [so_far[name] for name in ("steps", "seen", "skipped")]
+        numbers += [so_far["seconds"], float(so_far["total"])]
+        torch.Generator(run.generator.device).set_state(so_far["order"])
+    if run.stopping is not None:
+        counts.append(best["epoch"])
+        numbers.append(best["elbo"])
+        if best["epoch"] and [t.shape for t in best["state"]] != [t.shape for t in run.tensors()]:
+            raise ValueError("best weights of other shapes")
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("counts that are none")
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError("figures that are no numbers")
+    if run.scheduler is not None:
+        present = _without_functions(run.scheduler.state_dict())
+        other = [name for name, value in state["scheduler"].items() if not alike(value, present.get(name))]
+        if other:
+            raise ValueError(f"a schedule whose {other[0]!r} is another")
 
 
 def _random_state(run: Run) -> dict[str, Any]:
