@@ -99,6 +99,7 @@ LIKELIHOODS: dict[str, dict[str, Any]] = {
     "Normal": {"scale": 0.5, "min_scale": 0.01},
     "SigmaNormal": {"min_scale": 0.01},
     "Laplace": {"scale": "per_element", "min_scale": 0.01},
+    "Huber": {"delta": 1.0, "scale": "learned", "min_scale": 0.01},
     "StudentT": {"df": 3.0, "scale": "learned", "min_scale": 0.01},
     "Categorical": {"num_categories": 3, "spacing": 1.0},
     "OneHotCategorical": {},

@@ -10,7 +10,8 @@ data                                                         likelihoods
 0 or 1                                                       Bernoulli
 [0, 1]                                                       ContinuousBernoulli
 (0, 1)                                                       Beta, LogitNormal
-real                                                         Normal, SigmaNormal, Laplace, StudentT, Standardized
+real                                                         Normal, SigmaNormal, Laplace, Huber, StudentT,
+                                                             Standardized
 levels k / 255                                               DiscretizedLogistic, MixtureOfDiscretizedLogistics,
                                                              Categorical, Binomial, Dequantized
 counts                                                       Poisson, NegativeBinomial,
@@ -25,7 +26,7 @@ from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.bounded import Beta, ContinuousBernoulli, LogitNormal
 from pyro_vae.likelihoods.categorical import Categorical, OneHotCategorical
-from pyro_vae.likelihoods.continuous import Laplace, Normal, SigmaNormal, StudentT
+from pyro_vae.likelihoods.continuous import Huber, Laplace, Normal, SigmaNormal, StudentT
 from pyro_vae.likelihoods.counts import Binomial, Multinomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyro_vae.likelihoods.discretized import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.likelihoods.mixed import Mixed
@@ -39,6 +40,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",
+    "Huber",
     "Laplace",
     "Likelihood",
     "LogitNormal",
