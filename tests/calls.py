@@ -219,6 +219,26 @@ CALLS: dict[str, Callable[[], Call]] = {
             "chunk_size": 1,
         },
     ),
+    "explain": lambda: (
+        pyro_vae.explain,
+        {
+            "reconstruction": "huber",
+            "reduction": "sum",
+            "kl_reduction": "mean",
+            "event_shape": _SHAPE,
+            "kl_weight": 0.5,
+            "reconstruction_weight": 2.0,
+            "latent_dim": 2,
+            "batch_size": 7,
+            "delta": 0.5,
+            "num_categories": None,
+            "data": _bits(),
+        },
+    ),
+    "Explanation.at": lambda: (
+        pyro_vae.explain("mse", reduction="mean", kl_reduction="mean", latent_dim=2, event_shape=_SHAPE).at,
+        {"beta": 1.0},
+    ),
     "nets.as_size": lambda: (nets.as_size, {"shape": (1, 2)}),
     "nets.MLP": lambda: (
         nets.MLP,
