@@ -140,27 +140,31 @@ class Explanation:
 
 def _density(of: Explanation) -> Iterator[str]:
     """What p(x|z) is."""
-    each = f"{of.event_shape.numel():,} elements, independent given z"
+    each = f"for each of {of.event_shape.numel():,} elements, independent given z"
     if isinstance(of.error, LearnedNormal):
-        yield f"{of.error.words}, of a scale that is learned, is -log p(x|z) of {each}, but for a constant."
+        yield f"{of.error.words}, of a scale that is learned, is -log p(x|z) but for a constant, {each}."
     elif of.scale is None:
-        yield f"{of.error.words} is -log p(x|z) of a {of.error.family} p(x|z) of {each}."
+        yield f"{of.error.words} is -log p(x|z) of a {of.error.family}, {each}."
     else:
-        variance = f", variance {_figure(of.scale**2)}" if of.error.family == "Normal" else ""
+        variance = f" (variance {_figure(of.scale**2)})" if of.error.family == "Normal" else ""
         yield (
-            f"{of.error.words} is -log p(x|z) of a {of.error.family} p(x|z) of scale {_figure(of.scale)}{variance}, of "
-            f"{each}, but for a constant."
+            f"{of.error.words} is -log p(x|z) of a {of.error.family} of scale {_figure(of.scale)}{variance}, {each}, "
+            f"but for a constant.{_levels(of)}"
         )
-        if of.data is None:
-            yield f"That scale is {_figure(255 * of.scale)} gray levels of 255 where x is in [0, 1]."
-        elif of.data.span:
-            levels = _figure(255 * of.scale / of.data.span)
-            yield f"That scale is {levels} gray levels of 255, as the data span {_figure(of.data.span)}."
     if isinstance(of.error, Binary):
-        yield from _grays(of)
+        yield from _cross_entropy(of)
 
 
-def _grays(of: Explanation) -> Iterator[str]:
+def _levels(of: Explanation) -> str:
+    """A sentence on the scale in gray levels; none of data that are all the same."""
+    if of.scale is None or (of.data is not None and of.data.span == 0):
+        return ""
+    span = 1.0 if of.data is None else of.data.span
+    whole = "[0, 1]" if of.data is None else f"the data's span of {_figure(span)}"
+    return f" That scale is {_figure(255 * of.scale / span)} gray levels, 1/255 of {whole} each."
+
+
+def _cross_entropy(of: Explanation) -> Iterator[str]:
     """What cross-entropy is on gray pixels."""
     if of.data is not None and of.missing_normalizer is None:
         yield "The data are bits, as it asks for."
@@ -189,15 +193,15 @@ def _objective(of: Explanation) -> Iterator[str]:
     else:
         other = of.at(1.0)
         yield (
-            f"Equally, of the same gradients, it is a true ELBO, beta = 1, of scale {_figure(other.scale or 0)}: "
-            f"{_equation(other)}."
+            f"Equally, of the same gradients, it is a true ELBO, of scale {_figure(other.scale or 0)}: "
+            f"{_equation(other)}.{_levels(other)}"
         )
         yield "The two differ in p(x|z), hence in draws of x and in log p(x): the loss leaves open which is meant."
 
 
 def _equation(of: Explanation) -> str:
     constant = f" {'-' if of.constant > 0 else '+'} {_figure(abs(of.constant))}" if of.constant else ""
-    bound = f"-ELBO(beta = {_figure(of.beta)}){constant}"
+    bound = f"-ELBO(beta={_figure(of.beta)}){constant}"
     return f"{bound}, in nats" if math.isclose(of.factor, 1) else f"{_figure(of.factor)} * ({bound}), in nats"
 
 
