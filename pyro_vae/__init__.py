@@ -6,6 +6,7 @@ from types import ModuleType
 from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
 from pyro_vae.checkpoint.hub import from_pretrained, push_to_hub
 from pyro_vae.checkpoint.programs import load, save
+from pyro_vae.losses import explain
 from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
@@ -23,6 +24,7 @@ __all__ = [
     "data",
     "elbo",
     "evaluation",
+    "explain",
     "fit",
     "from_pretrained",
     "lab",

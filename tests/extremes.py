@@ -84,6 +84,17 @@ def _by_scipy(q: Any, p: Any, method: str = "logpmf") -> Callable[[Tensor], Tens
     return ratio
 
 
+def huber_divergence(delta: float, shift: float) -> float:
+    """KL between two Huber densities of scale 1 whose locations are ``shift`` apart, by quadrature in 30 digits."""
+    with mpmath.workdps(30):
+        d, shift = mpmath.mpf(delta), mpmath.mpf(shift)
+        h = lambda t: t**2 / 2 if abs(t) <= d else d * (abs(t) - d / 2)  # noqa: E731
+        ends = sorted({-d, d, shift - d, shift + d, mpmath.mpf(0), shift})
+        tails = [ends[0] - 80 / min(d, 1), *ends, ends[-1] + 80 / min(d, 1)]
+        z = mpmath.quad(lambda t: mpmath.exp(-h(t)), tails)
+        return float(mpmath.quad(lambda t: mpmath.exp(-h(t)) * (h(t - shift) - h(t)), tails) / z)
+
+
 def _body(dims: int = 2) -> nets.MLP:
     return nets.MLP(2, [])
 
@@ -315,6 +326,14 @@ def _tails() -> Iterator[tuple[str, Callable[[], Case]]]:
             return q, p, _by_scipy(exact[0], exact[1], "logpdf"), 20_000
 
         yield f"StudentT df={df:g} scale={scale:g}", student
+    for delta, scale in itertools.product((1e-3, 0.3, 3.0, 50.0), SCALES):
+
+        def huber(delta: float = delta, scale: float = scale) -> Case:
+            likelihood = _of(likelihoods.Huber, 3, delta=delta, scale=scale)
+            q, p = (likelihood.distribution(loc=torch.full((3,), value * scale)) for value in (0.0, 0.5))
+            return q, p, 3 * huber_divergence(delta, 0.5), 20_000
+
+        yield f"Huber delta={delta:g} scale={scale:g}", huber
     for loc, log_scale in itertools.product((-10.0, 0.0, 0.5, 1.0, 10.0), (1e-3, 0.05, 1.0, 1e3)):
 
         def discretized(loc: float = loc, scale: float = log_scale) -> Case:

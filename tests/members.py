@@ -56,6 +56,8 @@ LIKELIHOODS: dict[str, Callable[[], likelihoods.Likelihood]] = {
     ),
     "SigmaNormal": lambda: likelihoods.SigmaNormal(nets.MLP(LATENT, [5]), 4),
     "Laplace": lambda: likelihoods.Laplace(nets.MLP(LATENT, [5]), 4),
+    "Huber": lambda: likelihoods.Huber(nets.MLP(LATENT, [5]), 4),
+    "Huber, fixed": lambda: likelihoods.Huber(nets.MLP(LATENT, [5]), 4, delta=0.3, scale=0.5),
     "StudentT": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4),
     "StudentT, fixed": lambda: likelihoods.StudentT(nets.MLP(LATENT, [5]), 4, df=3.0, scale=0.5),
     "Categorical": lambda: likelihoods.Categorical(3, nets.MLP(LATENT, [5]), 4),

@@ -19,7 +19,7 @@ FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals"}
 MODELS = PARTS | {"models"}
 STEPS = {"traces", "elbo", "graphs", "compilation", "svi"}
-PUBLIC = MODELS | {"elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
+PUBLIC = MODELS | {"losses", "elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # everything may import it, and internals
     "internals": set(),
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "likelihoods": FAMILIES,
     "priors": FAMILIES,
     "conditionals": FAMILIES,
+    "losses": DENSITIES | {"likelihoods"},
     "models": PARTS,
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
     "traces": set(),

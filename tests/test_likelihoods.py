@@ -148,6 +148,7 @@ REFUSED = {
     "Normal, learned": (math.nan, "got values in no finite value and 4 NaN or infinite.*MissingAtRandom"),
     "SigmaNormal": (math.inf, "expected finite real values.*Remove infinite values"),
     "Laplace": (math.inf, "expected finite real values.*Remove infinite values"),
+    "Huber": (math.inf, "expected finite real values.*Remove infinite values"),
     "StudentT": (math.inf, "expected finite real values.*Remove infinite values"),
     "Categorical": (3.0, r"expected values 1 \* k, k = 0, \.\.\., 2.*Number the categories"),
     "Categorical, levels": (0.5, r"expected values 0\.003922 \* k, k = 0, \.\.\., 255.*Number the categories"),
@@ -205,7 +206,10 @@ def test_Likelihood_contexts_too_few_or_too_many_are_refused() -> None:
 # Location and scale
 
 
-@pytest.mark.parametrize("kind", [likelihoods.Normal, likelihoods.Laplace, likelihoods.StudentT, likelihoods.Beta])
+@pytest.mark.parametrize(
+    "kind",
+    [likelihoods.Normal, likelihoods.Laplace, likelihoods.Huber, likelihoods.StudentT, likelihoods.Beta],
+)
 def test_Normal_scale_is_fixed_learned_or_per_element(kind: Callable[..., likelihoods.Normal]) -> None:
     fixed, learned, each = (kind(body(), 4, scale=scale) for scale in (0.5, "learned", "per_element"))
     assert [len(list(one.parameters())) for one in (fixed, learned, each)] == [

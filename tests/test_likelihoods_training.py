@@ -41,6 +41,7 @@ GRAY: dict[str, MakeLikelihood] = {
     "Normal": lambda body: likelihoods.Normal(body, IMAGE),
     "SigmaNormal": lambda body: likelihoods.SigmaNormal(body, IMAGE),
     "Laplace": lambda body: likelihoods.Laplace(body, IMAGE),
+    "Huber": lambda body: likelihoods.Huber(body, IMAGE),
     "StudentT": lambda body: likelihoods.StudentT(body, IMAGE),
     "Dequantized Normal": lambda body: likelihoods.Dequantized(likelihoods.Normal(body, IMAGE), levels=17),
     "Dequantized Beta": lambda body: likelihoods.Dequantized(likelihoods.Beta(body, IMAGE), levels=17),

@@ -13,7 +13,9 @@ import pyro_vae
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, REPLACEMENTS, TABLES, KEEP, MEASURE, COMPARE, SPEED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+_, USE, REPLACEMENTS, TABLES, EXPLAIN, KEEP, MEASURE, COMPARE, SPEED = re.findall(
+    r"```python\n(.*?)```", README, re.DOTALL
+)
 
 
 @pytest.fixture
@@ -64,6 +66,13 @@ def test_README_code_of_tables_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "eyes": "str",
         "stage": "int64",
     }
+
+
+def test_README_code_of_explain_runs(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXPLAIN, names)
+    printed = capsys.readouterr().out
+    assert "19.8" in printed
+    assert "6.26" in printed
 
 
 def test_README_code_of_keep_and_share_runs(

@@ -7,6 +7,7 @@ from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.distributions.dequantized import Dequantized, dequantize
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogistic, MixtureOfDiscretizedLogistics
 from pyro_vae.distributions.elementwise import elementwise_log_prob
+from pyro_vae.distributions.huber import Huber
 from pyro_vae.distributions.hyperspherical_uniform import HypersphericalUniform
 from pyro_vae.distributions.in_double import Beta, Binomial, NegativeBinomial, Poisson, StudentT
 from pyro_vae.distributions.joint import Joint
@@ -35,6 +36,7 @@ __all__ = [
     "Dequantized",
     "DiscretizedLogistic",
     "HouseholderTransform",
+    "Huber",
     "HypersphericalUniform",
     "Joint",
     "Lattice",

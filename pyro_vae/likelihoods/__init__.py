@@ -10,7 +10,8 @@ data                                                         likelihoods
 0 or 1                                                       Bernoulli
 [0, 1]                                                       ContinuousBernoulli
 (0, 1)                                                       Beta, LogitNormal
-real                                                         Normal, SigmaNormal, Laplace, StudentT, Standardized
+real                                                         Normal, SigmaNormal, Laplace, Huber, StudentT,
+                                                             Standardized
 above 0                                                      LogNormal
 times, some of them cut off                                  Censored
 levels k / 255                                               DiscretizedLogistic, MixtureOfDiscretizedLogistics,
@@ -28,7 +29,7 @@ from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.binary import Bernoulli
 from pyro_vae.likelihoods.bounded import Beta, ContinuousBernoulli, LogitNormal
 from pyro_vae.likelihoods.categorical import Categorical, OneHotCategorical, Ordinal
-from pyro_vae.likelihoods.continuous import Laplace, LogNormal, Normal, SigmaNormal, StudentT
+from pyro_vae.likelihoods.continuous import Huber, Laplace, LogNormal, Normal, SigmaNormal, StudentT
 from pyro_vae.likelihoods.counts import (
     Binomial,
     Multinomial,
@@ -51,6 +52,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Dequantized",
     "DiscretizedLogistic",
+    "Huber",
     "Laplace",
     "Likelihood",
     "LogNormal",

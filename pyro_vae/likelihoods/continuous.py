@@ -1,4 +1,4 @@
-"""Densities of data on the real line and above 0: Normal, LogNormal, SigmaNormal, Laplace, StudentT."""
+"""Densities of data on the real line and above 0: Normal, LogNormal, SigmaNormal, Laplace, Huber, StudentT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_vae import distributions
+from pyro_vae import checks, distributions
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.location_scale import LocationScale, Scale
 from pyro_vae.nets import Body, Shape, Standardize, broadcasts
@@ -182,6 +182,47 @@ class Laplace(LocationScale):
 
     def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
         return dist.Laplace(loc, scale)
+
+
+class Huber(LocationScale):
+    r"""Independent real elements, a Normal near :math:`\mathrm{loc}_d(z)` with the tails of a Laplace.
+
+    With a fixed scale of 1, ``-log_prob`` is Huber's loss (``torch.nn.functional.huber_loss``) summed over the event
+    plus a constant, see :class:`pyro_vae.distributions.Huber`: an outlier pulls on the network with the force of an
+    error of delta scales, and no more. Accepts any finite x.
+
+    Args:
+        body: network from z to features.
+        event_shape: shape of one datum.
+        delta: distance from loc at which the tails begin, a float above 0, in scales.
+        scale: a positive float (fixed), ``"learned"`` or ``"per_element"``, that of the Normal part, in the units of x.
+        min_scale: lower bound of a scale that is not fixed, in the units of x; see :class:`LocationScale`.
+
+    Raises:
+        ValueError: ``delta`` is not above 0.
+
+    References:
+        Huber, "Robust Estimation of a Location Parameter", 1964, https://doi.org/10.1214/aoms/1177703732
+    """
+
+    support = constraints.real
+    accepts = "finite real values"
+    remedy = _REAL_REMEDY
+
+    def __init__(
+        self,
+        body: Body,
+        event_shape: Shape,
+        *,
+        delta: float = 1.0,
+        scale: Scale = "learned",
+        min_scale: float = 1e-3,
+    ) -> None:
+        self.delta = checks.number("Huber likelihood", "delta", delta, above=0)
+        super().__init__(body, event_shape, scale=scale, min_scale=min_scale)
+
+    def density(self, loc: Tensor, scale: Tensor) -> TorchDistribution:
+        return distributions.Huber(loc, scale, self.delta)
 
 
 class StudentT(LocationScale):

@@ -172,14 +172,15 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             differing["changed" if setting in _MAY_CHANGE else "refused"].append(words)
     if differing["refused"]:
         raise ValueError(
-            f"fit: expected the run that the folder holds; got another one: {checks.printable('; '.join(differing['refused'][:5]), 1000)}. Ask "
-            "for what it was begun with; or begin another run from its weights, pyro_vae.load(...) and a folder of its "
-            "own. resume='weights' does so in this one, and removes its history and checkpoints."
+            "fit: expected the run that the folder holds; got another one: "
+            f"{checks.printable('; '.join(differing['refused'][:5]), 1000)}. Ask for what it was begun with; or begin "
+            "another run from its weights, pyro_vae.load(...) and a folder of its own. resume='weights' does so in "
+            "this one, and removes its history and checkpoints."
         )
     if differing["changed"]:
         warnings.warn(
-            f"fit goes on with {'; '.join(differing['changed'])}: its numbers are no longer those of the run as it was "
-            "begun.",
+            f"fit goes on with {checks.printable('; '.join(differing['changed']), 500)}: its numbers are no longer "
+            "those of the run as it was begun.",
             stacklevel=6,
         )
     if (threads := former["versions"].get("threads")) != present["versions"]["threads"]:
