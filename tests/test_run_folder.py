@@ -312,7 +312,7 @@ def test_resume_weights_takes_what_fits_in_words(tmp_path: Path) -> None:
     history = fit(program, bits(), steps=1, progress=False, folder=tmp_path, resume="weights", seed=5, batch_size=50)
     assert history.settings["resumed"] == "took 10 of 10 tensors"
     other = vae(likelihood=likelihoods.Bernoulli(nets.MLP(2, [9]), 6))
-    with pytest.warns(UserWarning, match="took 7 of 10 tensors, and not model.likelihood.body.layers.0.bias"):
+    with pytest.warns(UserWarning, match="took 7 of 10 tensors, and not program.model.likelihood.body.layers.0.bias"):
         fit(other, bits(), steps=1, progress=False, folder=tmp_path, resume="weights")
     assert first is not None
 

@@ -166,6 +166,8 @@ class _Builder:
             return self._made[path]
         if kind == "$tuple" and isinstance(packed[kind], list):
             return tuple(self.at(path, packed[kind]))
+        if kind == "$pairs" and isinstance(packed[kind], list) and all(_is_pair(each) for each in packed[kind]):
+            return {key: self.at(_join(path, key), value) for key, value in packed[kind]}
         if kind == "$partial":
             parts = {name: self.at(f"{path}.{name}", packed.get(name)) for name in ("args", "keywords")}
             function = self.at(path, packed[kind])
@@ -184,6 +186,11 @@ class _Builder:
         if kind == "$dtype" and isinstance(content, str) and content in _DTYPES:
             return _DTYPES[content]
         raise _unreadable(packed)
+
+
+def _is_pair(each: Any) -> bool:
+    """Whether it is a key that is a number or a word, and a value."""
+    return isinstance(each, list) and len(each) == 2 and isinstance(each[0], bool | int | float | str | None)
 
 
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}

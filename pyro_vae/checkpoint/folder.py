@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,27 +105,56 @@ class RunFolder:
         return (self.path / BEST).is_file()
 
     def weights(self) -> dict[str, Tensor]:
-        """Those of the last checkpoint, or of a saved program, by their names in the program."""
+        """Those of the last checkpoint, or of a saved program, by the names that a checkpoint has."""
         if not self.has_run:
-            return files.read(self.path / WEIGHTS)[0]
+            return {f"program.{name}": tensor for name, tensor in files.read(self.path / WEIGHTS)[0].items()}
         self.settings()
-        found, _ = self.read_checkpoint()
-        return {name.removeprefix("program."): t for name, t in found.items() if name.startswith("program.")}
+        return self.read_checkpoint()[0]
 
-    def begin(self, program: object, settings: Mapping[str, Any], write: Callable[[], None]) -> None:
+    def check_whole(self, *, resume: object) -> None:
+        """Raises for a run of which a part was deleted, where beginning one would remove the rest.
+
+        Raises:
+            ValueError: naming what is left and what is gone.
+        """
+        found = [path.stem for path in (self.path / CHECKPOINTS).glob("*.safetensors")]
+        # One of no step is what a beginning leaves that failed.
+        left = any(not name.endswith("-000000000") for name in found)
+        described = (self.path / RUN).is_file()
+        if resume != "weights" and left and not described:
+            raise ValueError(
+                f"fit: expected {RUN} beside its checkpoints in {os.fspath(self.path)!r}; got none, without which no "
+                "run can go on. Put it back, or give another folder."
+            )
+        if resume is True and described and not found:
+            raise ValueError(
+                f"fit: expected checkpoints of the run in {os.fspath(self.path)!r}; got none, since they were deleted. "
+                f"Put them back, give another folder, or remove {RUN} to begin anew."
+            )
+
+    def describe_again(self, program: object) -> None:
+        """Writes what the program is built of, where that was deleted."""
+        if not (self.path / PROGRAM).is_file():
+            with self.writing("the description"):
+                self._describe(program, [])
+
+    def begin(
+        self, program: object, settings: Mapping[str, Any], write: Callable[[], None], loose: Sequence[str]
+    ) -> None:
         """Begins a run: what was there before stays until the new one can be gone on with.
 
         Args:
             program: what it trains.
             settings: what makes it the one that it is.
             write: writes its first checkpoint.
+            loose: names of parameters that no module has, which the weights of a program are without.
         """
         if isinstance(program, nn.Module):
             files.check_storable(program.state_dict())
         self.run = uuid.uuid4().hex[:8]
         write()
         with self.writing("the settings"):
-            self._describe(program)
+            self._describe(program, loose)
             files.write_json(self.path / RUN, {"run": self.run, **settings})
             self.write_history([])
             self.remove_weights(best=True)
@@ -206,8 +235,13 @@ class RunFolder:
         with self.writing("the card"):
             files.replace(self.path / CARD, card(program, figures, about).encode())
 
-    def _describe(self, program: object) -> None:
+    def _describe(self, program: object, loose: Sequence[str]) -> None:
         try:
+            if loose:
+                raise TypeError(
+                    f"Checkpoint: expected parameters of modules; got {', '.join(loose[:3])} of pyro.param statements, "
+                    "which the weights of a program are without. Make them nn.Parameters of a module, or PyroParams."
+                )
             if not isinstance(program, nn.Module):
                 raise TypeError(f"a {type(program).__name__}, which is no module.")
             write_description(self.path, *described(program))

@@ -9,10 +9,11 @@ where need be ``arguments.safetensors`` for tensors among the arguments; and ``R
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import itertools
 import json
 import os
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_vae import checks
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.card import card
 from pyro_vae.checkpoint.description import build, describe
+from pyro_vae.checkpoint.fingerprints import is_own, others_of
 from pyro_vae.checkpoint.tree import alike, pack, unpack
 
 PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
@@ -40,7 +43,6 @@ OF_FOLDER = (PROGRAM, ARGUMENTS, WEIGHTS, BEST, CHECKPOINTS, RUN)
 """What is read of a folder."""
 _SLACK = 64 * 2**20  # bytes that building a program may take beside its weights
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[str, float] | None = None) -> None:
@@ -51,6 +53,8 @@ def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[st
         program: a VAE or another program of this package, or an object of a class that derives from
             :class:`~pyro_vae.checkpoint.Recorded`.
         figures: what the card is to say of it, by name: nats per datum, for example.
+
+    Values of ``pyro.param`` statements are not the program's, and are not saved; make them parameters of its modules.
 
     Raises:
         OSError: the folder cannot be written.
@@ -115,16 +119,19 @@ def load(
             f"load: expected the best weights in {os.fspath(path)!r}; got none. Load the last ones, or train with "
             "fit(..., keep_best=True), which keeps them."
         )
-    unfinished = weights == "last" and not chosen.is_file()
-    if unfinished:
-        chosen = next(iter(checkpoints(path)), chosen)
-    budget = _SLACK + 8 * (chosen.stat().st_size if chosen.is_file() else 0)
-    with torch.random.fork_rng(devices=[]):
-        program = build(description, arguments, classes, budget)
-    if not isinstance(program, nn.Module):
-        raise ValueError(f"load: expected the description of a module; got {type(program).__name__}. Save it again.")
-    read_weights(chosen, program, of_run=unfinished)
-    return program.eval()
+    while True:
+        unfinished = weights == "last" and not chosen.is_file()
+        source = next(iter(checkpoints(path)), chosen) if unfinished else chosen
+        try:
+            budget = _SLACK + 8 * (source.stat().st_size if source.is_file() else 0)
+            with generators_as_they_were():
+                program = build(description, arguments, classes, budget)
+            read_weights(source, program, of_run=unfinished)
+            return program.eval()
+        except (OSError, ValueError):
+            # A run under way removes a checkpoint once a later one is whole.
+            if not unfinished or source == chosen or source.is_file():
+                raise
 
 
 def a_path(subject: str, folder: object) -> Path:
@@ -156,7 +163,7 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     own: dict[str, Any] = {}
     description = describe(program, tensors, own)
-    with torch.random.fork_rng(devices=[]):
+    with generators_as_they_were():
         again = build(json.loads(json.dumps(description)), tensors, own.values())
     _check_registered(program)
     _check_not_lazy(program)
@@ -172,6 +179,18 @@ def described(program: nn.Module) -> tuple[Any, dict[str, Tensor]]:
             f"{', '.join(sorted(changed)[:5])}. Build it with what it has now, so that it can be built again."
         )
     return description, tensors
+
+
+@contextlib.contextmanager
+def generators_as_they_were() -> Iterator[None]:
+    """Context manager that undoes what is drawn in it, of torch, NumPy and Python."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - constructors may draw from it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -196,7 +215,7 @@ def attributes_of(program: nn.Module, *, tensors: bool = True) -> dict[str, dict
     persistent = program.state_dict(keep_vars=True).keys() if tensors else set[str]()
     found: dict[str, dict[str, Any]] = {}
     for name, module in program.named_modules():
-        own = {key: _without_numpy(value) for key, value in vars(module).items() if _is_own(key)}
+        own = {key: _without_numpy(value) for key, value in vars(module).items() if is_own(key)}
         held = {key: value for key, value in own.items() if checks.is_plain(value, *others)}
         if tensors:
             buffers = module.named_buffers(recurse=False)
@@ -226,13 +245,28 @@ def set_attributes(program: nn.Module, attributes: Any) -> None:
                 raise _other_attributes(f"{name}.{key} like {type(before).__name__} {before!r:.40}", value)
             if key not in vars(module):  # a buffer
                 before.copy_(value)
-            elif isinstance(value, Tensor):
-                setattr(module, key, value.to(before.device) if isinstance(before, Tensor) else value)
-            elif type(value) is not type(before) or value != before:
+            elif (filled := _filled(before, value)) is not vars(module)[key]:
                 try:
-                    setattr(module, key, value)
+                    setattr(module, key, filled)
                 except (AttributeError, RuntimeError, TypeError, ValueError):
                     raise _other_attributes(f"{name}.{key} like {before!r:.60}", value) from None
+
+
+def _filled(before: Any, value: Any) -> Any:
+    """A value in the place of a present one; within it, where that is a tensor or container that others may hold."""
+    if isinstance(before, Tensor) and isinstance(value, Tensor):
+        value = value.to(before.device)
+        return before.copy_(value) if (before.shape, before.dtype) == (value.shape, value.dtype) else value
+    if isinstance(before, list) and isinstance(value, list):
+        before[:] = [_filled(*pair) for pair in zip(before, value, strict=False)] + value[len(before) :]
+        return before
+    if isinstance(before, dict) and isinstance(value, dict):
+        filled = {name: _filled(before.get(name), each) for name, each in value.items()}
+        before.clear()
+        before.update(filled)
+        return before
+    same = type(value) is type(before) and not isinstance(value, Tensor | tuple) and value == before
+    return before if same else value
 
 
 def _other_attributes(expected: str, got: Any) -> ValueError:
@@ -275,17 +309,24 @@ def write_weights(path: Path, program: nn.Module) -> None:
 def read_weights(path: Path, program: nn.Module, *, of_run: bool = False) -> None:
     """Gives a program the weights of a file, and what its modules held beside them.
 
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another program.
+
     Args:
         path: the file.
         program: as the saved one was built.
         of_run: whether the file is a checkpoint of a run, which holds more.
     """
+    if not isinstance(program, nn.Module):
+        raise ValueError(f"load: expected the description of a module; got {type(program).__name__}. Save it again.")
     found, metadata = files.read(path)
     prefix = "program." if of_run else ""
     saved = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix) and not n.startswith("$")}
-    floats = {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()}
-    if len(floats) == 1 and floats <= _FLOATS:
-        program.to(floats.pop())
+    for name, tensor in tensors_of(program):  # in the precision that it was saved in
+        kept = saved.get(name, tensor).dtype
+        if tensor.is_floating_point() and kept in _FLOATS:
+            tensor.data = tensor.data.to(kept)
     own = dict(tensors_of(program)) if of_run else program.state_dict()
     files.check(path, type(program).__name__, own, saved)
     with torch.no_grad():
@@ -308,27 +349,21 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_own(name: str) -> bool:
-    """Whether an attribute is not one of every module."""
-    return name not in _OF_EVERY_MODULE and name != "_pyro_name"
-
-
 def _structure(program: nn.Module) -> dict[str, Any]:
     """What two programs share that are built alike: classes of modules, kinds of what they hold, shapes of tensors."""
-    modules: dict[str, Any] = {f"{name or 'it'}": type(module) for name, module in program.named_modules()}
+    modules: dict[str, Any] = {f"{name or 'it'}": _class_of(module) for name, module in program.named_modules()}
     held = {
         f"{name}.{key}": _kind(value)
         for name, attributes in attributes_of(program).items()
         for key, value in attributes.items()
         if value is not None  # None may have become something
     }
-    functions = {
-        f"{name}.{key}": getattr(value, "__code__", value)
-        for name, module in program.named_modules()
-        for key, value in vars(module).items()
-        if _is_own(key) and inspect.isroutine(value)
-    }
-    return modules | held | functions | {n: (t.shape, t.is_floating_point()) for n, t in tensors_of(program)}
+    return modules | held | others_of(program) | {n: (t.shape, t.is_floating_point()) for n, t in tensors_of(program)}
+
+
+def _class_of(module: nn.Module) -> type:
+    """The class of a module; of one with parametrizations, which has a class of its own, that which it had before."""
+    return type(module).__mro__[1] if is_parametrized(module) else type(module)
 
 
 def _kind(value: Any) -> Any:
@@ -352,7 +387,7 @@ def _check_registered(program: nn.Module) -> None:
     for name, module in program.named_modules():
         for key, value in vars(module).items():
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-            if _is_own(key) and any(isinstance(each, nn.Module) and each not in known for each in inner):
+            if is_own(key) and any(isinstance(each, nn.Module) and each not in known for each in inner):
                 raise ValueError(
                     f"Checkpoint: expected every module to be registered; got some in {f'{name}.{key}'.lstrip('.')}, a "
                     f"{type(value).__name__}. Use nn.ModuleList or nn.ModuleDict, so that their weights are saved."

@@ -103,8 +103,9 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor], other: Callable[[dict[str
 def alike(saved: Any, present: Any) -> bool:
     """Whether a value of a file may take the place of a present one: a number that of a number, and so on.
 
-    Of lists every value is to be like the first present one, of dictionaries those of the same name. Any plain value or
-    tensor may take the place of None, and of what is not there; None takes that of a number, of a word, or of None.
+    Of lists every value is to be like the one in its place, or like the first present one where their lengths differ;
+    of dictionaries those of the same name. Any plain value or tensor may take the place of None, and of what is not
+    there; None takes that of a number, of a word, or of None.
 
     Example:
         >>> alike([0.1, 3], [0.5]), alike({"lr": "x"}, {"lr": 0.5}), alike(True, 1)
@@ -115,7 +116,10 @@ def alike(saved: Any, present: Any) -> bool:
     if isinstance(saved, Tensor) and isinstance(present, Tensor):
         return saved.shape == present.shape and saved.is_floating_point() == present.is_floating_point()
     if isinstance(present, list | tuple):
-        return isinstance(saved, list | tuple) and all(alike(each, present[0] if present else None) for each in saved)
+        if not isinstance(saved, list | tuple):
+            return False
+        likes = present if len(present) == len(saved) else [present[0] if present else None] * len(saved)
+        return all(alike(each, like) for each, like in zip(saved, likes, strict=True))
     if isinstance(present, Mapping):
         return isinstance(saved, Mapping) and all(alike(each, present.get(key)) for key, each in saved.items())
     if saved is None and isinstance(present, str):

@@ -17,6 +17,7 @@ from pyro_vae.svi.optimizers import FusedOptimizer, held_by
 from pyro_vae.svi.svi import SVI
 
 State = dict[str, Any]
+_REPLACED = "replaced"
 
 
 def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
@@ -33,7 +34,7 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
         "num_steps": svi.num_steps,
         "parameters": names.present(),
         "trainable": {name: tensor.requires_grad for name, tensor in names.present().items()},
-        "averages": {names[p]: average for p, average in svi.parameters._averages.items()},
+        "averages": {names[p]: average for p, average in svi.parameters._averages.items() if p in names},
         "moved": [names[p] for p in svi._moved if p in names],
         "loss": [[type(part).__qualname__, _plain(part)] for part in _parts_of_loss(svi)],
         "validated": [[_shape_of(each) for each in key] for key in svi._validated],
@@ -48,13 +49,22 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
         },
     }
     if isinstance(optimizer, torch.optim.Optimizer):
-        state["groups"] = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        # A parameter that was replaced stays with the optimizer; of it no run can go on, but its checkpoints are whole.
+        state["groups"] = [
+            [names[p] if p in names else _REPLACED for p in group["params"]]  # noqa: SIM401 - no dictionary
+            for group in optimizer.param_groups
+        ]
         state["optimizer"] = optimizer.state_dict()
     elif isinstance(optimizer, pyro.optim.PyroOptim):
         with svi.scope():
             waiting = {**optimizer._state_waiting_to_be_consumed, **optimizer.get_state()}
         state["optimizer"] = {names.stable[name]: each for name, each in waiting.items() if name in names.stable}
     return state
+
+
+def names_of(svi: SVI, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers by names that are the same in another process."""
+    return _Names(svi, modules).present()
 
 
 @torch.no_grad()
@@ -123,13 +133,13 @@ def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, st
     if isinstance(optimizer, torch.optim.Optimizer):
         held = held_by(optimizer)
         for group in state["groups"]:
-            if new := [present[name] for name in group if id(present[name]) not in held]:
+            if new := [present[n] for n in group if n in present and id(present[n]) not in held]:
                 optimizer.add_param_group({"params": new})
         order = [p for group in optimizer.param_groups for p in group["params"]]
-        if list(map(id, order)) != [id(present[name]) for group in state["groups"] for name in group]:
+        if list(map(id, order)) != [id(present.get(name)) for group in state["groups"] for name in group]:
             raise ValueError(
-                "fit: expected the optimizer's parameters in the order of the run; got another. Build the optimizer as "
-                "it was, or use resume='weights'."
+                "fit: expected the optimizer's parameters in the order of the run; got another, or the run replaced "
+                "some. Build the optimizer as it was, or use resume='weights'."
             )
         check = OptimizerCheck(optimizer)
         optimizer.load_state_dict(state["optimizer"])

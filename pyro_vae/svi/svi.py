@@ -212,15 +212,17 @@ class SVI:
         """Runs the programs once, so that parameters and optimizer exist before the first step.
 
         Only needed to reach :attr:`optimizer` before that, for example for a learning-rate schedule. Leaves the random
-        number generators as they were.
+        number generators, and buffers such as running means, as they were.
         """
         self.parameters.refresh()
+        before = self._buffers()
         with running_programs(), torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
             with torch.no_grad(), Declared() as declared:
                 args = self._prepared(args)
                 trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
                 poutine.replay(self.model, trace=trace)(*args, **kwargs)
             self._adopt(declared.names)
+        self._restore_buffers(before)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step; arguments are passed to model and guide.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import math
+import re
 import warnings
 from collections.abc import Mapping
-from types import CodeType
 from typing import Any
 
 import pyro
+import pyro.optim
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae import checks
 from pyro_vae.checkpoint.files import bytes_of
+from pyro_vae.checkpoint.fingerprints import class_of, described, others_of
 from pyro_vae.checkpoint.programs import attributes_of, tensors_of
 from pyro_vae.data import Dataset
 from pyro_vae.training.run import Run
@@ -38,11 +38,13 @@ def identity(run: Run) -> dict[str, Any]:
             "train": fingerprint(run.train),
             "validation": fingerprint(run.validation),
             "program": {
-                "class": type(program).__qualname__,
+                "class": class_of(type(program)),
+                "holds": None if isinstance(program, nn.Module) else described(program),
                 "modules": {
                     name: {
-                        "classes": {n: type(each).__qualname__ for n, each in module.named_modules()},
+                        "classes": {n: class_of(type(each)) for n, each in module.named_modules()},
                         "settings": attributes_of(module, tensors=False),
+                        "others": others_of(module),
                         "tensors": {n: list(t.shape) for n, t in tensors_of(module)},
                     }
                     for name, module in run.modules().items()
@@ -50,7 +52,7 @@ def identity(run: Run) -> dict[str, Any]:
                 "functions": [described(f) for f in (program.model, program.guide) if not isinstance(f, nn.Module)],
             },
             "loss": described(run.svi.loss),
-            "optimizer": [type(optimizer).__qualname__, described(getattr(optimizer, "defaults", None))],
+            "optimizer": [type(optimizer).__qualname__, _settings_of(optimizer)],
             "scheduler": described(scheduler),
             "beta": described(run.beta),
             **{name: settings[name] for name in ("epochs", "steps", "batch_size", "seed")},
@@ -64,6 +66,15 @@ def identity(run: Run) -> dict[str, Any]:
             "compile": run.svi.compiler.mode,
         },
     }
+
+
+def _settings_of(optimizer: Any) -> Any:
+    """The settings of an optimizer, of torch or of Pyro, without its state."""
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        return described([optimizer.pt_optim_constructor, optimizer.pt_optim_args, optimizer.pt_clip_args])
+    groups = getattr(optimizer, "param_groups", [])
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    return described(settings[0] if len(settings) == 1 else settings)
 
 
 def fingerprint(dataset: Dataset | None) -> Any:
@@ -80,50 +91,6 @@ def fingerprint(dataset: Dataset | None) -> Any:
         "binarization": dataset.binarization,
         "sha256": digest.hexdigest(),
     }
-
-
-def described(value: Any, depth: int = 8) -> Any:
-    """A setting as it is compared: functions by their code, objects by their class and the settings that they hold."""
-    if depth == 0:
-        return type(value).__qualname__
-
-    def inner(each: Any) -> Any:
-        return described(each, depth - 1)
-
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # which strict JSON lacks
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [inner(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): inner(each) for key, each in value.items()}
-    if hasattr(value, "func") and hasattr(value, "keywords"):
-        return {"function": inner(value.func), "args": inner(value.args), "keywords": inner(value.keywords)}
-    if inspect.isclass(value):
-        return value.__qualname__
-    if inspect.isroutine(value):
-        code, cells = getattr(value, "__code__", None), getattr(value, "__closure__", None) or ()
-        if code is None:
-            return value.__qualname__
-        return {
-            "function": value.__qualname__,
-            "code": hashlib.sha256(_code(code)).hexdigest()[:12],
-            "closes over": [inner(cell.cell_contents) for cell in cells],
-            "defaults": inner(getattr(value, "__defaults__", None)),
-        }
-    if isinstance(value, nn.Module):
-        return {"module": type(value).__qualname__, "tensors": {n: list(t.shape) for n, t in tensors_of(value)}}
-    # Neither what counts objects of this process, nor what estimators remember of programs.
-    left_out = ("_name", "_structures", "optimizer")
-    held = {n: v for n, v in getattr(value, "__dict__", {}).items() if n not in left_out and not isinstance(v, Tensor)}
-    return {"class": type(value).__qualname__, **inner(held)}
-
-
-def _code(code: CodeType) -> bytes:
-    """What a function does, wherever it stands: its operations, names and constants, and the functions within."""
-    constants = [_code(each) if isinstance(each, CodeType) else repr(each).encode() for each in code.co_consts]
-    return b"|".join([code.co_code, *(name.encode() for name in code.co_names), *constants])
 
 
 def versions(run: Run) -> dict[str, Any]:
@@ -146,12 +113,13 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_same(former: Mapping[str, Any], present: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
     """Raises for a run that is another one than the folder's.
 
     Args:
         former: the identity of the folder's run.
         present: that of this one.
+        kept: what its modules held at its last checkpoint, as this one's may in the process that it was begun in.
 
     Raises:
         ValueError: naming what differs.
@@ -165,7 +133,7 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     differing: dict[str, list[str]] = {"refused": [], "changed": []}
     for name, before, now in _differences("", former, present):
         setting = name.split(".")[1]
-        if setting not in _MAY_DIFFER:
+        if setting not in _MAY_DIFFER and not _as_kept(name, now, kept):
             words = (
                 f"{name.partition('.')[2]} {checks.printable(repr(before), 60)}, now {checks.printable(repr(now), 60)}"
             )
@@ -190,6 +158,13 @@ def check_same(former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             "undisturbed run to the last bit. Use torch.set_num_threads to have the same.",
             stacklevel=6,
         )
+
+
+def _as_kept(name: str, now: Any, kept: Mapping[str, Any]) -> bool:
+    """Whether a setting of a module is what a callback had made of it."""
+    found = re.fullmatch(r"settings\.program\.modules\.(\w+)\.settings\.(.*)\.(\w+)", name)
+    held = kept.get(found[1]) if found else None
+    return isinstance(held, Mapping) and found is not None and held.get(found[2], {}).get(found[3], name) == now
 
 
 def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:

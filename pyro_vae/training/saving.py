@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import random
 import re
@@ -18,13 +19,14 @@ from typing import Any, Literal
 import numpy as np
 import pyro.optim
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import checks
+from pyro_vae.checkpoint.fingerprints import others_of
 from pyro_vae.checkpoint.folder import RunFolder
-from pyro_vae.checkpoint.programs import a_path, attributes_of, set_attributes, tensors_of
+from pyro_vae.checkpoint.programs import a_path, attributes_of, set_attributes
 from pyro_vae.checkpoint.tree import alike, pack, unpack
-from pyro_vae.svi.state import restore, state_of
+from pyro_vae.svi.state import names_of, restore, state_of
 from pyro_vae.training.history import Row
 from pyro_vae.training.identity import check_same, versions
 from pyro_vae.training.run import EpochSoFar, Run
@@ -127,14 +129,17 @@ class Saving:
                 f"fit: expected a folder without weights, or a run with its checkpoints; got {path!r}, which has "
                 "weights alone. Take them by resume='weights', or give another folder."
             )
+        self.folder.check_whole(resume=self.resume)
         if self.keep_best or (started and self.resume is True and self.folder.has_best):
             run.on_best = lambda: self.folder.write_best(run.program)  # else the kept ones would no longer be the best
         if started and self.resume is True:
             self._go_on(run, identity)
             return
         if started or self.folder.has_program:
-            run.history.settings["resumed"] = _take(run.program, self.folder.weights())
-        self.folder.begin(run.program, identity, lambda: self._write(run))
+            present = names_of(run.svi, run.modules())
+            run.history.settings["resumed"] = _take(present, self.folder.weights())
+        late = [name for name in names_of(run.svi, run.modules()) if name.startswith("param.")]
+        self.folder.begin(run.program, identity, lambda: self._write(run), [n.removeprefix("param.") for n in late])
         self.folder.keep(self.keep_last)
         self.folder.write_card(run.program, {}, self._about(run, "under way, or broken off"))
 
@@ -212,11 +217,15 @@ class Saving:
                 "fit: expected a new pyro.optim optimizer to go on with a run; got one that holds the state of "
                 "parameters of another program. Make it anew: pyro.optim.Adam({'lr': 1e-3}), for example."
             )
-        check_same(former, identity)
         tensors, metadata = self.folder.read_checkpoint()
         tensors |= {f"svi.parameters.{name}": tensor for name, tensor in tensors.items()}
         with _of_this_form(self.folder.path):
-            _restore(run, unpack(metadata["state"], tensors))
+            state = unpack(metadata["state"], tensors)
+            kept = dict(state["attributes"])
+        check_same(former, identity, kept)
+        with _of_this_form(self.folder.path):
+            _restore(run, state)
+        self.folder.describe_again(run.program)
         if not run.is_over:  # while the run goes on, load is to read its last checkpoint
             self.folder.remove_weights(best=False)
         self.folder.write_history(run.history.epochs)
@@ -248,6 +257,7 @@ def _state(run: Run) -> dict[str, Any]:
     return {
         "svi": state_of(run.svi, run.modules()),
         "attributes": {name: attributes_of(module) for name, module in run.modules().items()},
+        "others": {name: others_of(module) for name, module in run.modules().items()},
         "training": [module.training for part in run.modules().values() for module in part.modules()],
         "scheduler": None if run.scheduler is None else _without_functions(run.scheduler.state_dict()),
         "stopping": None if stopping is None else {k: getattr(stopping, k) for k in ("epoch", "elbo", "state")},
@@ -276,6 +286,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     restore(run.svi, run.modules(), state["svi"])
     for name, module in run.modules().items():
         set_attributes(module, state["attributes"][name])
+        _check_others(name, others_of(module), state["others"][name])
     for module, training in zip(
         (module for part in run.modules().values() for module in part.modules()), state["training"], strict=True
     ):
@@ -292,6 +303,18 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     if state["history"]["stopped"] == "early stopping":  # an interruption is over
         run.history.stopped = "early stopping"
     _set_random_state(run, state["random"])
+
+
+def _check_others(name: str, present: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Raises for functions, arrays and objects that a module held at the checkpoint, and a file cannot give back."""
+    present = json.loads(json.dumps(present))
+    changed = [key for key in present.keys() | kept.keys() if present.get(key) != kept.get(key)]
+    if changed:
+        raise ValueError(
+            f"fit: expected modules that hold what they held when the checkpoint was written; got another "
+            f"{name}.{sorted(changed)[0]}, which changed while training. Keep what changes in numbers, words, tensors, "
+            "or containers of these, or use resume='weights'."
+        )
 
 
 def _check_kinds(run: Run, state: dict[str, Any]) -> None:
@@ -342,9 +365,8 @@ def _set_random_state(run: Run, state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"], run.train.device)
 
 
-def _take(program: Any, saved: Mapping[str, Tensor]) -> str:
-    """Gives a program what fits of saved weights; what it took, in words."""
-    own = dict(tensors_of(program)) if isinstance(program, nn.Module) else {}
+def _take(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """Gives tensors by name what fits of saved ones; what they took, in words."""
     fitting = [n for n, t in own.items() if n in saved and saved[n].shape == t.shape and saved[n].dtype == t.dtype]
     if own and not fitting:
         raise ValueError(
