@@ -81,6 +81,8 @@ def class_of(made: type) -> str:
         if (function := getattr(each, "__func__", getattr(each, "fget", each))) and inspect.isfunction(function)
     ]
     code = b"".join(_code(inspect.unwrap(function).__code__) for function in functions)
+    cells = [cell.cell_contents for function in functions for cell in inspect.unwrap(function).__closure__ or ()]
+    code += repr([described(each) for each in cells if not inspect.isclass(each)]).encode()  # not of super()
     return f"{made.__qualname__} of code {hashlib.sha256(code).hexdigest()[:8]}" if functions else made.__qualname__
 
 

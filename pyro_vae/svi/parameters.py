@@ -182,7 +182,8 @@ def _move(source: Any, target: Any, names: Iterable[str]) -> Any:
     """Copies entries of one state of a param store to another, which it returns."""
     for name in names:
         for part in ("params", "constraints"):
-            target[part][name] = source[part][name]
+            if name in source[part]:  # of a run that goes on, the statement is yet to bring the constraint
+                target[part][name] = source[part][name]
     return target
 
 
