@@ -224,6 +224,31 @@ def test_constants_may_be_read() -> None:
     assert losses == pytest.approx(expected, rel=1e-10)
 
 
+def test_held_distributions_ask_for_no_support() -> None:
+    """A distribution that is made while Pyro validates asks at every value, also in a step that does not."""
+    with pyro.validation_enabled(True):
+        held = dist.Normal(torch.zeros(()).double(), 1.0).expand([6]).to_event(1)
+
+    def observe(z: Tensor, x: Tensor, m: Tensor) -> None:
+        pyro.sample("x", held, obs=x * z)
+
+    _, expected = train(observe, pyro.infer.SVI, pyro.infer.Trace_ELBO)
+    svi, losses = train(observe, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
+    assert svi.compiler.num_graphs == 1
+    assert losses == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_reader_within_pyro_is_named() -> None:
+    """Pyro's losses score sites when the programs have run, so that no line of these is to blame."""
+
+    def observe(z: Tensor, x: Tensor, m: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.NanMaskedNormal(z, 1.0), obs=x)
+
+    with pytest.raises(RuntimeError, match=r"'log_prob' reads numbers .* at nanmasked\.py:\d+, .*: if ok\.all\(\):"):
+        train(observe, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
+
+
 def test_a_mask_that_is_a_buffer_may_select() -> None:
     """As those of coupling flows do: no step changes it."""
 
