@@ -134,7 +134,7 @@ def counted(z: Tensor, x: Tensor, m: Tensor) -> None:
 
 
 def subsampled(z: Tensor, x: Tensor, m: Tensor) -> None:
-    for i in pyro.plate("data", len(x), 2):
+    for i in map(int, pyro.plate("data", len(x), 2)):
         pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
 
 
@@ -193,7 +193,7 @@ def test_a_draw_whose_provenance_is_tracked_is_not_read() -> None:
         (repeated, r"size depends on values that differ from step to step, by aten\.repeat_interleave\.Tensor"),
         (sliced, f"'sliced' {READS}.*: pyro.factor"),
         (counted, f"'counted' {READS}.*: for t in range"),
-        (subsampled, f"'subsampled' {READS}.*: for i in pyro.plate"),
+        (subsampled, f"'subsampled' {READS}.*: for i in map"),
         (branching, f"'branching' {READS}.*: if m"),
         (packed, f"'packed' {READS}"),
         (listed, f"'listed' {READS}"),
@@ -225,7 +225,7 @@ def constants(z: Tensor, x: Tensor, m: Tensor) -> None:
 
 def sequential(z: Tensor, x: Tensor, m: Tensor) -> None:
     """A plate that is run through, whose indices are a tensor of constants."""
-    for i in pyro.plate("data", len(x)):
+    for i in map(int, pyro.plate("data", len(x))):
         pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
 
 
