@@ -16,7 +16,9 @@ of ``pyro.infer`` replaced before its tests are collected: this file is also the
                  a site has the gradient that Pyro would give it
 
 A test is refused when it meets an error of ours, "subject: expected ...; got ...", and has failed when it meets
-another. Tests that are expected to fail in Pyro count as skipped.
+another; one that fails or runs out of time in stock Pyro too, in the same run of this script, counts apart. Tests that
+are expected to fail in Pyro count as skipped. Under the table is each sentence that tests were refused with, and each
+failure with its explanation, or without one.
 """
 
 from __future__ import annotations
@@ -59,7 +61,12 @@ FILES = [
     "params",
     "nn",
 ]
-OUTCOMES = ["passed", "refused", "failed", "skipped", "timed out"]
+OUTCOMES = ["passed", "refused", "failed", "as stock", "skipped", "timed out"]
+EXPLAINED = {
+    r"install .?graphviz": "graphviz is not installed here",
+    r"requires_grad=True to a scalar": "a warning of torch, newer than Pyro's tests, which make errors of it",
+}
+"""Why tests fail, by what is in the error."""
 OURS = re.compile(r"[^:]+: expected .+; got .+\. .+", re.DOTALL)
 MODE, RESULTS, SECONDS = "PYRO_SUITE_MODE", "PYRO_SUITE_RESULTS", "PYRO_SUITE_SECONDS"
 STEPS = 3
@@ -291,31 +298,59 @@ def run(checkout: Path, file: str, mode: str, options: argparse.Namespace) -> Re
         return Result(read(results), note)
 
 
-def verbose(result: Result, stock: Result | None) -> None:
-    """Prints the tests that did not pass, and what they do in stock Pyro where that is the same."""
+def apart_from(result: Result, stock: Result | None) -> Result:
+    """The outcomes with those told apart that are failures of stock Pyro too."""
+    if stock is None:
+        return result
+    bad = ("failed", "timed out")
+    same = {
+        name for name, (outcome, _) in result.tests.items() if outcome in bad and stock.tests.get(name, [""])[0] in bad
+    }
+    return Result(
+        {name: ("as stock" if name in same else own, line) for name, (own, line) in result.tests.items()}, result.note
+    )
+
+
+def verbose(result: Result) -> None:
+    """Prints the tests that did not pass."""
     for name, (outcome, line) in result.tests.items():
-        if outcome in ("refused", "failed", "timed out"):
-            same = stock is not None and stock is not result and stock.tests.get(name, ("", ""))[0] == outcome
-            print(f"    {outcome} {name}{' (as in stock Pyro)' if same else ''}: {line}")
+        if outcome not in ("passed", "skipped"):
+            print(f"    {outcome} {name}: {line}")
+
+
+def explanation(line: str) -> str:
+    """Why a test failed, of the first line of its error."""
+    return next((why for pattern, why in EXPLAINED.items() if re.search(pattern, line)), "no explanation")
 
 
 def table(options: argparse.Namespace) -> None:
     """Prints outcomes by file and mode, and then what was refused with which words."""
     refusals: Counter[str] = Counter()
+    failures: list[str] = []
     print(f"{'':34} {'':11}" + "".join(f"{outcome:>10}" for outcome in OUTCOMES))
     for file in options.files:
         results: dict[str, Result] = {}
         for mode in options.modes:
-            results[mode] = result = run(options.checkout, file, mode, options)
+            result = apart_from(run(options.checkout, file, mode, options), results.get("stock"))
+            results[mode] = result
             counts = "".join(f"{result.count(outcome):10}" for outcome in OUTCOMES)
             print(f"{file:34} {mode:11}{counts}  {result.note}".rstrip(), flush=True)
             if options.verbose:
-                verbose(result, results.get("stock"))
+                verbose(result)
             refusals.update(line for outcome, line in result.tests.values() if outcome == "refused")
+            failures += [
+                f"{mode}: {name}: {explanation(line) if outcome == 'failed' else outcome}: {line}"
+                for name, (outcome, line) in result.tests.items()
+                if outcome in ("failed", "timed out")
+            ]
     if refusals:
         print("\nrefused, with the number of tests:")
     for line, number in refusals.most_common():
         print(f"{number:5}  {line}")
+    if failures:
+        print("\nfailed, or ran out of time:")
+    for line in failures:
+        print(f"       {line}".removesuffix(": "))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn.modules import module as every_module
@@ -48,6 +49,7 @@ __all__ = [
     "tree_leaves",
     "without_nan_warnings",
     "without_pyro_parameters",
+    "without_sample_checks",
 ]
 
 
@@ -206,3 +208,11 @@ def without_nan_warnings() -> Iterator[None]:
         for module in [m for m in sys.modules.values() if getattr(m, "__dict__", {}).get("warn_if_nan") is warn_if_nan]:
             stack.enter_context(_replaced(module, "warn_if_nan", lambda value, *_, **__: value))
         yield
+
+
+def without_sample_checks() -> AbstractContextManager[None]:
+    """Context manager in which no distribution asks whether a value is in its support.
+
+    One that was made while Pyro validated, and is held by a module as a prior often is, would ask ever after.
+    """
+    return _replaced(Distribution, "_validate_sample", lambda self, value: None)

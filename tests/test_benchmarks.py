@@ -66,6 +66,9 @@ def test_module():
 
 def test_skipped():
     pytest.skip()
+
+def test_missing():
+    raise ImportError("you need to install `graphviz`")
 """
 
 
@@ -85,14 +88,16 @@ def test_pyro_suite_replaces_names_and_tells_what_is_refused(tmp_path: Path) -> 
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith("infer/")]
     assert rows == [
-        ["infer/test_a.py", "stock", "3", "0", "0", "1", "0"],
-        ["infer/test_a.py", "eager", "2", "0", "1", "1", "0"],
-        ["infer/test_a.py", "recorded", "1", "1", "1", "1", "0"],
-        ["infer/test_a.py", "compiled", "1", "1", "1", "1", "0"],
-        ["infer/test_a.py", "estimators", "2", "0", "1", "1", "0"],
+        ["infer/test_a.py", "stock", "3", "0", "1", "0", "1", "0"],
+        ["infer/test_a.py", "eager", "2", "0", "1", "1", "1", "0"],
+        ["infer/test_a.py", "recorded", "1", "1", "1", "1", "1", "0"],
+        ["infer/test_a.py", "compiled", "1", "1", "1", "1", "1", "0"],
+        ["infer/test_a.py", "estimators", "2", "0", "1", "1", "1", "0"],
     ]
     assert "    2  SVI: expected a step that can be compiled; got one that cannot: " in result.stdout
     assert "failed test_a.py::test_module: AssertionError: " in result.stdout
+    assert "stock: test_a.py::test_missing: graphviz is not installed here: ImportError: " in result.stdout
+    assert "eager: test_a.py::test_module: no explanation: AssertionError: " in result.stdout
 
 
 @pytest.mark.slow

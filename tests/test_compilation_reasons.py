@@ -133,6 +133,11 @@ def counted(z: Tensor, x: Tensor, m: Tensor) -> None:
         pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[t])
 
 
+def subsampled(z: Tensor, x: Tensor, m: Tensor) -> None:
+    for i in map(int, pyro.plate("data", len(x), 2)):
+        pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
+
+
 def branching(z: Tensor, x: Tensor, m: Tensor) -> None:
     if m[-1]:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x[0])
@@ -188,6 +193,7 @@ def test_a_draw_whose_provenance_is_tracked_is_not_read() -> None:
         (repeated, r"size depends on values that differ from step to step, by aten\.repeat_interleave\.Tensor"),
         (sliced, f"'sliced' {READS}.*: pyro.factor"),
         (counted, f"'counted' {READS}.*: for t in range"),
+        (subsampled, f"'subsampled' {READS}.*: for i in map"),
         (branching, f"'branching' {READS}.*: if m"),
         (packed, f"'packed' {READS}"),
         (listed, f"'listed' {READS}"),
@@ -217,11 +223,49 @@ def constants(z: Tensor, x: Tensor, m: Tensor) -> None:
     pyro.sample("x", dist.Normal(z, scale), obs=x[0])
 
 
-def test_constants_may_be_read() -> None:
-    _, expected = train(constants, pyro.infer.SVI, pyro.infer.Trace_ELBO)
-    svi, losses = train(constants, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
+def sequential(z: Tensor, x: Tensor, m: Tensor) -> None:
+    """A plate that is run through, whose indices are a tensor of constants."""
+    for i in map(int, pyro.plate("data", len(x))):
+        pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
+
+
+def single_constants(z: Tensor, x: Tensor, m: Tensor) -> None:
+    counts = torch.arange(4)
+    scale = counts[2].item() + float(counts[1]) if counts[3] > 2 else 1.0
+    pyro.sample("x", dist.Normal(z, scale), obs=x[int(counts[1])])
+
+
+@pytest.mark.parametrize("observe", [constants, sequential, single_constants])
+def test_constants_may_be_read(observe: Program) -> None:
+    _, expected = train(observe, pyro.infer.SVI, pyro.infer.Trace_ELBO)
+    svi, losses = train(observe, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
     assert svi.compiler.num_graphs == 1
     assert losses == pytest.approx(expected, rel=1e-10)
+
+
+def test_held_distributions_ask_for_no_support() -> None:
+    """A distribution that is made while Pyro validates asks at every value, also in a step that does not."""
+    with pyro.validation_enabled(True):
+        held = dist.Normal(torch.zeros(()).double(), 1.0).expand([6]).to_event(1)
+
+    def observe(z: Tensor, x: Tensor, m: Tensor) -> None:
+        pyro.sample("x", held, obs=x * z)
+
+    _, expected = train(observe, pyro.infer.SVI, pyro.infer.Trace_ELBO)
+    svi, losses = train(observe, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
+    assert svi.compiler.num_graphs == 1
+    assert losses == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_reader_within_pyro_is_named() -> None:
+    """Pyro's losses score sites when the programs have run, so that no line of these is to blame."""
+
+    def observe(z: Tensor, x: Tensor, m: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.NanMaskedNormal(z, 1.0), obs=x)
+
+    with pytest.raises(RuntimeError, match=r"'log_prob' reads numbers .* at nanmasked\.py:\d+, .*: if ok\.all\(\):"):
+        train(observe, partial(SVI, compile=True), pyro.infer.Trace_ELBO)
 
 
 def test_a_mask_that_is_a_buffer_may_select() -> None:

@@ -101,3 +101,11 @@ def test_without_pyro_parameters_sees_parameters_of_pyro() -> None:
     module = PyroModule("module")
     module.scale = PyroParam(torch.ones(()), dist.constraints.positive)
     assert not internals.without_pyro_parameters(module)
+
+
+def test_without_sample_checks_asks_no_distribution_that_is_held() -> None:
+    held = dist.Gamma(torch.ones(2), 1.0, validate_args=True)
+    with internals.without_sample_checks():
+        held.log_prob(-torch.ones(2))
+    with pytest.raises(ValueError, match="within the support"):
+        held.log_prob(-torch.ones(2))

@@ -39,7 +39,7 @@ class Graph:
             self._has_gradient = [gradient is not None for gradient in gradients]
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
-        with internals.one_fake_mode(), Reading():
+        with internals.one_fake_mode(), internals.without_sample_checks(), Reading():
             graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from pyro_vae.graphs.reading import ReadError, draws_random_numbers
 
 _PACKAGES = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, str(Path(__file__).parent))]
+_READERS = [str(Path(file).parent) for file in (torch.distributions.__file__, pyro.__file__)]
 
 
 class Watch:
@@ -68,7 +69,8 @@ def reason_of(error: Exception) -> str:
         return next(iter(text.strip().splitlines()), type(error).__name__)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_PACKAGES, "<"))]
-    frame = (own or frames)[-1]
+    theirs = [frame for frame in frames if frame.filename.startswith(tuple(_READERS))]
+    frame = (own or theirs or frames)[-1]
     return (
         f"{frame.name!r} reads numbers from a tensor, or branches on one, at {Path(frame.filename).name}:"
         f"{frame.lineno}, and does what they say: {frame.line}"

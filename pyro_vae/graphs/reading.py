@@ -13,6 +13,13 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae import internals
 
 _READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__}
+_NUMBERS: dict[Any, Callable[[Any], Any]] = {
+    Tensor.item: lambda number: number,
+    Tensor.__int__: int,
+    Tensor.__index__: int,
+    Tensor.__float__: float,
+    Tensor.__bool__: bool,
+}
 _SIZED_FROM = {torch.tensor_split: 1, Tensor.tensor_split: 1, torch.ctc_loss: 2}
 """Functions that read sizes from tensors, by the first argument that they do so from."""
 
@@ -25,7 +32,7 @@ class Reading(TorchFunctionMode):
     """Context manager that finds, while operations are recorded, what is read from tensors past them.
 
     A single number that is read, or a branch, is an error of recording itself. What depends on constants alone, such as
-    the values of ``torch.arange(3)``, may be read.
+    the values of ``torch.arange(3)``, over which Pyro's sequential plates run, may be read.
 
     Raises:
         ReadError: something is read that depends on the inputs or on random numbers.
@@ -40,6 +47,9 @@ class Reading(TorchFunctionMode):
             read = [*args[_SIZED_FROM[func] :], *kwargs.values()]
         if any(isinstance(value, Tensor) and _varies(value) for value in read):
             raise ReadError(f"{getattr(func, '__name__', func)} reads the values of a tensor")
+        if func in _NUMBERS and args[0].numel() == 1 and not _varies(args[0]):
+            number = args[0].detach().reshape(()).tolist()  # unlike a single number, recording lets a list be read
+            return _NUMBERS[func](number)
         return func(*args, **kwargs)
 
 

@@ -27,7 +27,7 @@ def record(function: Function, *args: Tensor) -> GraphModule | None:
 
     Random generators are left as they were.
     """
-    with random_state(args), Reading():
+    with random_state(args), internals.without_sample_checks(), Reading():
         try:
             recorded = make_fx(lambda *inputs: function(*inputs))(*args)  # it would count the self of a method
         except Exception:  # noqa: BLE001 - a function may refuse in any way; it is run as it is then
