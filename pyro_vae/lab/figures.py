@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.lab.rows import RacePoint, Row
+from pyro_vae.lab.verdicts import Verdict
 
 _NOTHING = 1e-12  # of the largest variance: rounding
 
@@ -83,4 +84,26 @@ def race_figure(
             axes.plot(at, [value.value for value in values], marker=".", label=name)
         axes.set(title=title, xlabel=by, ylabel="nats per datum")
         axes.legend(fontsize="small")
+    return figure
+
+
+def ranking_figure(by_seed: Mapping[str, Sequence[float]], verdicts: Sequence[Verdict], quantity: str) -> Figure:
+    """Figures of each seed, best entry first, and the difference of each pair with its interval."""
+    figure = Figure(figsize=(9, 1.3 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
+    entries, pairs = figure.subplots(1, 2)
+    for place, values in enumerate(by_seed.values()):
+        entries.plot(values, [place] * len(values), "o", color="0.5", markersize=4)
+        entries.plot(sum(values) / len(values), place, "|", color="black", markersize=14)
+    entries.set(xlabel=f"{quantity}, nats per datum", yticks=range(len(by_seed)), yticklabels=list(by_seed))
+    for place, verdict in enumerate(verdicts):
+        color = "C0" if verdict.better else "0.6"
+        pairs.errorbar(verdict.difference, place, xerr=verdict.margin, fmt="o", capsize=2, color=color)
+    pairs.axvline(0, color="0.8", zorder=0)
+    pairs.set(
+        xlabel="difference, nats per datum; gray: cannot tell",
+        yticks=range(len(verdicts)),
+        yticklabels=[f"{v.first} - {v.second}" for v in verdicts],
+    )
+    for axes, count in ((entries, len(by_seed)), (pairs, len(verdicts))):
+        axes.set_ylim(max(count, 1) - 0.5, -0.5)
     return figure
