@@ -482,7 +482,9 @@ class Parts:
         return torch.autograd.grad(total, parameters)[0]
 
 
-@pytest.mark.parametrize("gradient", [{"s": "score"}, {"s": Score("leave_one_out")}, "score"], ids=["mapping", "object", "name"])
+@pytest.mark.parametrize(
+    "gradient", [{"s": "score"}, {"s": Score("leave_one_out")}, "score"], ids=["mapping", "object", "name"]
+)
 def test_BySite_plates_of_one_dim_are_two_plates(gradient: Any) -> None:
     """Every bit is credited with all data, and with its own prior; within 5 standard errors of 50 estimates."""
     torch.manual_seed(0)

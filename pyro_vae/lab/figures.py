@@ -68,9 +68,9 @@ def _families(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def race_figure(
-    curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int
+    curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int, num_seeds: int
 ) -> Figure:
-    """-ELBO and importance-weighted NLL against what was equal for all."""
+    """-ELBO and importance-weighted NLL against what was equal for all; the seeds of an entry have one color."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, field, title in zip(
         figure.subplots(1, 2),
@@ -78,10 +78,18 @@ def race_figure(
         ("-ELBO", f"-log p(x), importance-weighted, K = {num_particles}"),
         strict=True,
     ):
-        for name, points in curves.items():
+        for i, (name, points) in enumerate(curves.items()):
             values = [getattr(point, field) for point in points]
             at = [getattr(point, by) for point in points]
-            axes.plot(at, [value.value for value in values], marker=".", label=name)
+            entry, seed = divmod(i, num_seeds)
+            label = name if num_seeds == 1 else name.rpartition(", seed ")[0]
+            axes.plot(
+                at,
+                [value.value for value in values],
+                marker=".",
+                color=f"C{entry % 10}",
+                label=None if seed else label,
+            )
         axes.set(title=title, xlabel=by, ylabel="nats per datum")
         axes.legend(fontsize="small")
     return figure

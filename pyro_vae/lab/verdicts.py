@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,14 @@ from torch import Tensor
 
 from pyro_vae.lab.student import t_quantile
 
+ERROR_RATE = 0.01
+"""The probability that any interval misses its difference, unless told."""
+
 POWER = 0.8
 """The probability with which the seeds that a verdict asks for would tell a difference of the size seen."""
+
+TRUSTED = 0.1
+"""The largest share of unreliable estimates with which an entry may be told to be worse."""
 
 MOST_SEEDS = 1000
 """The most seeds that a verdict asks for."""
@@ -69,8 +75,9 @@ class Verdict:
         standard_error: of the difference.
         margin: half the width of its interval; the error rate is that of the intervals of all pairs at once.
         better: whether ``first`` is.
-        doubtful: whether the interval says so, but not where the second's figures are given what importance sampling
-            may have taken from them: their bias, and the lead of the first at data with an unreliable k-hat.
+        doubtful: whether the interval says so, but ``second`` may have lost it to importance sampling: its k-hat is
+            unreliable at over a tenth of the data, or the interval says otherwise where its figures are given their
+            bias, and the lead of ``first`` at data with an unreliable k-hat.
         more_seeds: how many more seeds would tell a difference of this size with probability .8; None where it is
             told, where there is one seed, and where 1,000 would not.
         more_data: likewise more test data, with a single seed.
@@ -92,7 +99,8 @@ class Verdict:
             return f"{self.first} is better than {self.second} by {size}"
         cannot = f"{self.first} and {self.second}: cannot tell, {size}"
         if self.doubtful:
-            return f"{cannot}, for importance sampling may take as much from {self.second}; draw more particles"
+            remedy = "draw more particles, or rank of='iwelbo'"
+            return f"{cannot}, which {self.second} may owe to importance sampling; {remedy}"
         if self.difference == 0:
             return f"{cannot}; they are equal on every datum" if self.margin == 0 else cannot
         if self.more_seeds is not None:
@@ -100,6 +108,11 @@ class Verdict:
         if self.more_data is not None:
             return f"{cannot}; about {self.more_data:,} more test data would"
         return f"{cannot}; {MOST_SEEDS:,} seeds would not, on these test data"
+
+
+def together(seeds: Sequence[Scores]) -> Scores:
+    """Scores of programs of one seed each."""
+    return Scores(*(torch.cat([getattr(s, part) for s in seeds]) for part in ("value", "missing", "unreliable")))
 
 
 def verdicts(scores: Mapping[str, Scores], error_rate: float) -> tuple[Verdict, ...]:
@@ -120,10 +133,12 @@ def _verdict(first: str, second: str, a: Scores, b: Scores, tail: float) -> Verd
     difference, spread = d.mean().item(), _Spread.of(d)
     margin = spread.margin(tail) + (rounding if d.any() else 0.0)
     told = difference > margin
-    # Importance sampling is low where the guide is poor: a lead that may be due to that is no lead.
+    # Importance sampling is low where the guide is poor: a lead that may be due to that is no lead. Where a guide is so
+    # poor that k-hat is unreliable at many data, estimates are low at the others too.
     granted = d - b.missing.double()
     granted = torch.where(b.unreliable == 1, granted.clamp(max=0), granted)
-    sure = granted.mean().item() > _Spread.of(granted).margin(tail) + rounding
+    trusted = (b.unreliable == 1).double().mean().item() <= TRUSTED
+    sure = trusted and granted.mean().item() > _Spread.of(granted).margin(tail) + rounding
     seeds = data = None
     if not told and difference > 0:
         seeds, data = spread.more(difference, tail)
