@@ -175,7 +175,9 @@ def test_race_entries_are_programs_and_estimators_and_each_seed_has_its_weights(
     last = [found.curves[f"tight, seed {s}"][-1].nll.value for s in (5, 6)]
     assert ranked.by_seed["tight"] == pytest.approx([-value for value in last], rel=1e-5)
     (left, _) = found.figure().axes
-    assert [text.get_text() for text in left.get_legend().get_texts()] == list(entries)
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(entries)
     assert [line.get_color() for line in left.lines] == ["C0", "C0", "C1", "C1", "C2", "C2"]
 
 
