@@ -97,7 +97,7 @@ def race_figure(
 
 def ranking_figure(by_seed: Mapping[str, Sequence[float]], verdicts: Sequence[Verdict], quantity: str) -> Figure:
     """Figures of each seed, best entry first, and the difference of each pair with its interval."""
-    figure = Figure(figsize=(9, 1.3 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
     entries, pairs = figure.subplots(1, 2)
     for place, values in enumerate(by_seed.values()):
         entries.plot(values, [place] * len(values), "o", color="0.5", markersize=4)
@@ -108,7 +108,7 @@ def ranking_figure(by_seed: Mapping[str, Sequence[float]], verdicts: Sequence[Ve
         pairs.errorbar(verdict.difference, place, xerr=verdict.margin, fmt="o", capsize=2, color=color)
     pairs.axvline(0, color="0.8", zorder=0)
     pairs.set(
-        xlabel="difference, nats per datum; gray: cannot tell",
+        xlabel="difference, nats per datum\n(gray: cannot tell)",
         yticks=range(len(verdicts)),
         yticklabels=[f"{v.first} - {v.second}" for v in verdicts],
     )

@@ -101,8 +101,8 @@ class Ranking(Result):
         notes = [f"in nats per datum, of {self.measure}, N = {e.num_data:,} test data{how}"]
         if self.verdicts:
             count = len(self.verdicts)
-            shared = f"all {count} intervals at once (Bonferroni)" if count > 1 else "the interval"
-            notes.append(f"± covers the difference with probability {1 - self.error_rate:g}, {shared}")
+            shared = f", for all {count} pairs at once (Bonferroni)" if count > 1 else ""
+            notes.append(f"± covers the difference with probability {1 - self.error_rate:g}{shared}")
         if self.num_seeds > 1:
             notes.append(
                 f"The claim is about training anew and about new data: {self.num_seeds} seeds; paired by seed and datum"
@@ -180,8 +180,8 @@ def rank(
         >>> for verdict in found.verdicts:
         ...     print(verdict)
         at 0 and also at 0: cannot tell, 0 ± 0; they are equal on every datum
-        at 0 is better than at 2 by 1 ± 0.35
-        also at 0 is better than at 2 by 1 ± 0.35
+        at 0 is better than at 2 by 1 ± 0.29
+        also at 0 is better than at 2 by 1 ± 0.29
         >>> [found.places(name) for name in programs]
         [(1, 2), (1, 2), (3, 3)]
     """

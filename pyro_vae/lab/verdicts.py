@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pyro_vae.lab.student import t_quantile
 
-ERROR_RATE = 0.01
+ERROR_RATE = 0.05
 """The probability that any interval misses its difference, unless told."""
 
 POWER = 0.8
