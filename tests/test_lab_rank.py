@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae import VAE, conditionals, likelihoods, nets, priors
 from pyro_vae.data import as_dataset
 from pyro_vae.elbo import ELBO
+from pyro_vae.evaluation import log_marginal_likelihood
 from pyro_vae.lab import Ranking, race, rank
 from pyro_vae.lab.measures import observed
 from pyro_vae.lab.student import t_quantile
@@ -192,7 +193,7 @@ def test_rank_100_races_of_linear_vaes() -> None:
         seeds = range(1000 + 15 * trial, 1015 + 15 * trial)
         programs = [trained(seed).vae(diagonal=True).float() for seed in seeds[:10]]
         worse = [trained(seed, 0.5).vae(diagonal=True).float() for seed in seeds[10:]]
-        found = rank({"a": programs[:5], "b": programs[5:], "worse": worse}, x, num_particles=30, progress=False)
+        found = rank({"a": programs[:5], "b": programs[5:], "worse": worse}, x, num_particles=20, progress=False)
         wrong += found.verdict("a", "b").better
         verdict = found.verdict("a", "worse")
         won += verdict.better and verdict.first == "a"
@@ -531,3 +532,16 @@ def test_Ranking_table_figure_and_file() -> None:
         f"{v.first} - {v.second}" for v in found.verdicts
     ]
     assert [container[0].get_xdata()[0] for container in pairs.containers] == [v.difference for v in found.verdicts]
+
+
+@pytest.mark.filterwarnings("ignore:log_marginal_likelihood. expected Pareto k-hat")
+@pytest.mark.parametrize("name", members.PROGRAMS)
+def test_rank_takes_every_program(name: str) -> None:
+    """Two of other weights, and their contexts."""
+    torch.manual_seed(0)
+    one, (x, *context) = members.PROGRAMS[name]()
+    other, _ = members.PROGRAMS[name]()
+    data = as_dataset(x).conditioned_on(*context) if context else x
+    found = rank({"one": one, "other": other}, data, num_particles=30, progress=False)
+    expected = log_marginal_likelihood(one, x, *context, num_particles=4000, progress=False).value.mean().item()
+    assert found.figures["one"].value == pytest.approx(expected, abs=0.5)
