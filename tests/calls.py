@@ -480,6 +480,20 @@ CALLS: dict[str, Callable[[], Call]] = {
             "progress": False,
         },
     ),
+    "lab.rank": lambda: (
+        lab.rank,
+        {
+            "programs": {"one": _vae(), "other": _vae()},
+            "data": _bits(),
+            "of": "elbo",
+            "num_particles": 2,
+            "batch_size": 7,
+            "plate": "data",
+            "error_rate": 0.01,
+            "seed": 0,
+            "progress": False,
+        },
+    ),
     "checkpoint.save": lambda: (
         checkpoint.save,
         {"path": _folder() / "other.safetensors", "module": _vae(), "metadata": {"epoch": 1}},

@@ -98,12 +98,17 @@ def test_compare_elbo_estimators_says_in_words_what_its_tables_mean(tmp_path: Pa
     parts = [
         f"{part}{end}" for part in ("off", "optimum", "images") for end in ("_snr.png", "_cost.png", ".json", ".csv")
     ]
-    assert {path.name for path in out.iterdir()} == {*parts, "race.json", "race.png"}
+    assert {path.name for path in out.iterdir()} == {*parts, "race.json", "race.png", "rank.json", "rank.png"}
     off = {row["estimator"]: row for row in json.loads((out / "off.json").read_text())["rows"]}
     assert off["IWELBO stl, K=64"]["bias"] == pytest.approx(0.75, abs=5 * off["IWELBO stl, K=64"]["bias_error"])
     assert off["IWELBO pathwise, K=1"]["gap"] == pytest.approx(0.273, abs=5 * off["IWELBO pathwise, K=1"]["gap_error"])
     curves = json.loads((out / "race.json").read_text())["curves"]
     assert [point["step"] for point in curves["IWAE, dreg, K=16"]] == [0, 4, 8, 12, 16, 20]
+    (verdict,) = json.loads((out / "rank.json").read_text())["verdicts"]
+    assert {verdict["first"], verdict["second"]} == {"ELBO", "IWAE, dreg, K=16"}
+    joined = f"{verdict['first']} {'is better than' if verdict['better'] else 'and'} {verdict['second']}"
+    assert joined in result.stdout
+    assert "One seed: the claim is about these trained programs on new data" in result.stdout
 
 
 @pytest.mark.slow

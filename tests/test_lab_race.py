@@ -32,6 +32,19 @@ def program() -> VAE:
     )
 
 
+def reals() -> VAE:
+    return VAE(
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Normal(nets.MLP(2, [8]), event_shape=6),
+        posterior=conditionals.DiagonalNormal(nets.MLP(6, [8]), 2),
+    )
+
+
+MEASURES = (
+    "race: expected figures of one measure; got probabilities of whole numbers of 'bits' and densities of 'reals'"
+)
+
+
 def bits(n: int) -> Tensor:
     return (torch.rand(n, 6, generator=torch.Generator().manual_seed(n)) < 0.4).float()
 
@@ -136,6 +149,47 @@ def test_race_equal_time_is_that_of_the_steps() -> None:
     assert left.get_xlabel() == "seconds"
 
 
+def unseeded() -> VAE:
+    """As ``program``, with weights of the race's seed."""
+    return VAE(
+        prior=priors.StandardNormal(2),
+        likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=6),
+        posterior=conditionals.DiagonalNormal(nets.MLP(6, [8]), 2),
+    )
+
+
+def test_race_entries_are_programs_and_estimators_and_each_seed_has_its_weights() -> None:
+    generator = torch.get_rng_state()
+    entries = {"one": unseeded, "same": unseeded, "tight": unseeded}
+    found = run({"one": ELBO(), "same": ELBO(), "tight": IWELBO(3)}, program=entries, num_seeds=2, seed=5)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert list(found.curves) == [f"{name}, seed {s}" for name in entries for s in (5, 6)]
+    starts = [points[0].nll.value for points in found.curves.values()]
+    assert starts == starts[:2] * 3  # two entries of one seed start equal
+    assert starts[0] != starts[1]
+    assert values(found, "one, seed 6") == values(found, "same, seed 6") != values(found, "tight, seed 6")
+    ranked = found.ranking
+    assert ranked.num_seeds == 2
+    assert ranked.verdict("one", "same").difference == 0
+    assert not ranked.verdict("same", "one").better
+    last = [found.curves[f"tight, seed {s}"][-1].nll.value for s in (5, 6)]
+    assert ranked.by_seed["tight"] == pytest.approx([-value for value in last], rel=1e-5)
+    (left, _) = found.figure().axes
+    legend = left.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(entries)
+    assert [line.get_color() for line in left.lines] == ["C0", "C0", "C1", "C1", "C2", "C2"]
+
+
+def test_race_seed_of_several_is_the_race_of_that_seed() -> None:
+    several = run(ELBO(), program={"a": unseeded}, num_seeds=2, seed=3)
+    single = run(ELBO(), program={"a": unseeded}, seed=4)
+    order = torch.tensor(values(several, "a, seed 4")) - torch.tensor(values(single, "a"))
+    assert order.abs().max() < 0.5  # but for the draws of evaluation, which are of the first seed
+    weights = [run(ELBO(), program={"a": unseeded}, seed=s).curves["a"][0].nll.value for s in (3, 4)]
+    assert several.curves["a, seed 3"][0].nll.value == weights[0] != weights[1]
+
+
 @pytest.mark.slow
 def test_race_training_nears_the_maximum_likelihood() -> None:
     """Of a linear VAE, by both estimators: the validation NLL comes near that of the truth."""
@@ -158,8 +212,10 @@ def test_race_training_nears_the_maximum_likelihood() -> None:
 def test_Race_table_figure_and_file() -> None:
     found = run([ELBO(), IWELBO(3)])
     names = ["ELBO pathwise, K=1", "IWELBO pathwise, K=3"]
-    header, first, second, note = str(found).splitlines()
-    assert header.split()[:4] == ["estimator", "steps", "seconds", "-ELBO"]
+    header, first, second, note, *rest = str(found).splitlines()
+    assert header.split()[:4] == ["entry", "steps", "seconds", "-ELBO"]
+    assert rest == ["", *str(found.ranking).splitlines()]
+    assert repr(found) == str(found)
     assert [first.startswith(names[0]), second.startswith(names[1])] == [True, True]
     assert note == "in nats per datum, N = 20 validation data, NLL with K = 5"
     decoded = json.loads(found.to_json())
@@ -183,6 +239,13 @@ def test_Race_table_figure_and_file() -> None:
         ({"batch_size": 0}, ValueError, "expected batch_size at least 1; got 0"),
         ({"num_particles": 0}, ValueError, "expected num_particles at least 1; got 0"),
         ({"estimators": []}, ValueError, "race: expected at least one estimator"),
+        ({"num_seeds": 0}, ValueError, "race: expected num_seeds at least 1; got 0"),
+        ({"num_seeds": 2}, ValueError, "expected a function that makes the program, .* got VAE with given ones"),
+        ({"program": nn.Linear}, TypeError, "missing 2 required positional arguments"),
+        ({"program": lambda: 3}, TypeError, "race: expected a program with model, guide and latents; got int"),
+        ({"program": {"a": 3}, "estimators": ELBO()}, TypeError, "race: expected a program .*; got int"),
+        ({"program": {"a": program}}, ValueError, r"expected a program for each of \['ELBO.*'\]; got \['a'\]"),
+        ({"program": {"bits": program, "reals": reals}, "estimators": ELBO()}, ValueError, MEASURES),
         ({"estimators": ["elbo"]}, TypeError, "race: expected estimators of class pyro.infer.ELBO; got 'elbo'"),
         ({"optimizer": partial(torch.optim.SGD, lr=math.inf)}, FloatingPointError, "expected a finite loss"),
     ],

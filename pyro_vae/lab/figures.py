@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.lab.rows import RacePoint, Row
+from pyro_vae.lab.verdicts import Verdict
 
 _NOTHING = 1e-12  # of the largest variance: rounding
 
@@ -67,9 +68,9 @@ def _families(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def race_figure(
-    curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int
+    curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int, num_seeds: int
 ) -> Figure:
-    """-ELBO and importance-weighted NLL against what was equal for all."""
+    """-ELBO and importance-weighted NLL against what was equal for all; the seeds of an entry have one color."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, field, title in zip(
         figure.subplots(1, 2),
@@ -77,10 +78,40 @@ def race_figure(
         ("-ELBO", f"-log p(x), importance-weighted, K = {num_particles}"),
         strict=True,
     ):
-        for name, points in curves.items():
+        for i, (name, points) in enumerate(curves.items()):
             values = [getattr(point, field) for point in points]
             at = [getattr(point, by) for point in points]
-            axes.plot(at, [value.value for value in values], marker=".", label=name)
+            entry, seed = divmod(i, num_seeds)
+            label = name if num_seeds == 1 else name.rpartition(", seed ")[0]
+            axes.plot(
+                at,
+                [value.value for value in values],
+                marker=".",
+                color=f"C{entry % 10}",
+                label=None if seed else label,
+            )
         axes.set(title=title, xlabel=by, ylabel="nats per datum")
         axes.legend(fontsize="small")
+    return figure
+
+
+def ranking_figure(by_seed: Mapping[str, Sequence[float]], verdicts: Sequence[Verdict], quantity: str) -> Figure:
+    """Figures of each seed, best entry first, and the difference of each pair with its interval."""
+    figure = Figure(figsize=(9, 1.5 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
+    entries, pairs = figure.subplots(1, 2)
+    for place, values in enumerate(by_seed.values()):
+        entries.plot(values, [place] * len(values), "o", color="0.5", markersize=4)
+        entries.plot(sum(values) / len(values), place, "|", color="black", markersize=14)
+    entries.set(xlabel=f"{quantity}, nats per datum", yticks=range(len(by_seed)), yticklabels=list(by_seed))
+    for place, verdict in enumerate(verdicts):
+        color = "C0" if verdict.better else "0.6"
+        pairs.errorbar(verdict.difference, place, xerr=verdict.margin, fmt="o", capsize=2, color=color)
+    pairs.axvline(0, color="0.8", zorder=0)
+    pairs.set(
+        xlabel="difference, nats per datum\n(gray: cannot tell)",
+        yticks=range(len(verdicts)),
+        yticklabels=[f"{v.first} - {v.second}" for v in verdicts],
+    )
+    for axes, count in ((entries, len(by_seed)), (pairs, len(verdicts))):
+        axes.set_ylim(max(count, 1) - 0.5, -0.5)
     return figure

@@ -51,7 +51,7 @@ def named_estimators(subject: str, estimators: Estimators) -> dict[str, pyro.inf
         described = list(map(describe, given))
         counts = [described[:i].count(name) for i, name in enumerate(described)]
         names = [f"{name} #{n + 1}" if n else name for name, n in zip(described, counts, strict=True)]
-    return {name: _copy(estimator) for name, estimator in zip(names, given, strict=True)}
+    return {name: copied(estimator) for name, estimator in zip(names, given, strict=True)}
 
 
 def describe(reference: Any) -> str:
@@ -177,7 +177,8 @@ def _unbiased(bound: elbo.Estimator, run: Callable[[elbo.Estimator], object]) ->
     raise refused
 
 
-def _copy(estimator: pyro.infer.ELBO) -> pyro.infer.ELBO:
+def copied(estimator: pyro.infer.ELBO) -> pyro.infer.ELBO:
+    """A copy whose baseline is its own."""
     copied = copy.copy(estimator)
     if isinstance(copied, elbo.Estimator):
         copied.gradient = copy.deepcopy(copied.gradient)
