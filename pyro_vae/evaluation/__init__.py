@@ -10,6 +10,13 @@ from pyro_vae.evaluation.distortion import (
     rate_distortion_curve,
     reconstruction_error,
 )
+from pyro_vae.evaluation.imputation import (
+    Imputation,
+    LogConditionalLikelihood,
+    condition,
+    impute,
+    log_conditional_likelihood,
+)
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.results import Estimate
@@ -26,6 +33,8 @@ __all__ = [
     "Calibration",
     "ElboSurgery",
     "Estimate",
+    "Imputation",
+    "LogConditionalLikelihood",
     "LogMarginalLikelihood",
     "RateDistortion",
     "RateDistortionCurve",
@@ -36,8 +45,11 @@ __all__ = [
     "bdmc",
     "bits_per_dim",
     "calibration",
+    "condition",
     "elbo_surgery",
     "elbo_terms",
+    "impute",
+    "log_conditional_likelihood",
     "log_marginal_likelihood",
     "posterior_samples",
     "rate_distortion",
