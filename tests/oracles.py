@@ -377,12 +377,14 @@ class FactorAnalysis:
 
     def log_marginal_likelihood(self, x: Tensor) -> Tensor:
         """log p of the observed values of each row, (N,)."""
-        rows = []
-        for row in x:
-            o = ~row.isnan()
-            normal = torch.distributions.MultivariateNormal(self.bias[o], self.covariance[o][:, o]) if o.any() else None
-            rows.append(row.new_zeros(()) if normal is None else normal.log_prob(row[o]))
-        return torch.stack(rows)
+        value = x.new_zeros(len(x))
+        for observed in (~x.isnan()).unique(dim=0):
+            rows = ((~x.isnan()) == observed).all(1)
+            if observed.any():
+                covariance = self.covariance[observed][:, observed]
+                normal = torch.distributions.MultivariateNormal(self.bias[observed], covariance)
+                value[rows] = normal.log_prob(x[rows][:, observed])
+        return value
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loc (N, L) and covariance (N, L, L) of p(z|observed values)."""

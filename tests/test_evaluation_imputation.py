@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from pyro_vae.priors import StandardNormal
 
 NAN = math.nan
 ORACLE = FactorAnalysis.random()
-quiet = {"progress": False}
+quiet: dict[str, Any] = {"progress": False}
 
 
 def holes(x: Tensor, share: float = 0.3, seed: int = 1) -> Tensor:
@@ -120,6 +121,7 @@ def test_impute_does_not_mix_up_rows_draws_and_batches() -> None:
     x = torch.stack([torch.arange(40, dtype=torch.float64) * 10, torch.full((40,), NAN, dtype=torch.float64)], 1)
     program = _copying()
     torch.manual_seed(0)
+    settings: dict[str, Any]
     for settings in ({}, {"batch_size": 7}, {"memory": 30_000}):
         result = evaluation.impute(program, x, num_samples=5, num_particles=200, **settings, **quiet)
         assert ((result.samples[:, :, 1] - x[:, 0]).abs() < 1).all()
@@ -147,7 +149,7 @@ def test_impute_says_where_a_guide_proposes_badly() -> None:
     x = holes(ORACLE.draw(30, seed=2), 0.5)
     x[0] = ORACLE.draw(1, seed=9)  # nothing to impute, so nothing to warn of
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match=r"impute: expected Pareto k-hat at most 0.7 and at least 100 eff.* of 30 rows"):
+    with pytest.warns(UserWarning, match=r"impute: expected Pareto k-hat at most 0.7 and at least 100 .* of 30 rows"):
         result = evaluation.impute(ORACLE.vae(widen=0.1, shift=2.0), x, num_particles=500, **quiet)
     assert 0 not in result.unreliable
     assert len(result.unreliable) > 20
@@ -245,7 +247,7 @@ def test_impute_context_reaches_the_decoder() -> None:
     layer = vae.likelihood.head.layer
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
-        layer.bias.zero_()
+        torch.nn.init.zeros_(layer.bias)
     context = torch.tensor([[1.0], [5.0]])
     result = evaluation.impute(vae, torch.tensor([[NAN, 2.0], [NAN, 10.0]]), context, num_particles=500, **quiet)
     assert ((result.mean[:, 0] - context[:, 0]).abs() < 0.1).all()
@@ -264,10 +266,10 @@ def test_condition_on_an_event_of_probability_a_thousandth_needs_no_rejection() 
     weight, bias = 3.0, -11.1
     with torch.no_grad():
         likelihood.head.layer.weight.copy_(torch.tensor([[weight], [1.0]]))
-        likelihood.head.layer.bias.copy_(torch.tensor([bias, 0.0]))
+        likelihood.head.layer.bias = torch.nn.Parameter(torch.tensor([bias, 0.0], dtype=torch.float64))
         encoder = vae.posterior.head.layer
         encoder.weight.zero_()
-        encoder.bias.zero_()
+        torch.nn.init.zeros_(encoder.bias)
         encoder.weight[0, 0] = 2.5  # where x_0 = 1 the guide goes up, not quite to where the posterior is
     joint = torch.sigmoid(weight * z + bias) * dist.Normal(0.0, 1.0).log_prob(z).exp()
     probability = torch.trapezoid(joint, z)
@@ -312,7 +314,7 @@ def test_condition_on_nothing_draws_from_the_model() -> None:
 @pytest.mark.parametrize(
     ("given", "columns", "error", "message"),
     [
-        ({"agge": 1.0}, list("abcd") + ["age"], ValueError, r"got 'agge'. Use 'age'\."),
+        ({"agge": 1.0}, [*"abcd", "age"], ValueError, r"got 'agge'. Use 'age'\."),
         ({"age": 1.0}, None, ValueError, r"expected a name of columns \[\]; got 'age'. Pass columns=\.\.\."),
         ({5: 1.0}, None, ValueError, "expected columns below 5, each once; got 5"),
         ({-1: 1.0}, None, ValueError, "expected the number of a column at least 0; got -1"),
@@ -338,7 +340,7 @@ def test_condition_refuses_data_without_columns() -> None:
         likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(1, []), (2, 2))),
         conditionals.DiagonalNormal(nets.MLP((2, 2), []), 1),
     )
-    with pytest.raises(ValueError, match=r"condition: expected .* rows of columns; got data of shape \(2, 2\). Use imp"):
+    with pytest.raises(ValueError, match=r"condition: expected .* rows of columns; got data of shape \(2, 2\). Use"):
         evaluation.condition(vae, {0: 1.0}, **quiet)
     with pytest.raises(ValueError, match=r"condition: expected .* rows of columns; got SimpleProgram. Use impute"):
         evaluation.condition(_copying(), {0: 1.0}, **quiet)
@@ -385,7 +387,7 @@ def test_impute_refuses_a_likelihood_of_complete_data() -> None:
     vae = VAE(
         StandardNormal(1), likelihoods.Normal(nets.MLP(1, []), 2), conditionals.DiagonalNormal(nets.MLP(2, []), 1)
     )
-    with pytest.raises(ValueError, match=r"NaN stands for a missing value; got Normal. Wrap it, likelihoods.MissingAtR"):
+    with pytest.raises(ValueError, match=r"NaN stands for a missing value; got Normal. Wrap it, likelihoods.Missing"):
         evaluation.impute(vae, torch.tensor([[NAN, 1.0]]), **quiet)
     x = torch.zeros(2, 2)  # complete rows are right: there is nothing to do
     assert torch.equal(evaluation.impute(vae, x, num_particles=5, num_samples=3, **quiet).samples, x.expand(3, 2, 2))
@@ -406,9 +408,12 @@ def test_impute_refuses_programs_for_which_it_would_be_wrong(options: dict[str, 
 
 def test_impute_refuses_a_mask_around_x() -> None:
     program = _copying()
-    masked = SimpleProgram(
-        lambda x: pyro.poutine.mask(program.model, mask=torch.arange(len(x)) > 0)(x), program.guide
-    )
+
+    def model(x: Tensor) -> None:
+        with pyro.poutine.mask(mask=torch.arange(len(x)) > 0):  # type: ignore[call-overload]
+            program.model(x)
+
+    masked = SimpleProgram(model, program.guide)
     with pytest.raises(ValueError, match="expected a density of x that counts in full; got a mask at site 'x'"):
         evaluation.impute(masked, torch.tensor([[1.0, NAN], [2.0, NAN]]), **quiet)
 
@@ -456,9 +461,9 @@ def test_Imputation_interval_needs_draws_beyond_its_ends() -> None:
     low, high = result.interval(0.9)
     torch.testing.assert_close(low, result.samples.amin(0))
     torch.testing.assert_close(high, result.samples.amax(0))
-    with pytest.raises(ValueError, match="expected at least 39 draws for a level of 0.95; got 19"):
+    with pytest.raises(ValueError, match=r"expected at least 39 draws for a level of 0\.95; got 19"):
         result.interval(0.95)
-    with pytest.raises(ValueError, match="expected level above 0 and below 1; got 1"):
+    with pytest.raises(ValueError, match=r"expected level above 0 and below 1; got 1\."):
         result.interval(1.0)
 
 

@@ -2,6 +2,7 @@
 
 from pyro_vae.evaluation.amortization import AmortizationGap, amortization_gap
 from pyro_vae.evaluation.annealing import AnnealedImportanceSampling, BidirectionalMonteCarlo, ais, bdmc
+from pyro_vae.evaluation.anomalies import Scores, Threshold, auc, score
 from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.distortion import (
     RateDistortion,
@@ -10,6 +11,7 @@ from pyro_vae.evaluation.distortion import (
     rate_distortion_curve,
     reconstruction_error,
 )
+from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.imputation import (
     Imputation,
     LogConditionalLikelihood,
@@ -17,8 +19,8 @@ from pyro_vae.evaluation.imputation import (
     impute,
     log_conditional_likelihood,
 )
-from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.ranks import Calibration, calibration
+from pyro_vae.evaluation.rates import Rate
 from pyro_vae.evaluation.results import Estimate
 from pyro_vae.evaluation.simulation import Simulation, simulate
 from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
@@ -36,12 +38,16 @@ __all__ = [
     "Imputation",
     "LogConditionalLikelihood",
     "LogMarginalLikelihood",
+    "Rate",
     "RateDistortion",
     "RateDistortionCurve",
+    "Scores",
     "Simulation",
+    "Threshold",
     "active_units",
     "ais",
     "amortization_gap",
+    "auc",
     "bdmc",
     "bits_per_dim",
     "calibration",
@@ -55,5 +61,6 @@ __all__ = [
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruction_error",
+    "score",
     "simulate",
 ]

@@ -155,7 +155,6 @@ class LogConditionalLikelihood(Result):
 
 
 @in_evaluation_mode
-@torch.no_grad()
 def impute(
     program: Program,
     x: Tensor,
@@ -244,7 +243,7 @@ def impute(
             f"{len(result.unreliable)} of {len(x)} rows: {listed(result.unreliable)}. Their draws are the guide's "
             "rather than the posterior's, or repeat few latents. Draw more particles, or train the guide on rows with "
             "as much missing.",
-            stacklevel=5,
+            stacklevel=4,
         )
     return result
 
@@ -291,9 +290,11 @@ def condition(
         >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
         >>> vae = VAE(
         ...     priors.StandardNormal(1),
-        ...     likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(1, [8]), 3)),
+        ...     likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(1, [8]), 3, scale=50.0)),
         ...     conditionals.DiagonalNormal(nets.MLP(3, [8], masked=True), 1),
         ... )
+        >>> for parameter in vae.posterior.parameters():  # in place of training: the guide is the prior
+        ...     _ = torch.nn.init.zeros_(parameter)
         >>> given = {"age": 40.0, "height": 1.7}
         >>> result = condition(vae, given, columns=["age", "height", "weight"], num_samples=20, progress=False)
         >>> result.samples.shape, result.samples[0, 0, :2]
@@ -323,7 +324,6 @@ def condition(
 
 
 @in_evaluation_mode
-@torch.no_grad()
 def log_conditional_likelihood(
     program: Program,
     x: Tensor,

@@ -62,6 +62,7 @@ def check_likelihood(subject: str, program: Program, args: tuple[Tensor, ...], b
         )
 
 
+@torch.no_grad()
 def at_draws(
     subject: str,
     program: Program,
@@ -112,10 +113,7 @@ def at_draws(
     return [run(start, batch_size) for start in range(0, n, batch_size)]
 
 
-@torch.no_grad()
-def _at(
-    latents: dict[str, Tensor], program: Program, args: tuple[Tensor, ...], num_samples: int, plate: str
-) -> Traces:
+def _at(latents: dict[str, Tensor], program: Program, args: tuple[Tensor, ...], num_samples: int, plate: str) -> Traces:
     """A run with these draws in place of the guide's own; the guide's densities are those of its own."""
     with unchanged_param_store(), pyro.validation_enabled(False):
         own = one_run(program, args, num_samples)
