@@ -70,7 +70,8 @@ def test_Scores_excess_points_at_the_element_that_was_spoiled_whatever_its_units
     element = torch.arange(50) % 5
     spoiled[torch.arange(50), element] += 12 * ORACLE.scale[element]
     torch.manual_seed(0)
-    vae, how = ORACLE.vae(), {"num_samples": 100, "num_particles": 500}
+    vae = ORACLE.vae()
+    how: dict[str, Any] = {"num_samples": 100, "num_particles": 500}
     normal, anomalous = (evaluation.score(vae, data, **how, **quiet) for data in (x, spoiled))
     excess = anomalous.excess(normal)
     assert (excess.argmax(1) == element).double().mean() > 0.7
@@ -87,7 +88,8 @@ def test_Scores_excess_points_at_the_element_that_was_spoiled_whatever_its_units
 def test_Scores_excess_leaves_missing_elements_out() -> None:
     x = ORACLE.draw(30, seed=6)
     x[:10, 0] = math.nan
-    vae, how = ORACLE.vae(), {"num_samples": 50, "num_particles": 200}
+    vae = ORACLE.vae()
+    how: dict[str, Any] = {"num_samples": 50, "num_particles": 200}
     scores = evaluation.score(vae, x, **how, **quiet)
     excess = scores.excess(scores)
     assert torch.equal(excess.isnan(), x.isnan())
@@ -106,7 +108,7 @@ def test_score_takes_likelihoods_that_couple_elements_without_shares() -> None:
     scores = evaluation.score(vae, x, num_samples=0, num_particles=200, **quiet)
     assert scores.value.sum() > 0
     with pytest.raises(
-        TypeError, match="score: expected a likelihood that is a product over elements, .* num_samples=0"
+        TypeError, match=r"score: expected a likelihood that is a product over elements, .* num_samples=0"
     ):
         evaluation.score(vae, x, num_particles=200, **quiet)
     with pytest.raises(ValueError, match=r"Scores: expected shares; got scores without\. Score with num_samples=200"):
@@ -160,7 +162,7 @@ def test_Scores_threshold_with_ties_gives_fewer_alarms() -> None:
 
 
 def test_Scores_threshold_refuses_too_few_data() -> None:
-    with pytest.raises(ValueError, match="expected at least 99 held-out data for a false-alarm rate of 0.01; got 98"):
+    with pytest.raises(ValueError, match=r"expected at least 99 held-out data for a false-alarm rate of 0\.01; got 98"):
         scores_of(torch.arange(98.0)).threshold(0.01)
     assert scores_of(torch.arange(99.0)).threshold(0.01).value == 98
     with pytest.raises(ValueError, match=r"Scores.threshold: expected false_alarm_rate above 0 and below 1; got 1\."):
@@ -215,7 +217,8 @@ def test_auc_interval_holds_the_area_as_often_as_it_says(separation: float) -> N
 @pytest.mark.slow
 def test_Threshold_rates_and_area_on_further_data_lie_within_their_intervals() -> None:
     """Factor analysis, and the same with its latents three times as wide: rates of either against many more data."""
-    vae, how = ORACLE.vae(widen=1.2), {"num_samples": 0, "num_particles": 200}
+    vae = ORACLE.vae(widen=1.2)
+    how: dict[str, Any] = {"num_samples": 0, "num_particles": 200}
     wide = FactorAnalysis(3 * ORACLE.weight, ORACLE.bias, ORACLE.scale)
     torch.manual_seed(0)
     held_out, normal, anomalous = (

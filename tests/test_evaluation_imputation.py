@@ -121,8 +121,8 @@ def test_impute_does_not_mix_up_rows_draws_and_batches() -> None:
     x = torch.stack([torch.arange(40, dtype=torch.float64) * 10, torch.full((40,), NAN, dtype=torch.float64)], 1)
     program = _copying()
     torch.manual_seed(0)
-    settings: dict[str, Any]
-    for settings in ({}, {"batch_size": 7}, {"memory": 30_000}):
+    several: list[dict[str, Any]] = [{}, {"batch_size": 7}, {"memory": 30_000}]
+    for settings in several:
         result = evaluation.impute(program, x, num_samples=5, num_particles=200, **settings, **quiet)
         assert ((result.samples[:, :, 1] - x[:, 0]).abs() < 1).all()
 
@@ -247,7 +247,7 @@ def test_impute_context_reaches_the_decoder() -> None:
     layer = vae.likelihood.head.layer
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
-        torch.nn.init.zeros_(layer.bias)
+        layer.bias = torch.nn.Parameter(torch.zeros(2))
     context = torch.tensor([[1.0], [5.0]])
     result = evaluation.impute(vae, torch.tensor([[NAN, 2.0], [NAN, 10.0]]), context, num_particles=500, **quiet)
     assert ((result.mean[:, 0] - context[:, 0]).abs() < 0.1).all()
@@ -269,7 +269,7 @@ def test_condition_on_an_event_of_probability_a_thousandth_needs_no_rejection() 
         likelihood.head.layer.bias = torch.nn.Parameter(torch.tensor([bias, 0.0], dtype=torch.float64))
         encoder = vae.posterior.head.layer
         encoder.weight.zero_()
-        torch.nn.init.zeros_(encoder.bias)
+        encoder.bias = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
         encoder.weight[0, 0] = 2.5  # where x_0 = 1 the guide goes up, not quite to where the posterior is
     joint = torch.sigmoid(weight * z + bias) * dist.Normal(0.0, 1.0).log_prob(z).exp()
     probability = torch.trapezoid(joint, z)

@@ -251,7 +251,7 @@ def impute(
 @partial(checks.arguments, "condition")
 def condition(
     program: Program,
-    given: Mapping[int | str, float],
+    given: Mapping[str, float] | Mapping[int, float],
     *context: Tensor,
     num_samples: int = 100,
     columns: Sequence[str] | None = None,
@@ -400,7 +400,7 @@ def _check_made(log_observed: Tensor, subject: str = "impute") -> None:
         )
 
 
-def _by_number(given: Mapping[int | str, float], columns: Sequence[str] | None, width: int) -> dict[int, float]:
+def _by_number(given: Mapping[Any, float], columns: Sequence[str] | None, width: int) -> dict[int, float]:
     """The given values by number of their column."""
     if not isinstance(given, Mapping):
         raise TypeError(
