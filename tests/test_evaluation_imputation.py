@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,18 @@ import torch
 from oracles import FactorAnalysis, SimpleProgram
 from torch import Tensor
 
-from pyro_vae import VAE, ConditionalVAE, HierarchicalVAE, conditionals, distributions, evaluation, likelihoods, nets
+from pyro_vae import (
+    VAE,
+    ConditionalVAE,
+    HierarchicalVAE,
+    SemiSupervisedVAE,
+    conditionals,
+    distributions,
+    evaluation,
+    likelihoods,
+    nets,
+    priors,
+)
 from pyro_vae.priors import StandardNormal
 
 NAN = math.nan
@@ -190,8 +202,6 @@ def test_impute_draws_categories_in_proportion_to_their_probability() -> None:
 
 
 def _mixed_of_classes() -> VAE:
-    from pyro_vae import priors
-
     likelihood = likelihoods.MissingAtRandom(
         likelihoods.Mixed(
             nets.MLP(1, []),
@@ -207,6 +217,7 @@ def _mixed_of_classes() -> VAE:
     return VAE(priors.Bernoulli(1), likelihood, conditionals.Bernoulli(nets.MLP(3, [], masked=True), 1))
 
 
+@pytest.mark.slow
 def test_impute_takes_hierarchies_contexts_and_standardized_columns() -> None:
     standardize = nets.Standardize(torch.tensor([1e4, 0.0]), torch.tensor([50.0, 1.0]))
     normal = partial(likelihoods.Normal, event_shape=2, scale=0.5)
@@ -226,16 +237,28 @@ def test_impute_takes_hierarchies_contexts_and_standardized_columns() -> None:
         ),
         conditionals.DiagonalNormal(nets.MLP(2, [4], transform=standardize, context_shapes=[1]), 2),
     )
-    x = torch.tensor([[1e4 + 30, NAN], [NAN, 0.3], [NAN, NAN]])
+    rows = torch.tensor([[1e4 + 30, NAN], [NAN, 0.3], [NAN, NAN]])
+    replicates, num_prior = 100, 100_000
     torch.manual_seed(0)
-    for program, context in ((hierarchy, ()), (conditional, (torch.ones(3, 1),))):
-        result = evaluation.impute(program, x, *context, num_samples=400, num_particles=2000, **quiet)
-        loc, scale = result.samples[:, 1, 0].mean(), result.samples[:, 1, 0].std()
-        assert abs(loc - 1e4) < 150
-        assert 20 < scale < 150
-        assert result.samples[:, 0, 1].mean().abs() < 3
-        alone = evaluation.impute(program, x[1:2], *(c[1:2] for c in context), num_particles=2000, **quiet)
-        torch.testing.assert_close(alone.observed.value, result.observed.value[1:2], atol=0.2, rtol=0)
+    for program, context, size in (
+        (hierarchy, (), {"size": num_prior}),
+        (conditional, (torch.ones(num_prior, 1),), {}),
+    ):
+        # The same by weighted draws from the prior, which know nothing of the guide.
+        with torch.no_grad():
+            fn = pyro.poutine.trace(program.model).get_trace(None, *context, **size).nodes["x"]["fn"]
+            weights = torch.stack([fn.log_prob(row).softmax(0) for row in rows])
+            truth = weights @ standardize(fn.mean)
+        x = rows.repeat_interleave(replicates, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the guide is not trained
+            result = evaluation.impute(
+                program, x, *(c[: len(x)] for c in context), num_samples=50, num_particles=1000, **quiet
+            )
+        means = standardize(result.mean).reshape(len(rows), replicates, 2)
+        error = (means.var(1) / replicates + 2 / num_prior).sqrt()
+        assert (means.mean(1) - truth)[rows.isnan()].abs().max() < 0.5
+        assert ((means.mean(1) - truth) / error)[rows.isnan()].abs().max() < 5
 
 
 def test_impute_context_reaches_the_decoder() -> None:
@@ -251,6 +274,30 @@ def test_impute_context_reaches_the_decoder() -> None:
     context = torch.tensor([[1.0], [5.0]])
     result = evaluation.impute(vae, torch.tensor([[NAN, 2.0], [NAN, 10.0]]), context, num_particles=500, **quiet)
     assert ((result.mean[:, 0] - context[:, 0]).abs() < 0.1).all()
+
+
+def test_impute_knows_classes_as_far_as_they_are_given() -> None:
+    """x_d | y ~ Normal(-3 or 3, 0.5) by class: a label decides, and without one the observed value does."""
+    vae = SemiSupervisedVAE(
+        StandardNormal(1),
+        likelihoods.MissingAtRandom(likelihoods.Normal(nets.MLP(1, [], context_shapes=[2]), 2, scale=0.5)),
+        conditionals.DiagonalNormal(nets.MLP(2, [], context_shapes=[2]), 1),
+        conditionals.OneHotCategorical(nets.MLP(2, []), 2),
+    )
+    with torch.no_grad():
+        for part in (vae.guide.posterior, vae.guide.classifier):
+            for parameter in part.parameters():
+                parameter.zero_()
+        vae.likelihood.head.layer.weight.copy_(torch.tensor([[0.0, -3.0, 3.0]] * 2))
+        torch.nn.init.zeros_(vae.likelihood.head.bias("loc"))
+    x = torch.tensor([[NAN, NAN], [NAN, NAN], [-3.0, NAN], [3.0, NAN], [NAN, NAN]])
+    torch.manual_seed(0)
+    result = evaluation.impute(vae, x, torch.tensor([0, 1, -1, -1, -1]), num_samples=200, num_particles=1000, **quiet)
+    draws = result.samples[..., 1]
+    assert ((draws[:, :4] - torch.tensor([-3.0, 3.0, -3.0, 3.0])).abs() < 2.5).all()
+    assert (draws[:, 4] > 0).float().mean().item() == pytest.approx(0.5, abs=0.15)
+    assert ((result.samples[:, 4, 0] > 0) == (draws[:, 4] > 0)).all()  # of one class, both values
+    assert result.observed.value[:2].tolist() == pytest.approx([math.log(0.5)] * 2, abs=1e-4)  # the label's own
 
 
 @pytest.mark.slow

@@ -86,6 +86,8 @@ def area_under_curve(normal: Tensor, anomalous: Tensor, confidence: float) -> Ra
     With DeLong's variance on the scale of log-odds. Where the two do not overlap at all it knows no variance; then
     pairs of one datum each, which are independent, make an exact interval, and a wide one.
 
+    Shapes: M normal and N anomalous data.
+
     Args:
         normal: scores, (M,).
         anomalous: scores, (N,).
