@@ -27,6 +27,7 @@ from pyro_vae import (
     priors,
 )
 from pyro_vae.priors import StandardNormal
+from pyro_vae.traces.tracing import unchanged_param_store
 
 NAN = math.nan
 ORACLE = FactorAnalysis.random()
@@ -245,8 +246,8 @@ def test_impute_takes_hierarchies_contexts_and_standardized_columns() -> None:
         (conditional, (torch.ones(num_prior, 1),), {}),
     ):
         # The same by weighted draws from the prior, which know nothing of the guide.
-        with torch.no_grad():
-            fn = pyro.poutine.trace(program.model).get_trace(None, *context, **size).nodes["x"]["fn"]
+        with torch.no_grad(), unchanged_param_store():
+            fn: Any = pyro.poutine.trace(program.model).get_trace(None, *context, **size).nodes["x"]["fn"]
             weights = torch.stack([fn.log_prob(row).softmax(0) for row in rows])
             truth = weights @ standardize(fn.mean)
         x = rows.repeat_interleave(replicates, 0)
