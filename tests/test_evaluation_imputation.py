@@ -57,7 +57,7 @@ def test_impute_means_and_covariances_are_those_of_factor_analysis() -> None:
     assert result.unreliable == []
     draws = result.samples.reshape(num_samples, len(x), replicates, -1)
     scores = []
-    for row in range(1 if not bool(x[0].isnan().any()) else 0, len(x)):
+    for row in torch.nonzero(x.isnan().any(1)).flatten().tolist():
         missing = x[row].isnan()
         loc, covariance = ORACLE.conditional(x[row])
         own = draws[:, row][..., missing]
