@@ -4,6 +4,7 @@ from pyro_vae.evaluation.amortization import AmortizationGap, amortization_gap
 from pyro_vae.evaluation.annealing import AnnealedImportanceSampling, BidirectionalMonteCarlo, ais, bdmc
 from pyro_vae.evaluation.anomalies import Scores, Threshold, auc, score
 from pyro_vae.evaluation.bits import bits_per_dim
+from pyro_vae.evaluation.conditional import LogConditionalLikelihood, log_conditional_likelihood
 from pyro_vae.evaluation.distortion import (
     RateDistortion,
     RateDistortionCurve,
@@ -12,13 +13,7 @@ from pyro_vae.evaluation.distortion import (
     reconstruction_error,
 )
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
-from pyro_vae.evaluation.imputation import (
-    Imputation,
-    LogConditionalLikelihood,
-    condition,
-    impute,
-    log_conditional_likelihood,
-)
+from pyro_vae.evaluation.imputation import Imputation, condition, impute
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.rates import Rate
 from pyro_vae.evaluation.results import Estimate

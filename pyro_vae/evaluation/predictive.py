@@ -5,6 +5,7 @@ Shapes: N data, S samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.distributions import MissingAtRandom
+from pyro_vae.evaluation.importance import listed
 from pyro_vae.evaluation.runs import default_memory, one_run
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import random_state
@@ -59,6 +61,16 @@ def check_likelihood(subject: str, program: Program, args: tuple[Tensor, ...], b
         raise ValueError(
             f"{subject}: expected a likelihood in which NaN stands for a missing value; got {type(fn).__name__} at "
             f"site {site['name']!r}. Observe x with distributions.MissingAtRandom, which integrates missing values out."
+        )
+
+
+def check_made(subject: str, log_observed: Tensor) -> None:
+    """Raises for rows in which not one particle could have made what is observed: nothing is known of the rest."""
+    impossible = torch.nonzero(log_observed == -math.inf).flatten().tolist()
+    if impossible:
+        raise ValueError(
+            f"{subject}: expected rows of observed values that the model can have made; got log p(x_observed) of -inf "
+            f"for {listed(impossible)}. Look at these rows, or draw more particles."
         )
 
 
