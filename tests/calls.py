@@ -61,6 +61,18 @@ def _vae() -> VAE:
     )
 
 
+def _of_columns() -> VAE:
+    return VAE(
+        priors.StandardNormal(2),
+        likelihoods.MissingAtRandom(likelihoods.Normal(_decoder(), 3)),
+        conditionals.DiagonalNormal(nets.MLP(3, [5], masked=True), 2),
+    )
+
+
+def _scores() -> evaluation.Scores:
+    return evaluation.score(_vae(), _bits(), num_samples=2, num_particles=3, progress=False)
+
+
 def _program(name: str) -> Any:
     return members.PROGRAMS[name]()[0]
 
@@ -409,6 +421,68 @@ CALLS: dict[str, Callable[[], Call]] = {
         plate="data",
         progress=False,
     ),
+    "evaluation.auc": lambda: (evaluation.auc, {"normal": _scores(), "anomalous": _scores(), "confidence": 0.9}),
+    "evaluation.condition": lambda: (
+        evaluation.condition,
+        {
+            "program": _of_columns(),
+            "given": {"a": 0.0, 2: 1.0},
+            "context": (),
+            "num_samples": 2,
+            "columns": ["a", "b", "c"],
+            "num_particles": 3,
+            "memory": 10**6,
+            "plate": "data",
+            "progress": False,
+        },
+    ),
+    "evaluation.impute": lambda: (
+        evaluation.impute,
+        {
+            "program": _of_columns(),
+            "x": torch.tensor([[0.0, float("nan"), 1.0]] * 7),
+            "context": (),
+            "num_samples": 2,
+            "num_particles": 3,
+            "memory": 10**6,
+            "batch_size": 2,
+            "plate": "data",
+            "progress": False,
+        },
+    ),
+    "evaluation.log_conditional_likelihood": lambda: (
+        evaluation.log_conditional_likelihood,
+        {
+            "program": _of_columns(),
+            "x": torch.tensor([[0.0, float("nan"), 1.0]] * 7),
+            "context": (),
+            "values": torch.zeros(7, 3) + torch.tensor([0.0, 0.0, 1.0]),
+            "num_particles": 3,
+            "memory": 10**6,
+            "batch_size": 2,
+            "plate": "data",
+            "progress": False,
+        },
+    ),
+    "evaluation.score": _on_vae(
+        evaluation.score,
+        num_samples=2,
+        num_particles=3,
+        memory=10**6,
+        batch_size=2,
+        plate="data",
+        progress=False,
+    ),
+    "Imputation.interval": lambda: (
+        evaluation.impute(
+            _of_columns(), torch.full((1, 3), float("nan")), num_samples=20, num_particles=3, progress=False
+        ).interval,
+        {"level": 0.9},
+    ),
+    "Scores.excess": lambda: (_scores().excess, {"normal": _scores()}),
+    "Scores.threshold": lambda: (_scores().threshold, {"false_alarm_rate": 0.2, "confidence": 0.9}),
+    "Threshold.alarms": lambda: (_scores().threshold(0.2).alarms, {"scores": _scores()}),
+    "Threshold.rate": lambda: (_scores().threshold(0.2).rate, {"scores": _scores(), "confidence": 0.9}),
     "evaluation.elbo_surgery": _on_vae(evaluation.elbo_surgery, num_particles=1, memory=10**6, plate="data"),
     "evaluation.log_marginal_likelihood": _on_vae(
         evaluation.log_marginal_likelihood, num_particles=3, memory=10**6, batch_size=2, plate="data", progress=False

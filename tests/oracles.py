@@ -20,7 +20,7 @@ from torch import Size, Tensor, nn
 
 from pyro_vae import VAE
 from pyro_vae.conditionals import Conditional, DiagonalNormal
-from pyro_vae.likelihoods import Normal
+from pyro_vae.likelihoods import MissingAtRandom, Normal
 from pyro_vae.nets import MLP
 from pyro_vae.priors import StandardNormal
 
@@ -332,6 +332,96 @@ class LinearVAE:
             offset = -to_loc @ self.bias
         _set(posterior.head.layer, to_loc, offset)
         return VAE(StandardNormal(latent_dim), likelihood, posterior).double()
+
+
+@dataclass(frozen=True)
+class FactorAnalysis:
+    """z ~ Normal(0, I), x|z ~ Normal(weight z + bias, diag(scale^2)); NaN in x is a missing value.
+
+    Args:
+        weight: (D, L).
+        bias: (D,).
+        scale: (D,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    @classmethod
+    def random(cls, data_dim: int = 5, latent_dim: int = 2, *, seed: int = 0) -> FactorAnalysis:
+        """Drawn parameters."""
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(data_dim, latent_dim, dtype=torch.float64, generator=generator)
+        bias = 2 * torch.randn(data_dim, dtype=torch.float64, generator=generator)
+        return cls(weight, bias, 0.3 + torch.rand(data_dim, dtype=torch.float64, generator=generator))
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of x, (D, D)."""
+        return self.weight @ self.weight.T + self.scale.square().diag()
+
+    def draw(self, num_data: int, seed: int = 0) -> Tensor:
+        """Complete data (N, D) from the model."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(num_data, self.weight.shape[1], dtype=torch.float64, generator=generator)
+        noise = torch.randn(num_data, len(self.bias), dtype=torch.float64, generator=generator)
+        return z @ self.weight.T + self.bias + self.scale * noise
+
+    def conditional(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the missing values of a row (D,) given its observed ones."""
+        m, o = row.isnan(), ~row.isnan()
+        covariance = self.covariance
+        gain = covariance[m][:, o] @ torch.linalg.inv(covariance[o][:, o])
+        return self.bias[m] + gain @ (row - self.bias)[o], covariance[m][:, m] - gain @ covariance[o][:, m]
+
+    def log_marginal_likelihood(self, x: Tensor) -> Tensor:
+        """log p of the observed values of each row, (N,)."""
+        value = x.new_zeros(len(x))
+        for observed in (~x.isnan()).unique(dim=0):
+            rows = ((~x.isnan()) == observed).all(1)
+            if observed.any():
+                covariance = self.covariance[observed][:, observed]
+                normal = torch.distributions.MultivariateNormal(self.bias[observed], covariance)
+                value[rows] = normal.log_prob(x[rows][:, observed])
+        return value
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Loc (N, L) and covariance (N, L, L) of p(z|observed values)."""
+        observed = (~x.isnan()).to(x) / self.scale.square()
+        precision = torch.einsum("nd,di,dj->nij", observed, self.weight, self.weight)
+        covariance = torch.linalg.inv(precision + torch.eye(self.weight.shape[1], dtype=x.dtype))
+        from_data = torch.einsum("nd,di->ni", observed * torch.nan_to_num(x - self.bias), self.weight)
+        return (covariance @ from_data[..., None])[..., 0], covariance
+
+    def vae(self, *, widen: float = 1.0, shift: float = 0.0) -> VAE:
+        """This model with its posterior given the observed values as guide, of wider scales and moved if wanted."""
+        data_dim, latent_dim = self.weight.shape
+        normal = Normal(MLP(latent_dim, []), data_dim, scale="per_element", min_scale=0.0)
+        raw_scale = self.scale.expm1().log()
+        _set(
+            normal.head.layer,
+            torch.cat([self.weight, torch.zeros_like(self.weight)]),
+            torch.cat([self.bias, raw_scale]),
+        )
+        guide = _OfObserved(MLP(data_dim, [], masked=True), latent_dim)
+        guide.how = (self, widen, shift)
+        return VAE(StandardNormal(latent_dim), MissingAtRandom(normal), guide).double()
+
+
+class _OfObserved(Conditional):
+    """z|x ~ Normal with the posterior's moments given what is observed of x, of wider scales and moved."""
+
+    how: tuple[FactorAnalysis, float, float]
+
+    def parameter_shapes(self) -> dict[str, Size]:
+        return {"loc": self.event_shape}
+
+    def forward(self, *parents: Tensor) -> TorchDistribution:
+        oracle, widen, shift = self.how
+        loc, covariance = oracle.posterior(parents[0])
+        tril = torch.linalg.cholesky(covariance)
+        return dist.MultivariateNormal(loc + shift * tril.sum(-1), scale_tril=widen * tril)
 
 
 class _FixedCovariance(Conditional):

@@ -121,3 +121,42 @@ def test_compare_elbo_estimators_says_what_is_wrong(tmp_path: Path) -> None:
         result = run("compare_elbo_estimators.py", *arguments)
         assert result.returncode == 1
         assert re.search(message, result.stderr), result.stderr
+
+
+@pytest.mark.slow
+def test_impute_wine_beats_the_column_means_and_covers_what_was_taken_out() -> None:
+    result = run("impute_wine.py")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    together = next(line for line in lines if line.startswith("all "))
+    imputed, means, missing = (float(number) for number in together.split()[1:])
+    assert imputed < 0.9 * means
+    assert means == pytest.approx(1, abs=0.1)
+    assert missing == pytest.approx(0.3 * 178 * 13, rel=0.1)
+    intervals = next(line for line in lines if line.startswith("Intervals"))
+    level, covered, error = (float(number) for number in re.findall(r"\d\.\d+", intervals))
+    assert level == 0.9
+    assert covered == pytest.approx(level, abs=0.04)
+    assert error < 0.02
+    assert any(re.match(r"Wines of 14\.2% and hue 1\.2: color intensity \d", line) for line in lines)
+
+
+@pytest.mark.slow
+def test_anomalies_breast_cancer_keeps_its_false_alarm_rate_and_finds_malignant_cases() -> None:
+    result = run("anomalies_breast_cancer.py")
+    assert result.returncode == 0, result.stderr
+    lines = {line.split(":")[0]: line.split(":", 1)[-1] for line in result.stdout.splitlines()}
+    rates = {
+        name: [float(number) for number in re.findall(r"\b0\.\d+", lines[name])]
+        for name in ("False alarms", "Detected", "Area under ROC")
+    }
+    value, low, high = rates["False alarms"]
+    assert low <= 0.05 <= high
+    assert value <= high
+    assert rates["Detected"][1] > 0.5
+    assert 0.8 < rates["Area under ROC"][1] < rates["Area under ROC"][2] < 1
+    shares = [float(line.split()[-2 if line.endswith("nats") else -1]) for line in lines if line.startswith("  ")]
+    case = next(line for name, line in lines.items() if name.startswith("Malignant case"))
+    score, average = (float(number) for number in re.findall(r"-?\d+\.\d", case))
+    assert sum(shares) == pytest.approx(score - average, abs=0.5)  # shares and averages to one decimal each
+    assert len(shares) == 7

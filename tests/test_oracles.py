@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from oracles import LinearVAE, NormalNormal, TwoStates
+from oracles import FactorAnalysis, LinearVAE, NormalNormal, TwoStates
 from pyro import poutine
 from torch import Tensor
 
@@ -126,3 +126,23 @@ def test_LinearVAE_at_the_maximum_likelihood() -> None:
     assert turned.diagonal_gap() > 0.05
     moved = LinearVAE(best.weight * 1.01, best.bias, best.scale)
     assert moved.log_marginal_likelihood(x).sum() < LinearVAE.maximum_log_likelihood(x, 2)
+
+
+def test_FactorAnalysis_agrees_with_bayes_rule() -> None:
+    oracle = FactorAnalysis.random()
+    x = oracle.draw(4)
+    x[0, 1:3] = x[1, 0] = x[2] = math.nan
+    z = torch.tensor([0.3, -0.8], dtype=torch.float64)
+    loc, covariance = oracle.posterior(x)
+    prior = torch.distributions.Normal(ZERO, 1.0).log_prob(z).sum()
+    terms = torch.distributions.Normal(oracle.weight @ z + oracle.bias, oracle.scale).log_prob(torch.nan_to_num(x))
+    posterior = torch.distributions.MultivariateNormal(loc, covariance).log_prob(z)
+    log_evidence = prior + torch.where(x.isnan(), 0.0, terms).sum(1) - posterior
+    torch.testing.assert_close(oracle.log_marginal_likelihood(x), log_evidence)
+    missing, spread = oracle.conditional(x[0])
+    weight = oracle.weight[1:3]
+    torch.testing.assert_close(missing, weight @ loc[0] + oracle.bias[1:3])
+    torch.testing.assert_close(spread, weight @ covariance[0] @ weight.T + oracle.scale[1:3].square().diag())
+    vae = oracle.vae()
+    assert vae.encode(x).mean.allclose(loc)
+    torch.testing.assert_close(vae.decode(z[None]).log_prob(x[3:]), terms[3:].sum(1))

@@ -2,7 +2,9 @@
 
 from pyro_vae.evaluation.amortization import AmortizationGap, amortization_gap
 from pyro_vae.evaluation.annealing import AnnealedImportanceSampling, BidirectionalMonteCarlo, ais, bdmc
+from pyro_vae.evaluation.anomalies import Scores, Threshold, auc, score
 from pyro_vae.evaluation.bits import bits_per_dim
+from pyro_vae.evaluation.conditional import LogConditionalLikelihood, log_conditional_likelihood
 from pyro_vae.evaluation.distortion import (
     RateDistortion,
     RateDistortionCurve,
@@ -11,7 +13,9 @@ from pyro_vae.evaluation.distortion import (
     reconstruction_error,
 )
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
+from pyro_vae.evaluation.imputation import Imputation, condition, impute
 from pyro_vae.evaluation.ranks import Calibration, calibration
+from pyro_vae.evaluation.rates import Rate
 from pyro_vae.evaluation.results import Estimate
 from pyro_vae.evaluation.simulation import Simulation, simulate
 from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
@@ -26,22 +30,32 @@ __all__ = [
     "Calibration",
     "ElboSurgery",
     "Estimate",
+    "Imputation",
+    "LogConditionalLikelihood",
     "LogMarginalLikelihood",
+    "Rate",
     "RateDistortion",
     "RateDistortionCurve",
+    "Scores",
     "Simulation",
+    "Threshold",
     "active_units",
     "ais",
     "amortization_gap",
+    "auc",
     "bdmc",
     "bits_per_dim",
     "calibration",
+    "condition",
     "elbo_surgery",
     "elbo_terms",
+    "impute",
+    "log_conditional_likelihood",
     "log_marginal_likelihood",
     "posterior_samples",
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruction_error",
+    "score",
     "simulate",
 ]

@@ -133,24 +133,17 @@ def log_marginal_likelihood(
         >>> result.effective_sample_size.round()
         tensor([100., 100.])
     """
-    num_particles = checks.whole("log_marginal_likelihood", "num_particles", num_particles)
-    tail = tail_size(num_particles) + 1
-    parts = reduce_runs(
+    result, _ = weighted_draws(
         "log_marginal_likelihood",
         program,
         (x, *context),
-        partial(_Sums, tail),
         num_particles=num_particles,
         memory=memory,
-        reserve=64 * tail,  # the largest weights, a copy and their indices
         batch_size=batch_size,
         plate=plate,
         progress=progress,
     )
-    value, error, ess, k_hat = (torch.cat(column) for column in zip(*parts, strict=True))
-    check_possible("log_marginal_likelihood", value, partial(one_run, program, (x, *context)), plate)
-    result = LogMarginalLikelihood(value, error, ess, k_hat, num_particles)
-    _warn(result)
+    warn_unreliable("log_marginal_likelihood", result.unreliable, len(x))
     return result
 
 
@@ -206,6 +199,73 @@ def posterior_samples(
         progress=progress,
     )
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def weighted_draws(
+    subject: str,
+    program: Program,
+    args: tuple[Tensor, ...],
+    *,
+    num_samples: int = 0,
+    num_particles: int,
+    memory: int | None,
+    batch_size: int | None,
+    plate: str,
+    progress: bool,
+) -> tuple[LogMarginalLikelihood, dict[str, Tensor]]:
+    """Estimates of log p(x), and draws from p(z|x) that come of the same K particles.
+
+    Shapes: N data, K particles, S samples.
+
+    Args:
+        subject: who asks, for messages.
+        program: see :func:`log_marginal_likelihood`, as are the arguments from ``num_particles`` on.
+        args: of model and guide.
+        num_samples: S, 0 for none.
+        num_particles: K.
+        memory: bytes that the draws in flight may take.
+        batch_size: data to run at once.
+        plate: name of the plate over the data.
+        progress: show a bar.
+
+    Returns:
+        The estimates, and (S, N, ...) for each latent, by name.
+    """
+    num_particles = checks.whole(subject, "num_particles", num_particles)
+    tail = tail_size(num_particles) + 1
+    parts = reduce_runs(
+        subject,
+        program,
+        args,
+        partial(_SumsAndDraws, tail, num_samples),
+        num_particles=num_particles,
+        memory=memory,
+        reserve=64 * tail,  # the largest weights, a copy and their indices
+        latents=num_samples > 0,
+        batch_size=batch_size,
+        plate=plate,
+        progress=progress,
+    )
+    value, error, ess, k_hat = (torch.cat(column) for column in zip(*(sums for sums, _ in parts), strict=True))
+    check_possible(subject, value, partial(one_run, program, args), plate)
+    draws = {name: torch.cat([part[name] for _, part in parts], 1) for name in parts[0][1]}
+    return LogMarginalLikelihood(value, error, ess, k_hat, num_particles), draws
+
+
+class _SumsAndDraws:
+    """Both of what follows, of the same runs; no draws where S is 0."""
+
+    def __init__(self, num_largest: int, num_samples: int) -> None:
+        self._sums = _Sums(num_largest)
+        self._draws = _Resampled(num_samples) if num_samples else None
+
+    def add(self, batch: Batch) -> None:
+        self._sums.add(batch)
+        if self._draws is not None:
+            self._draws.add(batch)
+
+    def finish(self) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        return self._sums.finish(), {} if self._draws is None else self._draws.finish()
 
 
 class _Sums:
@@ -277,13 +337,17 @@ def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tenso
     return log_sum - math.log(k), relative_variance.sqrt(), ess
 
 
-def _warn(result: LogMarginalLikelihood) -> None:
-    bad = result.unreliable
-    if bad:
-        listed = ", ".join(map(str, bad[:10])) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+def warn_unreliable(subject: str, data: list[int], num_data: int) -> None:
+    """Warns of data whose k-hat is too high; called by what a user calls, one call below the checks of arguments."""
+    if data:
         warnings.warn(
-            f"log_marginal_likelihood: expected Pareto k-hat at most {RELIABLE}; got more for {len(bad)} of "
-            f"{len(result.value)} data: {listed}. Their values are likely too low, and their standard errors too "
-            "small. Draw more particles, widen the guide, or use ais.",
+            f"{subject}: expected Pareto k-hat at most {RELIABLE}; got more for {len(data)} of {num_data} data: "
+            f"{listed(data)}. Their values are likely too low, and their standard errors too small. Draw more "
+            "particles, widen the guide, or use ais.",
             stacklevel=5,
         )
+
+
+def listed(data: list[int]) -> str:
+    """Numbers of data as a message shows them."""
+    return ", ".join(map(str, data[:10])) + (f" and {len(data) - 10} more" if len(data) > 10 else "")
