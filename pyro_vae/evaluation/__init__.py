@@ -10,13 +10,17 @@ from pyro_vae.evaluation.distortion import (
     rate_distortion_curve,
     reconstruction_error,
 )
+from pyro_vae.evaluation.findings import Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
+from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.results import Estimate
 from pyro_vae.evaluation.simulation import Simulation, simulate
 from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
 from pyro_vae.evaluation.terms import elbo_terms
+from pyro_vae.evaluation.two_sided import ImportanceBounds, importance_bounds
 from pyro_vae.evaluation.units import ActiveUnits, active_units
+from pyro_vae.evaluation.verdicts import Report, report
 
 __all__ = [
     "ActiveUnits",
@@ -26,9 +30,13 @@ __all__ = [
     "Calibration",
     "ElboSurgery",
     "Estimate",
+    "Finding",
+    "ImportanceBounds",
     "LogMarginalLikelihood",
+    "PredictiveChecks",
     "RateDistortion",
     "RateDistortionCurve",
+    "Report",
     "Simulation",
     "active_units",
     "ais",
@@ -38,10 +46,13 @@ __all__ = [
     "calibration",
     "elbo_surgery",
     "elbo_terms",
+    "importance_bounds",
     "log_marginal_likelihood",
     "posterior_samples",
+    "predictive_checks",
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruction_error",
+    "report",
     "simulate",
 ]
