@@ -2,7 +2,7 @@
 
 A figure counts as beyond its cut-off when it is so by more than three standard errors. Cut-offs are sizes that matter,
 so that a large data set does not make a fault of every small deviation, and the three standard errors keep a small one
-from doing so: twelve checks that each err once in 740 err together in at most 1.7% of healthy programs.
+from doing so: thirteen checks that each err once in 740 err together in at most 1.7% of healthy programs.
 """
 
 from __future__ import annotations
@@ -122,14 +122,23 @@ CHECKS: dict[str, Check] = {
         "Raise beta from 0 over the first epochs, use free_bits, or a weaker decoder.",
         Rates(0, 0, 0, 0),
     ),
-    "wrong likelihood": Check(
+    "likelihood of wrong spread": Check(
         "deviation of the data from the central 50% or 90% of draws of their likelihood",
         "above",
         0.05,
         "fault",
         "Data are not spread as the likelihood says.",
-        "Learn its scale (scale='learned' or 'per_element'), or take one of another family: heavier tails (StudentT, "
-        "Laplace), overdispersion (NegativeBinomial), bounded values (Beta, LogitNormal).",
+        "Learn its scale (scale='learned' or 'per_element'), or take one of another family: NegativeBinomial for "
+        "overdispersed counts, Beta or LogitNormal for bounded values.",
+        Rates(0, 0, 0, 0),
+    ),
+    "likelihood of wrong tails": Check(
+        "kurtosis of residuals against that of draws of their likelihood, as the size of a log ratio",
+        "above",
+        0.1,
+        "fault",
+        "Outliers are more frequent, or less, than the likelihood says.",
+        "Take one of heavier tails (StudentT, Laplace) or of lighter ones, or learn a scale for each element.",
         Rates(0, 0, 0, 0),
     ),
     "improbable reconstruction": Check(

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -288,8 +288,13 @@ class _Examination:
             abs(share.value - expected), share.standard_error, "of elements", share.num_data, share.num_particles
         )
         self._figures |= {"elements_inside_50": result.inside_50, "elements_inside_90": result.inside_90}
-        self._find("wrong likelihood", off, f"{share.value:.3f} within {expected:.0%}")
+        self._find("likelihood of wrong spread", off, f"{share.value:.3f} within {expected:.0%}")
         self._find("improbable reconstruction", result.improbable)
+        if result.tails is None:
+            self._not_measured["tails of the likelihood"] = "discrete data, or no mean and variance in closed form"
+        else:
+            heavier = "heavier" if result.tails.value > 0 else "lighter"
+            self._find("likelihood of wrong tails", replace(result.tails, value=abs(result.tails.value)), heavier)
         return result
 
     def _overfitting(self, held_out: LogMarginalLikelihood, train: LogMarginalLikelihood) -> None:
