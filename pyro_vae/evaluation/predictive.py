@@ -147,40 +147,54 @@ def predictive_checks(
     return replicates.result(num_particles)
 
 
+class _Ranks:
+    """How many replicates lie below each value, and how many are equal to it.
+
+    Args:
+        values: of the data.
+        tolerance: relative, within which two values are equal.
+    """
+
+    def __init__(self, values: Tensor, tolerance: float = 0.0) -> None:
+        self.values, self._tolerance = values, tolerance
+        self._below, self._equal = torch.zeros_like(values), torch.zeros_like(values)
+
+    def add(self, replicate: Tensor) -> None:
+        equal = (replicate - self.values).abs() <= self._tolerance * self.values.abs()
+        self._below += (replicate < self.values) & ~equal
+        self._equal += equal
+
+    def ranks(self) -> Tensor:
+        """0 to 99, ties by lot, with which those of discrete data are uniform too."""
+        lot = torch.rand_like(self._equal, dtype=torch.float64)
+        return self._below + (lot * (self._equal + 1)).floor()
+
+
 class _Replicates:
-    """Counts of how data lie among their replicates, which are drawn one after another."""
+    """Where the data lie among their replicates, which are drawn one after another."""
 
     def __init__(self, run: Traces, sites: dict[str, Site], plate: str) -> None:
         self._run, self._sites, self._plate = run, sites, plate
-        self._data = self._elements({name: site["value"] for name, site in sites.items()})
-        self._known = ~self._data.isnan()
-        self._below, self._equal = torch.zeros_like(self._data), torch.zeros_like(self._data)
-        self._density = self._log_density({name: site["value"] for name, site in sites.items()})
-        self._less, self._same = torch.zeros_like(self._density), torch.zeros_like(self._density)
+        values = {name: site["value"] for name, site in sites.items()}
+        self._elements = _Ranks(self._flat(values))
+        self._known = ~self._elements.values.isnan()
+        # Sums of equal terms in another order differ by rounding.
+        self._densities = _Ranks(self._log_density(values), tolerance=1e-6)
+        self._standardize = _standardization(self._flat, sites, self._known)
         self._statistics: list[dict[str, float]] = []
-        self._standardize = _residuals(self._elements, sites, self._known)
-        self._tails: list[float] = []
 
     def draw(self) -> None:
         values = {}
         for name, site in self._sites.items():
             drawn, given = site["fn"].sample(), site["value"]
             values[name] = torch.where(given.isnan(), given, drawn) if given.is_floating_point() else drawn
-        elements, density = self._elements(values), self._log_density(values)
-        self._below += elements < self._data
-        self._equal += elements == self._data
-        self._less += density < self._density
-        self._same += (density - self._density).abs() <= 1e-6 * self._density.abs()  # as equal data in another order
-        self._statistics.append({name: f(elements[self._known]) for name, f in STATISTICS.items()})
-
-        if self._standardize is not None:
-            self._tails.append(self._kurtosis(elements))
+        elements = self._flat(values)
+        self._elements.add(elements)
+        self._densities.add(self._log_density(values))
+        self._statistics.append(self._statistics_of(elements))
 
     def result(self, num_particles: int) -> PredictiveChecks:
-        # Ties, by lot: then ranks of discrete data are uniform too.
-        ranks = self._below + (torch.rand_like(self._below, dtype=torch.float64) * (self._equal + 1)).floor()
-        lower = self._less + (torch.rand_like(self._less, dtype=torch.float64) * (self._same + 1)).floor()
-        observed = self._known.any(1)
+        ranks, lower, observed = self._elements.ranks(), self._densities.ranks(), self._known.any(1)
 
         def inside(percent: int) -> Estimate:
             outside = (NUM_REPLICATES + 1) * (100 - percent) // 200
@@ -188,14 +202,21 @@ class _Replicates:
             return Estimate.of((share / self._known.sum(1))[observed], num_particles, "of elements")
 
         bins = torch.bincount((ranks[self._known] // 5).long(), minlength=20).double()
+        data = self._statistics_of(self._elements.values)
         return PredictiveChecks(
             inside_50=inside(50),
             inside_90=inside(90),
             improbable=Estimate.of((lower < 5).double()[observed], num_particles, "of data"),
-            tails=self._log_ratio(num_particles),
+            tails=self._tails(data[_RESIDUALS], num_particles) if _RESIDUALS in data else None,
             histogram=bins / bins.sum(),
-            statistics={name: self._statistic(name, f(self._data[self._known])) for name, f in STATISTICS.items()},
+            statistics={name: self._statistic(name, value) for name, value in data.items()},
         )
+
+    def _statistics_of(self, elements: Tensor) -> dict[str, float]:
+        statistics = {name: f(elements[self._known]) for name, f in STATISTICS.items()}
+        if self._standardize is not None:
+            statistics[_RESIDUALS] = _moment(4)(self._standardize(elements)[self._known])
+        return statistics
 
     def _statistic(self, name: str, data: float) -> PredictiveStatistic:
         values = torch.tensor([each[name] for each in self._statistics], dtype=torch.float64)
@@ -204,23 +225,19 @@ class _Replicates:
             data, values.mean().item(), values.std().item(), min(1.0, 2 * (tail + 1) / (len(values) + 1))
         )
 
-    def _kurtosis(self, elements: Tensor) -> float:
-        assert self._standardize is not None
-        return _moment(4)(self._standardize(elements)[self._known])
-
-    def _log_ratio(self, num_particles: int) -> Estimate | None:
-        """Of the data's kurtosis to that of replicates."""
-        if self._standardize is None:
+    def _tails(self, data: float, num_particles: int) -> Estimate | None:
+        """Log ratio of the residuals' kurtosis to that of replicates; it is at least 1, of what varies at all."""
+        if data < 1:
             return None
-        replicates = torch.tensor(self._tails, dtype=torch.float64).log()
-        value = math.log(self._kurtosis(self._data)) - replicates.mean().item()
+        replicates = torch.tensor([each[_RESIDUALS] for each in self._statistics], dtype=torch.float64).log()
+        value = math.log(data) - replicates.mean().item()
         # Where residuals are far from Normal, so is their kurtosis, and its standard deviation alone says too little.
         farthest = (replicates - replicates.mean()).abs().max()
         error = max(replicates.std().item(), farthest.item() / 3)
-        return Estimate(value, error, "log ratio", len(self._data), num_particles)
+        return Estimate(value, error, "log ratio", len(self._known), num_particles)
 
-    def _elements(self, values: dict[str, Tensor]) -> Tensor:
-        """(N, D) for all elements of all sites; in double precision, as counts of other types have no NaN."""
+    def _flat(self, values: dict[str, Tensor]) -> Tensor:
+        """All elements of all sites of each datum, a row each; in double precision, as whole numbers have no NaN."""
         rows = [by_draw(site, values[name], self._run, self._plate)[0] for name, site in self._sites.items()]
         return torch.cat([row.reshape(len(row), -1).double() for row in rows], 1)
 
@@ -234,10 +251,10 @@ class _Replicates:
         ).sum(0)
 
 
-def _residuals(
+def _standardization(
     elements: Callable[[dict[str, Tensor]], Tensor], sites: dict[str, Site], known: Tensor
 ) -> Callable[[Tensor], Tensor] | None:
-    """Standardizes elements (N, D) by the mean and the variance of their likelihood, where these are to be had."""
+    """Standardizes all elements by the mean and the variance of their likelihood, where these are to be had."""
     if any(site["fn"].support.is_discrete for site in sites.values()):
         return None
     try:
@@ -268,3 +285,5 @@ STATISTICS: dict[str, Callable[[Tensor], Any]] = {
     "share of zeros": lambda x: (x == 0).double().mean().item(),
 }
 """What is compared of data and replicates, of all elements together."""
+
+_RESIDUALS = "kurtosis of residuals"
