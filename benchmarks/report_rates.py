@@ -239,9 +239,10 @@ class Tally:
 
 
 def rate(count: int, total: int) -> str:
-    """A share with its binomial standard error."""
-    share = count / total
-    return f"{count:3d} of {total:3d} = {100 * share:5.1f}% ± {100 * math.sqrt(share * (1 - share) / total):.1f}%"
+    """A share with its binomial standard error, of the share with one more of either kind, lest that of none be 0."""
+    likely = (count + 1) / (total + 2)
+    error = math.sqrt(likely * (1 - likely) / total)
+    return f"{count:3d} of {total:3d} = {100 * count / total:5.1f}% ± {100 * error:.1f}%"
 
 
 def main() -> None:
