@@ -209,8 +209,8 @@ CHECKS: dict[str, Check] = {
         "above",
         1.0,
         "note",
-        "Draws of the prior are not where the data are: samples look worse than reconstructions. The bound is blind where "
-        "the latents tell more than log N.",
+        "Draws of the prior are not where the data are: samples look worse than reconstructions. The bound is "
+        "blind where the latents tell more than log N.",
         "Use a prior that is learned: VampPrior, MixtureOfNormals, a flow.",
         Rates(0, 0, 0, 200),
     ),
