@@ -1,4 +1,4 @@
-"""Figures: images in a grid, reconstructions beside originals, training curves."""
+"""Figures: images in a grid, reconstructions beside originals, training curves, verdicts on a program."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import checks
+from pyro_vae.evaluation import Report
 from pyro_vae.training import History
 
 
@@ -86,4 +87,40 @@ def curves(history: History) -> Figure:
                 axes.plot(history["epoch"], [sign * value for value in history[f"{prefix}_{term}"]], label=prefix)
         axes.set(title=title, xlabel="epoch", ylabel="nats per datum")
         axes.legend()
+    return figure
+
+
+def verdicts(report: Report) -> Figure:
+    """Figures of a report, as far as they were measured; a title in red is that of a fault.
+
+    The ranks of simulated latents among draws of the guide, those of the data's elements among draws of their
+    likelihood, which are both flat for a right program, how much each latent unit moves with the data, and the tails of
+    the importance weights.
+    """
+    checks.instance("plots.verdicts", "report", report, Report, "Pass evaluation.report(program, x).")
+    found = {finding.name for finding in report.found}
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    guide, likelihood, units, weights = figure.subplots(1, 4)
+    if report.calibration is not None:
+        ranks = torch.cat([rank.flatten().cpu() for rank in report.calibration.ranks.values()])
+        guide.bar(range(0, 100, 5), (torch.bincount(ranks // 5, minlength=20) / len(ranks)).tolist(), 5, align="edge")
+        guide.axhline(0.05, color="black", linewidth=1)
+    if report.predictive is not None:
+        likelihood.bar(range(0, 100, 5), report.predictive.histogram.tolist(), 5, align="edge")
+        likelihood.axhline(0.05, color="black", linewidth=1)
+    if report.units is not None:
+        variances = torch.cat([variance.flatten().cpu() for variance in report.units.variance.values()])
+        units.bar(range(len(variances)), variances.sort(descending=True).values.tolist())
+        units.axhline(report.units.threshold, color="black", linewidth=1)
+    k_hat = report.log_marginal_likelihood.pareto_k.cpu()
+    weights.hist(k_hat[k_hat.isfinite()].tolist(), bins=20)
+    weights.axvline(0.7, color="black", linewidth=1)
+    for axes, title, label, names in (
+        (guide, "guide", "rank of simulated latents", {"narrow guide", "wide guide"}),
+        (likelihood, "likelihood", "rank of elements", {"likelihood of wrong spread", "likelihood of wrong tails"}),
+        (units, "latent units", "Var E_q[z], sorted", {"unused units", "collapsed posterior"}),
+        (weights, "importance weights", "Pareto k-hat", {"unreliable importance weights"}),
+    ):
+        axes.set_title(title, color="red" if names & found else "black")
+        axes.set_xlabel(label)
     return figure

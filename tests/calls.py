@@ -501,6 +501,29 @@ CALLS: dict[str, Callable[[], Call]] = {
         evaluation.rate_distortion_curve,
         {"programs": {1.0: _vae()}, "x": _bits(), "num_particles": 1, "analytic_kl": False, "plate": "data"},
     ),
+    "evaluation.predictive_checks": _on_vae(evaluation.predictive_checks, num_particles=2, plate="data"),
+    "evaluation.report": lambda: (
+        evaluation.report,
+        {
+            "program": _vae(),
+            "x": _bits().repeat(5, 1, 1, 1),
+            "train": _bits().repeat(5, 1, 1, 1),
+            "labels": torch.arange(35) % 2,
+            "num_particles": 25,
+            "max_data": 30,
+            "plate": "data",
+            "seed": 0,
+        },
+    ),
+    "evaluation.importance_bounds": lambda: (
+        evaluation.importance_bounds,
+        {
+            "program": (vae := _vae()),
+            "simulation": evaluation.simulate(vae, _bits()),
+            "num_particles": 2,
+            "plate": "data",
+        },
+    ),
     "evaluation.reconstruction_error": _on_vae(evaluation.reconstruction_error, num_particles=1, plate="data"),
     "evaluation.simulate": _on_vae(evaluation.simulate),
     "evaluation.bdmc": lambda: (

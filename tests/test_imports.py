@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),
-    "plots": {"training"},
+    "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
     "__init__": PUBLIC,

@@ -57,7 +57,9 @@ MALFORMED: dict[str, Callable[[], Any]] = {
     "a type": lambda: int,
 }
 # Each takes a tenth of a second or more.
-HEAVY = re.compile(r"^(fit|lab\.|evaluation\.(ais|bdmc|amortization_gap|calibration|elbo_surgery)|testing\.|SVI)")
+HEAVY = re.compile(
+    r"^(fit|lab\.|evaluation\.(ais|bdmc|amortization_gap|calibration|elbo_surgery|report|predictive_checks)|testing\.|SVI)"
+)
 NAMES = [pytest.param(name, marks=pytest.mark.slow if HEAVY.match(name) else ()) for name in calls.CALLS]
 
 

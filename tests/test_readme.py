@@ -13,7 +13,7 @@ import pyro_vae
 from pyro_vae import VAE, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-_, USE, REPLACEMENTS, TABLES, EXPLAIN, KEEP, MEASURE, COMPARE, SPEED = re.findall(
+_, USE, REPLACEMENTS, TABLES, EXPLAIN, KEEP, MEASURE, COMPARE, RANK, SPEED = re.findall(
     r"```python\n(.*?)```", README, re.DOTALL
 )
 

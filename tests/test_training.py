@@ -228,6 +228,24 @@ def test_fit_bar_is_shown_when_asked_for(capfd: pytest.CaptureFixture[str]) -> N
     assert out == ""
     assert "2/2" in err
     assert "-elbo=" in err
+    assert err.splitlines()[-1].startswith("completed after 2 epochs")
+
+
+def test_History_telling_is_of_new_data_the_latents_and_the_end() -> None:
+    rows = [
+        {"epoch": e, "train_elbo": t, "train_kl": 5.0, "validation_elbo": v, "validation_kl": 4.0}
+        for e, (t, v) in enumerate([(-9.0, -9.5), (-5.0, -6.0), (-4.0, -7.0)], 1)
+    ]
+    history = History(epochs=rows)
+    assert history.telling() == [
+        "-ELBO 4.00 nats of training data, 7.00 of validation data, 3.00 more",
+        "KL 4.00 nats: the latents tell that much about a datum, at most",
+        "completed after 3 epochs; the ELBO was best after 2: use patience",
+    ]
+    history.best_epoch, history.stopped = 2, "early stopping"
+    assert history.telling()[0] == "-ELBO 5.00 nats of training data, 6.00 of validation data, 1.00 more"
+    assert history.telling()[2] == "early stopping after 3 epochs; the ELBO was best after 2"
+    assert History(epochs=[{"epoch": 1, "loss": 3.0}]).telling() == History().telling() == []
 
 
 # What is optimized

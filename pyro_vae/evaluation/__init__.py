@@ -12,15 +12,19 @@ from pyro_vae.evaluation.distortion import (
     rate_distortion_curve,
     reconstruction_error,
 )
+from pyro_vae.evaluation.findings import Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.imputation import Imputation, condition, impute
+from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.rates import Rate
 from pyro_vae.evaluation.results import Estimate
 from pyro_vae.evaluation.simulation import Simulation, simulate
 from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
 from pyro_vae.evaluation.terms import elbo_terms
+from pyro_vae.evaluation.two_sided import ImportanceBounds, importance_bounds
 from pyro_vae.evaluation.units import ActiveUnits, active_units
+from pyro_vae.evaluation.verdicts import Report, report
 
 __all__ = [
     "ActiveUnits",
@@ -30,12 +34,16 @@ __all__ = [
     "Calibration",
     "ElboSurgery",
     "Estimate",
+    "Finding",
+    "ImportanceBounds",
     "Imputation",
     "LogConditionalLikelihood",
     "LogMarginalLikelihood",
+    "PredictiveChecks",
     "Rate",
     "RateDistortion",
     "RateDistortionCurve",
+    "Report",
     "Scores",
     "Simulation",
     "Threshold",
@@ -49,13 +57,16 @@ __all__ = [
     "condition",
     "elbo_surgery",
     "elbo_terms",
+    "importance_bounds",
     "impute",
     "log_conditional_likelihood",
     "log_marginal_likelihood",
     "posterior_samples",
+    "predictive_checks",
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruction_error",
+    "report",
     "score",
     "simulate",
 ]

@@ -44,8 +44,8 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.distributions.elementwise import elementwise_log_prob
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, warn_unreliable, weighted_draws
+from pyro_vae.evaluation.likelihood_of_draws import at_draws, check_likelihood
 from pyro_vae.evaluation.modes import in_evaluation_mode
-from pyro_vae.evaluation.predictive import at_draws, check_likelihood
 from pyro_vae.evaluation.rates import Rate, area_under_curve, beta_quantile, binomial_rate, check_confidence
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.models import Program

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, listed, warn_unreliable, weighted_draws
+from pyro_vae.evaluation.likelihood_of_draws import check_likelihood, check_made
 from pyro_vae.evaluation.modes import in_evaluation_mode
-from pyro_vae.evaluation.predictive import check_likelihood, check_made
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.models import Program
 

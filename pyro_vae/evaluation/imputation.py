@@ -36,9 +36,9 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, listed, weighted_draws
+from pyro_vae.evaluation.likelihood_of_draws import at_draws, check_likelihood, check_made
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE
-from pyro_vae.evaluation.predictive import at_draws, check_likelihood, check_made
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.models import Program
 

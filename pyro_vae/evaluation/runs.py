@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -57,6 +57,16 @@ def one_run(program: Program, args: tuple[Tensor, ...], num_particles: int = 1) 
     with unchanged_param_store():
         structure = inspect(program.model, program.guide, args, {})
         return trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+
+
+@torch.no_grad()
+def at_latents(run: Traces, latents: dict[str, Tensor]) -> Traces:
+    """A run again, at other values of its latents, of the shapes of their sites."""
+    trace = run.guide.copy()
+    for name, value in latents.items():
+        trace.nodes[name] = trace.nodes[name] | {"value": value}
+    with unchanged_param_store():
+        return replace(run, guide=run.replay("guide", trace), model=run.replay("model", trace))
 
 
 def default_memory(x: Tensor) -> int:

@@ -9,6 +9,9 @@ from typing import Any
 
 Row = dict[str, float]
 
+_UNUSED = 0.1  # nats of KL, below which the latents tell nothing to speak of
+_STILL_RISING = 0.02  # of the whole rise of the ELBO, in the last tenth of the epochs
+
 
 @dataclass
 class History:
@@ -44,6 +47,39 @@ class History:
         """Everything as JSON."""
         return json.dumps(asdict(self))
 
+    def telling(self) -> list[str]:
+        """The three most telling lines of a run, from its own figures: on new data, on the latents, on the end.
+
+        They are sizes without standard errors; :func:`pyro_vae.evaluation.report` has verdicts.
+
+        Example:
+            >>> rows = [{"epoch": e, "train_elbo": -90.0 - 10 / e, "train_kl": 0.01} for e in (1, 2, 3, 4)]
+            >>> print(*History(epochs=rows).telling(), sep="\\n")
+            -ELBO 92.50 nats of training data; pass validation data to see how new ones compare
+            KL 0.01 nats: the latents tell nothing about the data; raise beta from 0, or use free_bits
+            completed after 4 epochs; the last 1 brought 11% of the rise of the ELBO: train longer
+        """
+        row = next((row for row in self.epochs if row.get("epoch") == self.best_epoch), None) or next(
+            reversed(self.epochs), {}
+        )
+        if "train_elbo" not in row:
+            return []
+        prefix = "validation" if "validation_elbo" in row else "train"
+        return [_new_data(row), _latents(row[f"{prefix}_kl"]), self._end(self[f"{prefix}_elbo"])]
+
+    def _end(self, elbos: list[float]) -> str:
+        """How training ended, and what its last tenth was good for."""
+        epochs, last = len(elbos), -(-len(elbos) // 10)
+        best = max(range(epochs), key=elbos.__getitem__) + 1
+        line = f"{self.stopped} after {epochs} epochs"
+        if best <= epochs - last:
+            return f"{line}; the ELBO was best after {best}" + ("" if self.best_epoch else ": use patience")
+        if epochs == last or elbos[-1] <= elbos[0]:
+            return line
+        share = (elbos[-1] - elbos[-1 - last]) / (elbos[-1] - elbos[0])
+        advice = ": train longer" if share > _STILL_RISING else ""
+        return f"{line}; the last {last} brought {max(0.0, share):.0%} of the rise of the ELBO{advice}"
+
     def __str__(self) -> str:
         """An aligned table with a line per epoch, at most 100 wide; the names of columns are stacked above it.
 
@@ -62,6 +98,21 @@ class History:
         titles = [_title(group, [widths[name] for name in names]) for group, names in groupby(columns, _group)]
         lines = [titles, *zip(*filled, strict=True)] if any(map(str.strip, titles)) else zip(*filled, strict=True)
         return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _new_data(row: Row) -> str:
+    line = f"-ELBO {-row['train_elbo']:.2f} nats of training data"
+    if "validation_elbo" not in row:
+        return f"{line}; pass validation data to see how new ones compare"
+    worse = row["train_elbo"] - row["validation_elbo"]
+    return (
+        f"{line}, {-row['validation_elbo']:.2f} of validation data, {abs(worse):.2f} {'more' if worse > 0 else 'less'}"
+    )
+
+
+def _latents(kl: float) -> str:
+    nothing = "the latents tell nothing about the data; raise beta from 0, or use free_bits"
+    return f"KL {kl:.2f} nats: {nothing if kl < _UNUSED else 'the latents tell that much about a datum, at most'}"
 
 
 def _group(column: str) -> str:

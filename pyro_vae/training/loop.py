@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,7 +112,7 @@ def fit(
         keep_best: keep the weights of the epoch with the best ELBO of the validation data, of the training data where
             there are none, in the folder, see
             :func:`pyro_vae.load`; epochs before beta has come to its last value do not count.
-        progress: show a bar with the figures of the last epoch.
+        progress: show a bar with the figures of the last epoch, and at the end the lines of :meth:`History.telling`.
         on_step: called after each step with the number of steps taken and its loss per datum.
         on_epoch: called after each epoch with its row of the history. What either sets on the loss or a module takes
             effect with the next step: ``vae.prior.temperature.fill_(0.3)``, ``loss.num_particles = 5``. The loss has
@@ -202,6 +203,8 @@ def _train(
         run.settle()
         if saving is not None:
             saving.finish(run)
+    if progress:
+        print(*run.history.telling(), sep="\n", file=sys.stderr)  # where the bar is
 
 
 def _settings(
