@@ -283,18 +283,18 @@ def test_rank_tells_of_a_guide_that_is_too_poor_for_importance_sampling() -> Non
 DENSITIES = {
     "ContinuousBernoulli", "Beta", "LogitNormal", "Normal, learned", "Normal, fixed", "Normal, per element",
     "Normal, convolutional", "SigmaNormal", "Laplace", "StudentT", "StudentT, fixed", "MissingAtRandom",
-    "Standardized", "Standardized SigmaNormal",
+    "Standardized", "Standardized SigmaNormal", "LogNormal", "LogNormal, standardized", "Huber", "Huber, fixed",
 }  # fmt: skip
 COUNTS = {
     "Bernoulli", "Categorical", "OneHotCategorical", "Binomial, counts", "Poisson", "NegativeBinomial",
-    "ZeroInflatedNegativeBinomial", "Multinomial",
+    "ZeroInflatedNegativeBinomial", "Multinomial", "Ordinal", "Ordinal, two levels", "ZeroInflatedPoisson",
 }  # fmt: skip
 LEVELS = {
     "Categorical, levels": "0.00392", "Binomial": "0.00392", "DiscretizedLogistic": "0.00392", "Dequantized": "0.00392",
     "DiscretizedLogistic, per element": "0.0625", "MixtureOfDiscretizedLogistics, gray": "0.0667",
     "MixtureOfDiscretizedLogistics, RGB": "0.25",
 }  # fmt: skip
-MIXED = {"Mixed", "MissingAtRandom, Mixed"}
+MIXED = {"Mixed", "MissingAtRandom, Mixed", "Tabular", "MissingAtRandom, Tabular"}
 
 
 def around(likelihood: likelihoods.Likelihood) -> VAE:

@@ -78,7 +78,7 @@ def class_of(made: type) -> str:
         function
         for base in own
         for each in vars(base).values()
-        if (function := getattr(each, "__func__", getattr(each, "fget", each))) and inspect.isfunction(function)
+        if inspect.isfunction(function := getattr(each, "__func__", getattr(each, "fget", each)))
     ]
     code = b"".join(_code(inspect.unwrap(function).__code__) for function in functions)
     cells = [cell.cell_contents for function in functions for cell in inspect.unwrap(function).__closure__ or ()]
