@@ -142,6 +142,16 @@ def test_impute_wine_beats_the_column_means_and_covers_what_was_taken_out() -> N
 
 
 @pytest.mark.slow
+def test_digits_as_counts_ranks_four_likelihoods_of_one_measure() -> None:
+    result = run("digits_as_counts.py", "--epochs", "25", "--seeds", "2")
+    assert result.returncode == 0, result.stderr
+    table = result.stdout.split("s.e.\n")[1].splitlines()
+    assert re.match(r"ZeroInflatedPoisson +1 ", table[0])
+    assert sum(" seed 1: validation ELBO -1" in line for line in result.stdout.splitlines()) == 4
+    assert "in nats per datum, of probabilities of whole numbers, N = 299 test data" in result.stdout
+
+
+@pytest.mark.slow
 def test_anomalies_breast_cancer_keeps_its_false_alarm_rate_and_finds_malignant_cases() -> None:
     result = run("anomalies_breast_cancer.py")
     assert result.returncode == 0, result.stderr

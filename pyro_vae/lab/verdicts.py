@@ -104,7 +104,7 @@ class Verdict:
         if self.difference == 0:
             return f"{cannot}; they are equal on every datum" if self.margin == 0 else cannot
         if self.more_seeds is not None:
-            return f"{cannot}; about {self.more_seeds:,} more seeds would"
+            return f"{cannot}; about {self.more_seeds:,} more seed{'s' * (self.more_seeds > 1)} would"
         if self.more_data is not None:
             return f"{cannot}; about {self.more_data:,} more test data would"
         return f"{cannot}; {MOST_SEEDS:,} seeds would not, on these test data"
