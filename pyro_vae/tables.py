@@ -7,13 +7,13 @@ else.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from torch import Size, Tensor, nn
-from torch.nn.functional import one_hot
 
 from pyro_vae import checks
 from pyro_vae.recorded import Recorded
@@ -134,11 +134,38 @@ class Table(Recorded):
         """What an encoder is given of rows; see :class:`Inputs`."""
         return Inputs(self)
 
+    def log_unit(self, x: Tensor) -> Tensor:
+        """The logarithm of each row's natural unit, (N,): deviations of reals, geometric means of positive values.
+
+        ``log_p + log_unit`` is the log-density per natural unit, which is the same in meters and in millimeters.
+        Missing values have none.
+        """
+        logs = {"real": lambda c: math.log(c.spread) if c.spread > 0 else 0.0, "positive": lambda c: c.center}
+        units = [logs[c.kind](c) if c.kind in logs else 0.0 for c in self.columns]
+        return torch.where(x.isnan(), 0.0, torch.tensor(units, device=x.device).to(x.dtype)).sum(-1)
+
+    def check_same(self, subject: str, other: Table) -> None:
+        """Raises for a table whose numbers mean something else: other columns, another order, other values of codes.
+
+        Raises:
+            ValueError: naming the first that differs.
+        """
+        pairs = [(c.name, c.kind, c.values) for c in self.columns], [(c.name, c.kind, c.values) for c in other.columns]
+        if pairs[0] != pairs[1]:
+            place = next((i for i, (a, b) in enumerate(zip(*pairs, strict=False)) if a != b), min(map(len, pairs)))
+            expected, got = ((*each, ("none", "", ()))[place] for each in pairs)
+            raise ValueError(
+                f"{subject}: expected the columns that the program was built for, column {place} {_shown(expected)}; "
+                f"got {_shown(got)}, whose numbers mean something else. Read the frame by the table of the training "
+                "data: data.as_dataset(frame, kinds=train.table)."
+            )
+
     def frame(self, x: Any) -> Any:
         """Rows as a pandas DataFrame with the columns, categories and dtypes that the data came with.
 
-        Missing values are missing in it, so that whole numbers become pandas' nullable ones where some are. Whole
-        numbers that do not fit into a column's dtype, which draws may be, make it int64.
+        Missing values are missing in it, so that whole numbers become pandas' nullable ones where some are. Values of
+        kind real or positive in a column of whole numbers are rounded. What does not fit into a column's dtype, as
+        draws may, makes it int64 or float64.
 
         Args:
             x: draws (N, D), codes of categories, as ``program.sample(N)`` and ``program.reconstruct(x, mean=False)``
@@ -207,10 +234,8 @@ class Inputs(Recorded, nn.Module):
         if not self._categories:
             return y
         blocks = [y[..., i : i + 1] for i in range(len(self.table))]
-        for i in self._categories:
-            known = ~x[..., i : i + 1].isnan()
-            codes = x[..., i].nan_to_num(0.0).long()
-            blocks[i] = one_hot(codes, self._widths[i]).to(x.dtype) * known
+        for i in self._categories:  # NaN is no code, and gives 0 in all places
+            blocks[i] = (x[..., i : i + 1] == torch.arange(self._widths[i], device=x.device)).to(x.dtype)
         return torch.cat(blocks, -1)
 
 
@@ -229,11 +254,19 @@ def measured(subject: str, dataset: Any) -> Table:
     return table.measured(dataset.tensor())
 
 
+def _shown(column: tuple[str, str, tuple[Any, ...]]) -> str:
+    name, kind, values = column
+    return checks.printable(f"{name!r} ({kind}{': ' if values else ''}{', '.join(map(str, values))})", 120)
+
+
 def _series(pandas: Any, column: Column, x: Any) -> Any:
     """A column of a frame."""
     missing = np.isnan(x)
     if not column.values and not _is_integer(column.dtype):
-        return pandas.Series(x).astype(column.dtype)
+        narrow = column.dtype == "float16" and len(x) and bool((np.abs(x[~missing]) > np.finfo(np.float16).max).any())
+        return pandas.Series(x).astype("float64" if narrow else column.dtype)
+    if column.kind in ("real", "positive"):
+        x = np.rint(x)
     whole = np.rint(np.where(missing, 0.0, x))
     if not np.array_equal(whole[~missing], x[~missing]):
         raise ValueError(
@@ -244,6 +277,8 @@ def _series(pandas: Any, column: Column, x: Any) -> Any:
     if not column.values:
         limits = np.iinfo(column.dtype.lower())
         fits = not len(x) or (whole.min() >= limits.min and whole.max() <= limits.max)
+        if len(x) and np.abs(whole).max() >= 2.0**63:  # which no dtype of whole numbers holds
+            return pandas.Series(x)
         return pandas.Series(x).astype(_nullable(column.dtype if fits else "int64", missing.any()))
     last = len(column.values) - 1
     if len(x) and (whole.min() < 0 or whole.max() > last):

@@ -58,7 +58,7 @@ def test_README_code_of_tables_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lines = ["height,children,eyes,stage", *rows]
     Path("people.csv").write_text("\n".join(lines), encoding="utf-8")
     names: dict[str, Any] = {"data": data, **{name: getattr(pyro_vae, name) for name in pyro_vae.__all__}}
-    exec(TABLES.replace("epochs=10", "epochs=1"), names)
+    exec(TABLES.replace("epochs=100", "epochs=1"), names)
     frame = names["train"].table.frame(names["vae"].sample(5))
     assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == {
         "height": "float64",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae
-from pyro_vae import VAE, conditionals, data, evaluation, fit, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, data, evaluation, fit, lab, likelihoods, nets, priors
 from pyro_vae.tables import Column, Table
 
 
@@ -150,6 +150,46 @@ def test_load_reads_comma_separated_values(tmp_path: Path) -> None:
         data.load(tmp_path / "wrong.csv")
 
 
+def test_as_dataset_reads_a_frame_by_the_table_of_another() -> None:
+    train = data.as_dataset(people(), kinds={"grade": "ordinal"})
+    assert train.table is not None
+    further = people()[::-1].head(7)  # without some of the categories, and in another order of columns
+    read = data.as_dataset(further[list(further)[::-1]], kinds=train.table)
+    assert torch.equal(read.tensor(), train.tensor().flip(0)[:7])
+    assert read.table is not None
+    pd.testing.assert_frame_equal(
+        read.table.frame(read.tensor()), further.reset_index(drop=True), check_exact=False, rtol=1e-6
+    )
+    with pytest.raises(ValueError, match="expected the values green, blue, brown of the table; got 'red'"):
+        data.as_dataset(further.assign(eyes="red"), kinds=train.table)
+    with pytest.raises(ValueError, match=r"expected the columns height, income, .* got others, or one twice: age"):
+        data.as_dataset(further.assign(age=1), kinds=train.table)
+
+
+def test_as_dataset_takes_the_order_of_words() -> None:
+    frame = pd.DataFrame({"stage": ["low", "high", "mid", None, "low"]})
+    dataset = data.as_dataset(frame, kinds={"stage": ["low", "mid", "high"]})
+    assert dataset.table is not None
+    assert dataset.table.columns[0].kind == "ordinal"
+    assert dataset.tensor()[:, 0].nan_to_num(-1).tolist() == [0, 2, 1, -1, 0]
+    with pytest.raises(ValueError, match="expected the values low, mid of the table; got 'high'"):
+        data.as_dataset(frame, kinds={"stage": ["low", "mid"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("age,income\n" + "".join(f"{20 + i % 50},{1000 + i},{i}\n" for i in range(80)), "Length of header or names"),
+        (",age\n" + "".join(f"{i},{20 + i % 50}\n" for i in range(80)), "a first column without a name"),
+        ("age\n" + "".join(f"{20 + i % 40}\n" for i in range(59)) + "?\n", "expected columns of numbers or categories"),
+    ],
+)
+def test_load_refuses_tables_that_would_be_read_as_another(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8")
+    with pytest.raises((TypeError, ValueError), match=message):
+        data.load(tmp_path / "x.csv")
+
+
 # Back to a DataFrame
 
 
@@ -184,6 +224,15 @@ def test_Table_frame_widens_whole_numbers_that_do_not_fit() -> None:
     assert table.frame(torch.tensor([[3.0]])).dtypes["x"] == "uint8"
     assert table.frame(torch.tensor([[300.0], [1.0]]))["x"].tolist() == [300, 1]
     assert table.frame(torch.tensor([[300.0], [torch.nan]])).dtypes["x"] == "Int64"
+
+
+def test_Table_frame_rounds_whole_numbers_of_a_continuous_kind() -> None:
+    frame = pd.DataFrame({"temperature": [-3, 2, 11, 5], "income": [100, 2000, 400, 30]})
+    dataset = data.as_dataset(frame, kinds={"income": "positive"})
+    assert dataset.table is not None
+    drawn = dataset.table.frame(torch.tensor([[10.67, 99.6], [-1.2, 1e20]]))
+    assert drawn["temperature"].tolist() == [11, -1]
+    assert drawn.dtypes.astype(str).tolist() == ["int64", "float64"]  # which no whole numbers hold
 
 
 def test_Table_frame_refuses_codes_of_nothing() -> None:
@@ -223,7 +272,7 @@ def nll(frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     log_p = evaluation.log_marginal_likelihood(program, train.tensor(), num_particles=50, progress=False).value
     likelihood: Any = program.likelihood
-    return -log_p, -log_p - likelihood.log_unit(train.tensor())
+    return -log_p, -log_p - likelihood.table.log_unit(train.tensor())
 
 
 @pytest.mark.slow
@@ -264,6 +313,64 @@ def test_Ordinal_levels_are_equally_likely_at_the_start_and_odds_are_proportiona
         assert torch.isfinite(p.log_prob(levels)).all()
 
 
+def test_program_of_a_table_refuses_data_of_another() -> None:
+    train = data.as_dataset(people())
+    program = vae(train)
+    other = people().assign(eyes=pd.Categorical(people()["eyes"].astype(str)))
+    for frame in (other, people()[list(people())[::-1]]):
+        with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
+            fit(program, frame, epochs=1, progress=False)
+        with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
+            lab.rank({"one": program, "other": vae(train)}, frame, num_particles=2, progress=False)
+        with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
+            evaluation.elbo_terms(program, data.as_dataset(frame))  # type: ignore[arg-type]
+    again = data.as_dataset(other, kinds=train.table)
+    torch.manual_seed(0)
+    expected = evaluation.elbo_terms(program, train.tensor()).elbo
+    torch.manual_seed(0)
+    assert torch.equal(evaluation.elbo_terms(program, again).elbo, expected)  # type: ignore[arg-type]
+
+
+def test_load_reads_lines_that_end_with_a_comma(tmp_path: Path) -> None:
+    lines = ["age,income", *(f"{20 + i % 50},{1000 + i}," for i in range(80))]
+    (tmp_path / "x.csv").write_text("\n".join(lines), encoding="utf-8")
+    train = data.load(tmp_path / "x.csv").train
+    assert train.columns == ("age", "income")
+    assert bool(((train.tensor()[:, 0] < 70) & (train.tensor()[:, 1] >= 1000)).all())
+
+
+@pytest.mark.filterwarnings("ignore:impute")  # of a guide that is not trained
+def test_condition_takes_categories_by_their_value() -> None:
+    train = data.as_dataset(people(missing=True))
+    program = vae(train)
+    given = {"eyes": "brown", "smokes": True, "height": 1.8}
+    result = evaluation.condition(program, given, num_samples=5, num_particles=200, progress=False)
+    frame = program.likelihood.table.frame(result.samples[:, 0])  # type: ignore[operator, union-attr]
+    assert set(frame["eyes"]) == {"brown"}
+    assert set(frame["smokes"]) == {True}
+    with pytest.raises(ValueError, match="expected one of 'green', 'blue', 'brown' for 'eyes'; got 'red'"):
+        evaluation.condition(program, {"eyes": "red"}, progress=False)
+
+
+@pytest.mark.slow
+def test_program_of_a_table_compiles() -> None:
+    train = data.as_dataset(people(missing=True))
+    losses = []
+    for compile in (False, True):
+        history = fit(vae(train), train, epochs=2, batch_size=100, seed=0, compile=compile, progress=False)
+        losses.append(history["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_Tabular_dispersion_begins_near_that_of_the_data() -> None:
+    counts = pd.DataFrame({"narrow": np.random.default_rng(0).normal(100, 14, 500).round().astype(int)})
+    likelihood = likelihoods.Tabular.for_data(data.as_dataset(counts), nets.MLP(2, [8]))
+    torch.manual_seed(0)
+    draws = likelihood(torch.zeros(20000, 2)).sample()
+    assert float(draws.mean()) == pytest.approx(100, rel=0.3)
+    assert float(draws.std()) == pytest.approx(14, rel=0.3)
+
+
 # The encoder
 
 
@@ -297,5 +404,5 @@ def test_program_of_a_table_trains_is_kept_and_gives_frames_back(tmp_path: Path)
     z = torch.randn(5, 2)
     assert torch.equal(loaded.decode(z).mean, program.eval().decode(z).mean)
     assert torch.equal(loaded.encode(train.tensor()).mean, program.encode(train.tensor()).mean)
-    frame = loaded.likelihood.likelihood.table.frame(loaded.sample(5))
+    frame = loaded.likelihood.table.frame(loaded.sample(5))
     assert list(frame) == list(people())

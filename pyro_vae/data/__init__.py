@@ -20,7 +20,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -29,9 +28,9 @@ import torch
 
 from pyro_vae import checks
 from pyro_vae.data import files, named
+from pyro_vae.data.columns import Kinds
 from pyro_vae.data.dataset import Binarize, Dataset, as_dataset, binarized, present_device, unknown
 from pyro_vae.data.named import DatasetNotFoundError
-from pyro_vae.tables import Kind
 
 __all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset", "available", "load"]
 
@@ -56,7 +55,7 @@ def load(
     *,
     binarize: Binarize = "none",
     validation: int | float | None = None,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Kinds | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Splits:
@@ -144,9 +143,7 @@ def load(
     return Splits(train.to(device), validation_set.to(device), test.to(device))
 
 
-def _read(
-    source: Any, root: str | Path | None, kinds: Mapping[str, Kind] | None
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
+def _read(source: Any, root: str | Path | None, kinds: Kinds | None) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Training data, and validation and test data where the source says which they are."""
     if not isinstance(source, (str, Path)):
         return as_dataset(source, kinds=kinds), None, None

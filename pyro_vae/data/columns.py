@@ -10,10 +10,13 @@ import torch
 
 from pyro_vae import checks
 from pyro_vae.data.arrays import KINDS, check_whole
-from pyro_vae.tables import CODED, Column, Kind
+from pyro_vae.tables import CODED, Column, Kind, Table
+
+Kinds = Mapping[str, Kind | list[str]] | Table
+"""Kinds of columns by name, in place of those found; a list of values in their order for ordinals; or a whole table."""
 
 
-def check_kinds(subject: str, kinds: Any, names: list[str]) -> dict[str, Kind]:
+def check_kinds(subject: str, kinds: Any, names: list[str]) -> dict[str, Kind | list[str]]:
     """The kinds that a user gives to some columns, by name.
 
     Raises:
@@ -24,7 +27,8 @@ def check_kinds(subject: str, kinds: Any, names: list[str]) -> dict[str, Kind]:
         return {}
     checks.instance(subject, "kinds", kinds, Mapping, 'Give {"age": "count"}, for example.')
     for name, kind in kinds.items():
-        checks.choice(subject, f"the kind of {name!r}", kind, get_args(Kind))
+        if not (isinstance(kind, list) and len(kind) > 1 and len(set(map(repr, kind))) == len(kind)):
+            checks.choice(subject, f"the kind of {name!r}", kind, get_args(Kind))
         if name not in names:
             raise ValueError(
                 f"{subject}: expected kinds of columns that there are; got {name!r}. Use {', '.join(names):.200}."
@@ -32,7 +36,37 @@ def check_kinds(subject: str, kinds: Any, names: list[str]) -> dict[str, Kind]:
     return dict(kinds)
 
 
-def column_of(subject: str, name: str, x: Any, kind: Kind | None) -> tuple[Column, Any]:
+def as_column(subject: str, column: Column, x: Any) -> Any:
+    """A Series as the numbers of a column that is known, float64 (N,).
+
+    Raises:
+        TypeError: no numbers where the column has some.
+        ValueError: values that the column has no codes for.
+    """
+    subject = f"{subject}, column {column.name!r}"
+    if not column.values:
+        try:
+            return x.to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{subject}: expected numbers; got {x.dtype}. Convert it with pandas.to_numeric."
+            ) from error
+    codes = {value: float(code) for code, value in enumerate(column.values)}
+    words = {str(value): code for value, code in codes.items()}
+    present = x[x.notna()]
+    unknown = [each for each in present.unique() if each not in codes and str(each) not in words]
+    if unknown:
+        raise ValueError(
+            f"{subject}: expected the values {', '.join(map(str, column.values)):.200} of the table; got "
+            f"{unknown[0]!r}. Leave such rows out, or train on data that have them."
+        )
+    missing = x.isna()
+    return np.array(
+        [np.nan if m else codes.get(each, words.get(str(each))) for each, m in zip(x, missing, strict=True)]
+    )
+
+
+def column_of(subject: str, name: str, x: Any, kind: Kind | list[str] | None) -> tuple[Column, Any]:
     """A column of pandas as numbers, float64 (N,), and what they are.
 
     Words and categories become codes, and so do numbers where a coded kind is asked for; other numbers are themselves.
@@ -47,6 +81,10 @@ def column_of(subject: str, name: str, x: Any, kind: Kind | None) -> tuple[Colum
         TypeError: neither numbers nor words.
         ValueError: values that are not of the kind.
     """
+    if isinstance(kind, list):  # the values in their order
+        column = Column(name, "ordinal" if len(kind) > 2 else "binary", str(x.dtype), tuple(kind))
+        numbers = as_column(subject, column, x)
+        return column.measured(torch.from_numpy(numbers)), numbers
     subject, dtype = f"{subject}, column {name!r}", str(x.dtype)
     if dtype == "category":
         found: Kind = "category" if not x.cat.ordered else "ordinal"
@@ -93,7 +131,8 @@ def _of_words(subject: str, name: str, x: Any, kind: Kind | None) -> tuple[Colum
     words = [each for each in present.unique() if isinstance(each, str)]
     if len(words) < present.nunique() or not words:
         raise _no_numbers(subject, name, x)
-    if kind is None and (all(map(_is_number, words)) or len(words) > max(2, len(present) // 2)):
+    numeric = sum(map(_is_number, words))
+    if kind is None and (numeric > len(words) / 2 or len(words) > max(2, len(present) // 2)):
         raise _no_numbers(subject, name, x)  # numbers that are written as words, or names of each row
     values = sorted(words)
     places = {word: code for code, word in enumerate(values)}
@@ -101,7 +140,7 @@ def _of_words(subject: str, name: str, x: Any, kind: Kind | None) -> tuple[Colum
     if kind == "ordinal":
         raise ValueError(
             f"{subject}: expected values with an order for the kind 'ordinal'; got words, {', '.join(values[:3])}. "
-            "Make them an ordered pandas.Categorical."
+            f"Give them in their order, kinds={{{name!r}: [...]}}, or an ordered pandas.Categorical."
         )
     found: Kind = "binary" if len(values) == 2 else "category"
     return _coded(subject, name, str(x.dtype), list(values), numbers, kind or found, "category")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.data.arrays import Numbers, no_pixels, of_part, to_float32
+from pyro_vae.data.columns import Kinds
 from pyro_vae.data.tables import of_anndata, of_pandas, of_scipy
 from pyro_vae.data.torch_sets import of_set
-from pyro_vae.tables import Kind
 
 
-def numbers(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> Numbers:
+def numbers(subject: str, x: Any, kinds: Kinds | None = None) -> Numbers:
     """The numbers of a tensor, an array, nested lists, a pandas table, a scipy matrix, AnnData, or a set of torch.
 
     Masked and missing values become NaN, categories their codes.
@@ -37,7 +36,7 @@ def numbers(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> Nu
     return replace(found, values=to_float32(subject, found.values)) if found.values.dtype == torch.float64 else found
 
 
-def _found(subject: str, x: Any, kinds: Mapping[str, Kind] | None) -> Numbers:
+def _found(subject: str, x: Any, kinds: Kinds | None) -> Numbers:
     """The numbers, of which float64 is yet to be made float32."""
     if isinstance(x, DataLoader | TorchDataset):
         return of_set(subject, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.data.arrays import joined
+from pyro_vae.data.columns import Kinds
 from pyro_vae.data.containers import beside, numbers
-from pyro_vae.tables import Kind, Table
+from pyro_vae.tables import Table
 
 Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
 
@@ -307,7 +308,7 @@ class Dataset:
         )
 
 
-def as_dataset(x: Any, name: str = "array", *, kinds: Mapping[str, Kind] | None = None) -> Dataset:
+def as_dataset(x: Any, name: str = "array", *, kinds: Kinds | None = None) -> Dataset:
     """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
 
     uint8 values of tensors and arrays are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are
@@ -324,7 +325,8 @@ def as_dataset(x: Any, name: str = "array", *, kinds: Mapping[str, Kind] | None 
             Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
         name: What errors, histories and plots call the set.
         kinds: of columns of a DataFrame, by name, in place of those found: ``real``, ``positive``, ``count``,
-            ``binary``, ``ordinal`` or ``category``.
+            ``binary``, ``ordinal`` or ``category``; or the values of an ordinal in their order. The ``table`` of the
+            training data reads a further frame, such as test data, in its columns and codes.
 
     Raises:
         TypeError: Something else, or values that are not real numbers.

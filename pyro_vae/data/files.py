@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ import torch
 from pyro_vae import checks
 from pyro_vae.data.archives import check_labels, read_arrays
 from pyro_vae.data.arrays import first, joined, listed
+from pyro_vae.data.columns import Kinds
 from pyro_vae.data.dataset import Dataset, as_dataset
 from pyro_vae.data.images import read_image, suffixes
 from pyro_vae.data.parsing import file_of, folder_of
-from pyro_vae.tables import Kind
 
 # Of the images of a folder: this much, or this many times the sizes of the files, of which blank ones take little.
 _ROOM, _GROWTH = 2**29, 250
 _DEEPEST = 32  # folders within folders
 
 
-def read(path: Path, kinds: Mapping[str, Kind] | None = None) -> Dataset:
+def read(path: Path, kinds: Kinds | None = None) -> Dataset:
     """The set in a ``.npy``, ``.npz`` or ``.csv`` file or a folder of images."""
     if path.is_dir():
         return _read_folder(path)
@@ -57,8 +58,17 @@ def _frame(path: Path) -> Any:
             f"{file_of(path)}: expected pandas to read tables; got none. Use pip install pandas."
         ) from error
     try:
-        return pandas.read_csv(path)
-    except (ValueError, OverflowError) as error:  # of pandas' parser, and of what is no UTF-8
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # of lines with more cells than names
+            frame = pandas.read_csv(path, index_col=False)
+        if str(next(iter(frame), "")).startswith("Unnamed: "):
+            raise ValueError("a first column without a name, as an index is written")
+        return frame
+    except (
+        ValueError,
+        OverflowError,
+        pandas.errors.ParserWarning,
+    ) as error:  # of pandas' parser, and of what is no UTF-8
         raise ValueError(
             f"{file_of(path)}: expected a table of comma-separated values with names in its first line; got "
             f"{checks.printable(error)}. Read it with pandas.read_csv and its options, and pass the DataFrame."
@@ -69,7 +79,7 @@ PARTS = {"train": ("train", "training"), "validation": ("valid", "val", "validat
 """Names of the subfolders of a folder that is split already."""
 
 
-def read_splits(path: Path, kinds: Mapping[str, Kind] | None = None) -> tuple[Dataset, Dataset | None, Dataset | None]:
+def read_splits(path: Path, kinds: Kinds | None = None) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """The set in a file or folder, and its validation and test data where the folder says which they are."""
     if path.is_dir() and kinds is not None:
         raise TypeError(f"{folder_of(path)}: expected kinds for a table; got them for a folder. Leave them out.")

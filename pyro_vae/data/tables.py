@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pyro_vae.data.arrays import Numbers, first, joined, listed, no_pixels, of_array
-from pyro_vae.data.columns import check_kinds, column_of
-from pyro_vae.tables import Column, Kind, Table
+from pyro_vae.data.columns import Kinds, as_column, check_kinds, column_of
+from pyro_vae.tables import Column, Table
 
 
 def of_scipy(subject: str, x: Any) -> Numbers:
@@ -28,10 +28,12 @@ def of_anndata(x: Any, inner: Numbers) -> Numbers:
     return Numbers(no_pixels(inner.values), columns=tuple(map(str, x.var_names)), note=note)
 
 
-def of_pandas(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> Numbers:
+def of_pandas(subject: str, x: Any, kinds: Kinds | None = None) -> Numbers:
     """A DataFrame, Series or Index: every column as numbers, words and categories as codes."""
     frame = x.to_frame() if hasattr(x, "to_frame") else x
     names = list(map(str, frame.columns))
+    if isinstance(kinds, Table):
+        return _by_table(subject, frame, names, kinds)
     given = check_kinds(subject, kinds, names)
     if len(set(names)) < len(names):
         raise ValueError(f"{subject}: expected columns of distinct names; got {first(names)}. Rename them.")
@@ -47,6 +49,23 @@ def of_pandas(subject: str, x: Any, kinds: Mapping[str, Kind] | None = None) -> 
     note = joined(listed("codes in place of categories", coded), listed("the index is left out", index))
     categories = tuple(tuple(map(str, c.values)) if c.name in coded else () for c in columns) if coded else ()
     return Numbers(values, None, tuple(names), categories, note, Table(columns) if values.ndim == 2 else None)
+
+
+def _by_table(subject: str, frame: Any, names: list[str], table: Table) -> Numbers:
+    """A frame in the columns and the codes of another."""
+    expected = [column.name for column in table.columns]
+    if sorted(names) != sorted(expected):
+        other = sorted(set(names) ^ set(expected)) or names
+        raise ValueError(
+            f"{subject}: expected the columns {first(expected)} of the table; got others, or one twice: "
+            f"{first(other)}. Give them all, and these alone."
+        )
+    frame = frame.set_axis(names, axis=1)
+    found = [as_column(subject, column, frame[column.name]) for column in table.columns]
+    columns = [replace(c, missing=int(np.isnan(x).sum())) for c, x in zip(table.columns, found, strict=True)]
+    values = of_array(subject, np.stack(found, -1))
+    categories = tuple(tuple(map(str, c.values)) if c.values and not _as_they_are(c) else () for c in columns)
+    return Numbers(values, None, tuple(expected), categories if any(categories) else (), "", Table(columns))
 
 
 def _as_they_are(column: Column) -> bool:

@@ -285,7 +285,7 @@ def score(
         drawn = at_draws("score", program, args, latents, _shares_of, memory=memory, batch_size=batch_size, plate=plate)
         shares = torch.cat([part.mean(0) for part in drawn]).masked_fill(x.isnan(), math.nan)
         error = torch.cat([part.std(0) for part in drawn]) / math.sqrt(num_samples)
-    warn_unreliable("score", figures.unreliable, len(x))
+    warn_unreliable("score", figures.unreliable, len(x), "high")
     return Scores(-figures.value, figures, shares, error)
 
 

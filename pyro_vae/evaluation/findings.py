@@ -8,7 +8,7 @@ from doing so: thirteen checks that each err once in 740 err together in at most
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyro_vae.evaluation.results import Estimate, rounded
@@ -105,7 +105,8 @@ class Finding:
 
     def __str__(self) -> str:
         if not self.found:
-            return f"ok     {self.name}: {self.line} [{self.check.rates}]"
+            exact = replace(self.estimate, standard_error=0.0)
+            return f"{'unsure' if self.check.finds(exact) else 'ok':6} {self.name}: {self.line}"
         return (
             f"{self.check.severity.upper():6} {self.name}: {self.line} [{self.check.rates}]\n"
             f"       {self.check.meaning} {self.check.remedy}"
@@ -119,7 +120,8 @@ CHECKS: dict[str, Check] = {
         0.1,
         "fault",
         "The latents tell nothing about the data: the decoder alone is the model.",
-        "Raise beta from 0 over the first epochs, use free_bits, or a weaker decoder.",
+        "Learn the scale of the likelihood where a large one is fixed; else raise beta from 0 over the first epochs, "
+        "use free_bits, or a weaker decoder.",
         Rates(0, 50, 0, 200),
     ),
     "likelihood of wrong spread": Check(

@@ -337,12 +337,12 @@ def log_mean(log_sum: Tensor, log_sum_of_squares: Tensor, k: int) -> tuple[Tenso
     return log_sum - math.log(k), relative_variance.sqrt(), ess
 
 
-def warn_unreliable(subject: str, data: list[int], num_data: int) -> None:
+def warn_unreliable(subject: str, data: list[int], num_data: int, off: str = "low") -> None:
     """Warns of data whose k-hat is too high; called by what a user calls, one call below the checks of arguments."""
     if data:
         warnings.warn(
             f"{subject}: expected Pareto k-hat at most {RELIABLE}; got more for {len(data)} of {num_data} data: "
-            f"{listed(data)}. Their values are likely too low, and their standard errors too small. Draw more "
+            f"{listed(data)}. Their values are likely too {off}, and their standard errors too small. Draw more "
             "particles, widen the guide, or use ais.",
             stacklevel=5,
         )

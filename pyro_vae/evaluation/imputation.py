@@ -41,6 +41,7 @@ from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.models import Program
+from pyro_vae.tables import Table
 
 FEW = 100
 """Effective draws below which quantiles and spreads are those of a handful of latents."""
@@ -217,10 +218,10 @@ def impute(
 @partial(checks.arguments, "condition")
 def condition(
     program: Program,
-    given: Mapping[str, float] | Mapping[int, float],
+    given: Mapping[str, Any] | Mapping[int, Any],
     *context: Tensor,
     num_samples: int = 100,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | Table | None = None,
     num_particles: int = 5000,
     memory: int | None = None,
     plate: str = "data",
@@ -233,10 +234,12 @@ def condition(
     Args:
         program: see :func:`impute`, as are all other arguments; one with a ``likelihood``, for rows of columns.
         given: values by column, in the units of the data: by number from 0, or by name where ``columns`` are given.
-            Categories are given by their code. Empty for rows of the model without a condition.
+            Categories are given by their code, of a table also by their value. Empty for rows of the model without a
+            condition.
         context: further arguments of model and guide, of one row each.
         num_samples: S.
-        columns: names of all columns, in their order.
+        columns: names of all columns, in their order, or the table of the training data; the program's own when left
+            out, where it has one.
         num_particles: K.
         memory: bytes that the draws in flight may take.
         plate: name of the plate over the data.
@@ -275,6 +278,10 @@ def condition(
         )
     own: Any = next(program.parameters(), torch.zeros(()))  # type: ignore[attr-defined]
     row = torch.full((1, *event_shape), math.nan, dtype=own.dtype, device=own.device)
+    if columns is None:
+        columns = getattr(program.likelihood, "table", None)  # type: ignore[attr-defined]
+    if isinstance(columns, Table):
+        given, columns = _coded(given, columns), [column.name for column in columns.columns]
     for column, value in _by_number(given, columns, event_shape[0]).items():
         row[0, column] = value
     return impute(
@@ -287,6 +294,25 @@ def condition(
         plate=plate,
         progress=progress,
     )
+
+
+def _coded(given: Any, table: Table) -> Any:
+    """Given values with the codes of a table in place of its categories."""
+    if not isinstance(given, Mapping):
+        return given
+    known = {column.name: column for column in table.columns}
+    coded = {}
+    for key, value in given.items():
+        column = known.get(key) if isinstance(key, str) else None
+        if column is not None and column.values and not isinstance(value, Tensor):
+            if value not in column.values:
+                raise ValueError(
+                    f"condition: expected one of {', '.join(map(repr, column.values)):.200} for {key!r}; got "
+                    f"{value!r}. Give such a value."
+                )
+            value = column.values.index(value)
+        coded[key] = value
+    return coded
 
 
 def _by_number(given: Mapping[Any, float], columns: Sequence[str] | None, width: int) -> dict[int, float]:

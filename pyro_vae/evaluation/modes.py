@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
+import torch
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.models import Program
+from pyro_vae.tables import Table
 from pyro_vae.traces.threads import running_programs
 
 P = ParamSpec("P")
@@ -21,8 +23,9 @@ T = TypeVar("T")
 def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     """Runs a function of a program, its first argument, with the program's modules as ``eval()`` sets them.
 
-    What training adds, such as dropout or the site ``"classification"`` of SemiSupervisedVAE, is no part of a density.
-    Afterwards every module is in the mode that it was in.
+    Its data may be a Dataset, of which all rows are taken, with their contexts. What training adds, such as dropout or
+    the site ``"classification"`` of SemiSupervisedVAE, is no part of a density. Afterwards every module is in
+    the mode that it was in.
     """
     signature = inspect.signature(function)
     checked = checks.arguments(function.__name__, function)
@@ -32,6 +35,11 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
         given = checks.bound(function.__name__, signature, args, kwargs)
         program = cast(Program, given["program"])
         _check_program(function.__name__, program)
+        call = signature.bind(*args, **kwargs)
+        if hasattr(given.get("x"), "conditioned_on"):
+            given["x"], *context = rows_of(function.__name__, program, given["x"])
+            given["context"] = (*context, *given.get("context", ()))
+            call.arguments |= {name: given[name] for name in ("x", "context") if name in signature.parameters}
         if "x" in given:
             _check_rows(function.__name__, program, (given["x"], *given.get("context", ())))
         elif not hasattr(given["simulation"], "latents"):
@@ -49,12 +57,26 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
             for part in parts:
                 part.eval()
             try:
-                return checked(*args, **kwargs)
+                return checked(*call.args, **call.kwargs)
             finally:
                 for module, mode in modes.items():
                     module.training = mode
 
     return run
+
+
+def rows_of(name: str, program: Any, dataset: Any, seed: int = 0) -> tuple[Tensor, ...]:
+    """All data of a Dataset and their contexts; the bits of a dynamic one are drawn once, by a seed.
+
+    Raises:
+        ValueError: a table whose columns mean something else than the program's.
+    """
+    own = getattr(getattr(program, "likelihood", None), "table", None)
+    if isinstance(own, Table) and dataset.table is not None:
+        own.check_same(name, dataset.table)
+    generator = torch.Generator(dataset.device).manual_seed(seed)
+    rows: tuple[Tensor, ...] = dataset.batch(torch.arange(len(dataset)), generator)
+    return rows
 
 
 def _check_program(name: str, program: Program) -> None:
@@ -71,8 +93,8 @@ def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
     for value in rows:
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name}: expected x a tensor; got {type(value).__name__}. Pass *batch for a batch of data and "
-                "contexts, and data.as_dataset(x).tensor() for arrays."
+                f"{name}: expected x a tensor or a Dataset; got {type(value).__name__}. Use data.as_dataset(x), of a "
+                "DataFrame data.as_dataset(frame, kinds=train.table), and pass *batch for a batch and its contexts."
             )
         if value.dim() == 0 or len(value) != len(rows[0]) or not len(value):
             raise ValueError(

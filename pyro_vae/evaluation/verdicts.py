@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from pyro_vae.evaluation.amortization import amortization_gap
 from pyro_vae.evaluation.distortion import rate_distortion
 from pyro_vae.evaluation.findings import CHECKS, Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood
-from pyro_vae.evaluation.modes import in_evaluation_mode
+from pyro_vae.evaluation.modes import in_evaluation_mode, rows_of
 from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.results import Estimate, Result, plain
@@ -104,14 +104,17 @@ class Report(Result):
 
     def __str__(self) -> str:
         counts = [sum(f.check.severity == kind for f in self.found) for kind in ("fault", "note")]
+        words = [f"{n} {kind}{'s' * (n != 1)}" for n, kind in zip(counts, ("fault", "note"), strict=True)]
         head = (
-            f"{counts[0]} faults and {counts[1]} notes in {len(self.findings)} checks of {self.num_data:,} data, "
+            f"{' and '.join(words)} in {len(self.findings)} checks of {self.num_data:,} data, "
             f"{self.num_particles:,} draws each"
         )
         rest = [f for f in self.findings if not f.found]
         missing = [f"not measured: {name}: {why}" for name, why in self.not_measured.items()]
         predictive = [] if self.predictive is None else [str(self.predictive)]
-        return "\n".join([head, *map(str, self.found), *map(str, rest), *missing, "", super().__str__(), *predictive])
+        foot = "unsure: beyond the cut-off, by less than 3 standard errors. Measured rates of error: to_json()."
+        parts = [head, *map(str, self.found), *map(str, rest), *missing, foot, "", super().__str__(), *predictive]
+        return "\n".join(parts)
 
 
 @in_evaluation_mode
@@ -120,7 +123,7 @@ def report(
     program: Program,
     x: Tensor,
     *context: Tensor,
-    train: Tensor | tuple[Tensor, ...] | None = None,
+    train: Any = None,
     labels: Tensor | None = None,
     num_particles: int = 500,
     max_data: int = 1000,
@@ -135,10 +138,10 @@ def report(
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
-        x: held-out data (N, ...), the first argument of model and guide, N at least 30.
+        x: held-out data, a Dataset or (N, ...), the first argument of model and guide, N at least 30.
         context: their further arguments.
-        train: data that the program was trained on, or a tuple of these and their contexts; None leaves out the
-            check for overfitting.
+        train: data that the program was trained on, a Dataset, a tensor, or a tuple of data and contexts; None leaves
+            out the check for overfitting.
         labels: of the data (N,), for their -log p(x) label by label.
         num_particles: K, draws of the guide per datum, at least 25.
         max_data: look at so many of the data, chosen by lot, of the held-out and of the training data each.
@@ -169,6 +172,8 @@ def report(
     checks.whole("report", "max_data", max_data, MIN_DATA)
     checks.whole("report", "seed", seed, 0)
     args = (x, *context)
+    if hasattr(train, "conditioned_on"):
+        train = rows_of("report", program, train, seed)
     given = None if train is None else train if isinstance(train, tuple) else (train,)
     _check_rows(args, given, labels)
     with random_state(args), warnings.catch_warnings():

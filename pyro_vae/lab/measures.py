@@ -149,10 +149,13 @@ def _slope(x: Tensor, y: Tensor) -> Tensor | None:
     centered = [torch.where(seen, v - v.nansum(0) / count, 0.0) for v in (x, y)]
     slope = (centered[0] * centered[1]).sum(0) / centered[0].square().sum(0)
     slope = torch.where(torch.where(seen, x == y, True).all(0), 1.0, slope)
-    off = (centered[1] - slope * centered[0]).abs().amax(0)
-    span = centered[1].abs().amax(0)
-    # A constant element tells no slope: 0 / 0, which no comparison is true of.
-    return slope if bool(((off <= _OFF * span) & (slope != 0)).all()) else None
+    off = (centered[1] - slope * centered[0]).abs()
+    # Of the typical distance from the mean, which an outlier does not widen, but for rounding in single precision. A
+    # constant element tells no slope: 0 / 0, which no comparison is true of.
+    typical = torch.where(seen, centered[1].abs(), torch.nan).nanmedian(0).values
+    rounding = 1e-6 * (y.abs() + (slope * x).abs()).nan_to_num(0.0)
+    near = (off <= _OFF * typical + rounding) | ~seen
+    return slope if bool((near.all(0) & (slope != 0) & slope.isfinite()).all()) else None
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data.alike import check_table
 from pyro_vae.evaluation import Estimate, LogMarginalLikelihood, log_marginal_likelihood
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE
@@ -323,6 +324,9 @@ def _rows(entries: Mapping[str, list[Program]], data: Any, seed: int) -> dict[st
         raise ValueError(f"rank: expected data of {list(entries)}; got {list(data)}. Give those of each entry by name.")
     given = data if isinstance(data, Mapping) else dict.fromkeys(entries, data)
     sets = {name: as_dataset(each) for name, each in given.items()}
+    for name, programs in entries.items():
+        for program in programs:
+            check_table("rank", program, sets[name])
     lengths = {name: len(each) for name, each in sets.items()}
     if min(lengths.values()) < 2 or len(set(lengths.values())) > 1:
         raise ValueError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.likelihoods.base import Likelihood
@@ -28,7 +28,7 @@ class Tabular(Mixed):
     A Normal of standardized values where the kind is real, a LogNormal of standardized logarithms where it is positive,
     NegativeBinomial for counts, Bernoulli, Ordinal and Categorical for codes. The density is of the values in their own
     units, so that log p(x) counts the log-Jacobian of the scaling: for meters in place of millimeters it is larger by
-    log 1000 for each value. Figures in natural units, which are the same in both, come from :meth:`log_unit`.
+    log 1000 for each value. Figures in natural units, which are the same in both, come from ``table.log_unit``.
 
     Args:
         body: network from z to features.
@@ -68,7 +68,11 @@ class Tabular(Mixed):
         for i, (columns, part) in enumerate(zip(self.columns, self._built, strict=True)):
             if isinstance(part, NegativeBinomial):  # which else begin with means of 1
                 assert isinstance(columns, list)
-                self.head.set_bias(f"{i}.logits", torch.tensor([table.columns[place].center for place in columns]))
+                own = [table.columns[place] for place in columns]
+                self.head.set_bias(f"{i}.logits", torch.tensor([c.center for c in own]))
+                # 1 / theta is about what the variance of log(1 + x) exceeds a Poisson's by.
+                excess = torch.tensor([max(c.spread**2 - math.exp(-c.center), 1e-3) for c in own])
+                part.log_dispersion.data.copy_(-excess.log())
 
     @classmethod
     def for_data(cls, dataset: Any, body: Body) -> Likelihood:
@@ -84,16 +88,6 @@ class Tabular(Mixed):
         """
         likelihood = cls(body, measured("Tabular.for_data", dataset))
         return MissingAtRandom(likelihood) if likelihood.table.missing else likelihood
-
-    def log_unit(self, x: Tensor) -> Tensor:
-        """The logarithm of each row's natural unit, (N,): deviations of reals, geometric means of positive values.
-
-        ``log_p + log_unit`` is the log-density per natural unit, which is the same in meters and in millimeters.
-        Missing values have none.
-        """
-        sizes = {"real": lambda c: torch.tensor(c.spread).log(), "positive": lambda c: torch.tensor(c.center)}
-        units = torch.stack([sizes.get(c.kind, lambda _: torch.zeros(()))(c) for c in self.table.columns])
-        return torch.where(x.isnan(), 0.0, units.to(x)).sum(-1)
 
 
 def _parts(table: Table) -> list[tuple[list[int], MakePart]]:

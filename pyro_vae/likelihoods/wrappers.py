@@ -96,6 +96,7 @@ class MissingAtRandom(_Wrapper):
             placeholder = torch.where(likelihood.support.check(placeholder), placeholder, value)
         self.register_buffer("placeholder", placeholder, persistent=False)
         self.accepts = f"{likelihood.accepts}, or NaN where missing"
+        self.table = getattr(likelihood, "table", None)  # of Tabular: what the columns are
         self.remedy = likelihood.remedy
 
     @property
@@ -178,7 +179,9 @@ class Censored(_Wrapper):
 
     The limit c is the last context, (N,) or (N, 1), and does not enter the body: the time at which the observation
     ended where x is that time, and infinity, or the planned end, where the event was seen at x.
-    ``limit = torch.where(event_was_seen, torch.inf, x)``. Accepts what the other likelihood accepts, up to the limit.
+    ``limit = torch.where(event_was_seen, torch.inf, x)``. Draws given such a limit are no replicates of the data, whose
+    limit tells whether the event was seen: for ``evaluation.report`` and ``simulate`` give the planned end of all where
+    it is known. Accepts what the other likelihood accepts, up to the limit.
 
     Args:
         likelihood: of the times without censoring, LogNormal or Normal.

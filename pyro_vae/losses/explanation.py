@@ -24,11 +24,13 @@ class Found:
         excess: how much the error, summed over the elements, of the data's mean exceeds the least, mean over the data;
             None where the loss learns a scale.
         missing_normalizer: of the continuous Bernoulli; None for other losses and for bits.
+        largest_variance: of the data along any direction, the first principal component's; None but for squared errors.
     """
 
     span: float
     excess: float | None
     missing_normalizer: float | None
+    largest_variance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,14 @@ def _cautions(of: Explanation) -> Iterator[str]:
     if of.largest_kl is not None:
         collapse = ", too little for z to tell of x: expect a collapsed posterior" if of.largest_kl < 0.5 else ""
         yield f"On these data the KL is at most {_figure(of.largest_kl)} nats where the loss is lowest{collapse}."
+        variance = None if of.data is None else of.data.largest_variance
+        scale = of.at(1.0).scale if variance is not None and of.beta > 0 else None
+        if variance is not None and scale is not None and variance < scale**2 and not collapse:
+            yield (
+                "No linear decoder would use z at all, since the largest principal variance of the data, "
+                f"{_figure(variance)}, is below the variance {_figure(scale**2)} at beta 1: expect a collapsed "
+                "posterior."
+            )
 
 
 def _figure(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -16,6 +17,7 @@ from pyro_vae.nets import Shape, as_size
 Reconstruction = Literal["mse", "l1", "huber", "smooth_l1", "bce", "cross_entropy", "gaussian_nll"]
 Reduction = Literal["sum", "mean", "batchmean"]
 
+_MOST_PRINCIPAL = 4096  # elements of a datum of which principal components are looked for
 _MAX_LOGIT = 10.0  # of likelihoods.ContinuousBernoulli
 
 
@@ -156,7 +158,21 @@ def _look(data: Tensor, error: Error, shape: Size) -> Found:
         )
     gray = isinstance(error, Binary) and not bool(constraints.boolean.check(data).all())
     missing = _missing_normalizer(data) if gray else None
-    return Found(float(data.max().double() - data.min().double()), error.excess(data), missing)
+    width = float(data.max().double() - data.min().double())
+    return Found(width, error.excess(data), missing, _largest_variance(data) if isinstance(error, Squared) else None)
+
+
+def _largest_variance(data: Tensor) -> float | None:
+    """Of the first principal component; a linear decoder uses none whose variance is below the noise's.
+
+    References:
+        Tipping, Bishop, "Probabilistic principal component analysis", 1999,
+        https://doi.org/10.1111/1467-9868.00196
+    """
+    x = data.flatten(1).double()
+    if not 1 < x.shape[1] <= _MOST_PRINCIPAL or len(x) < 2:
+        return None
+    return float(torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-1])
 
 
 def _missing_normalizer(data: Tensor) -> float:

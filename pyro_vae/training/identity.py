@@ -88,6 +88,7 @@ def fingerprint(dataset: Dataset | None) -> Any:
     return {
         "shape": list(dataset.images.shape),
         "levels": dataset.levels,
+        "columns": None if dataset.table is None else [[c.name, c.kind, list(c.values)] for c in dataset.table.columns],
         "binarization": dataset.binarization,
         "sha256": digest.hexdigest(),
     }

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.data.alike import check_alike
+from pyro_vae.data.alike import check_alike, check_table
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
@@ -300,6 +300,7 @@ def _data_for(program: Program, name: str, given: Any, like: Dataset | None = No
     dataset = as_dataset(given)
     if like is not None:
         check_alike("fit", like, dataset)
+    check_table(f"fit, {name} data", program, dataset)
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
         dataset = replace(dataset, images=dataset.images.unsqueeze(1))
