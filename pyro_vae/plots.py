@@ -94,8 +94,8 @@ def verdicts(report: Report) -> Figure:
     """Figures of a report, as far as they were measured; a title in red is that of a fault.
 
     The ranks of simulated latents among draws of the guide, those of the data's elements among draws of their
-    likelihood, which are both flat for a right program, how much each latent unit moves with the data, and the tails of
-    the importance weights.
+    likelihood, which are both flat for a right program (the line), how much each latent unit moves with the data, and
+    the tails of the importance weights; lines are the cut-offs of the last two.
     """
     checks.instance("plots.verdicts", "report", report, Report, "Pass evaluation.report(program, x).")
     found = {finding.name for finding in report.found}
@@ -115,12 +115,20 @@ def verdicts(report: Report) -> Figure:
     k_hat = report.log_marginal_likelihood.pareto_k.cpu()
     weights.hist(k_hat[k_hat.isfinite()].tolist(), bins=20)
     weights.axvline(0.7, color="black", linewidth=1)
-    for axes, title, label, names in (
-        (guide, "guide", "rank of simulated latents", {"narrow guide", "wide guide"}),
-        (likelihood, "likelihood", "rank of elements", {"likelihood of wrong spread", "likelihood of wrong tails"}),
-        (units, "latent units", "Var E_q[z], sorted", {"unused units", "collapsed posterior"}),
-        (weights, "importance weights", "Pareto k-hat", {"unreliable importance weights"}),
+    shape = "(U: too narrow, dome: too wide)"
+    spread = {"likelihood of wrong spread", "likelihood of wrong tails"}
+    for axes, title, x, y, names in (
+        (
+            guide,
+            "guide",
+            "rank of simulated latents\n(U: too narrow, dome: too wide)",
+            "share",
+            {"narrow guide", "wide guide"},
+        ),
+        (likelihood, "likelihood", "rank of elements\n(U: too narrow, dome: too wide)", "share", spread),
+        (units, "latent units", "unit, sorted", "Var E_q[z]", {"unused units", "collapsed posterior"}),
+        (weights, "importance weights", "Pareto k-hat", "data", {"unreliable importance weights"}),
     ):
         axes.set_title(title, color="red" if names & found else "black")
-        axes.set_xlabel(label)
+        axes.set(xlabel=x, ylabel=y)
     return figure
