@@ -121,11 +121,11 @@ def verdicts(report: Report) -> Figure:
         (
             guide,
             "guide",
-            "rank of simulated latents\n(U: too narrow, dome: too wide)",
+            f"rank of simulated latents\n{shape}",
             "share",
             {"narrow guide", "wide guide"},
         ),
-        (likelihood, "likelihood", "rank of elements\n(U: too narrow, dome: too wide)", "share", spread),
+        (likelihood, "likelihood", f"rank of elements\n{shape}", "share", spread),
         (units, "latent units", "unit, sorted", "Var E_q[z]", {"unused units", "collapsed posterior"}),
         (weights, "importance weights", "Pareto k-hat", "data", {"unreliable importance weights"}),
     ):
