@@ -107,7 +107,7 @@ def test_README_code_of_compare_estimators_runs(names: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("ignore:log_marginal_likelihood")
 def test_README_code_of_ranking_runs(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     exec("from pyro_vae import lab", names)
-    exec(RANK.replace("steps=1000, num_seeds=5", "steps=2, num_seeds=2, num_particles=2"), names)
+    exec(RANK.replace("steps=1000, num_seeds=5", "steps=5, num_seeds=2, num_particles=2"), names)
     assert "wide" in capsys.readouterr().out
 
 
