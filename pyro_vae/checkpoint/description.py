@@ -133,7 +133,7 @@ def build(description: Any, tensors: Mapping[str, Tensor], classes: Iterable[Any
             raise ValueError(
                 "Checkpoint: expected classes of pyro_vae, or of classes=...; got "
                 f"{', '.join(map(repr, unknown)):.200}. Give what the program was built of: "
-                f"classes=[{', '.join(unknown):.200}]."
+                f"classes=[{printable(', '.join(unknown))}]."
             )
         with _Budget(budget):
             return _Builder(known, tensors).at("", description)

@@ -190,6 +190,8 @@ def rank(
     checks.number("rank", "error_rate", error_rate, above=0, below=1)
     num_particles = checks.whole("rank", "num_particles", num_particles)
     checks.whole("rank", "seed", seed, 0)
+    if batch_size is not None:
+        checks.whole("rank", "batch_size", batch_size)
     entries = _entries(programs)
     rows = _rows(entries, data, seed)
     check_contexts("rank", {name: each[1:] for name, each in rows.items()})
