@@ -174,7 +174,7 @@ def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]
         found = (_differences(f"{path}.{n}" if path else n, before.get(n), now.get(n)) for n in names)
         return [each for some in found for each in some]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        found = (_differences(path, b, n) for b, n in zip(before, now, strict=True))  # ["Adam", {"lr": ...}], for example
+        found = (_differences(path, b, n) for b, n in zip(before, now, strict=True))  # such as ["Adam", {"lr": ...}]
         return [each for some in found for each in some]
     same = before == now or (before != before and now != now)  # NaN
     return [] if same else [(path, before, now)]
