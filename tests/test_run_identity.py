@@ -306,6 +306,30 @@ def test_resume_refuses_what_changed_and_no_file_can_give_back(tmp_path: Path) -
         train(holding(np.zeros(2)), tmp_path, resume=True)
 
 
+class Noisy(Body):
+    """Draws from a generator of its own, whose state no checkpoint has."""
+
+    def hold(self) -> None:
+        self.generator = type(self).generators()
+
+    generators: Any = None
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        held: Any = self.generator
+        noise = torch.rand((), generator=held) if isinstance(held, torch.Generator) else torch.tensor(held.random())
+        return super().features(*inputs) + noise.float()
+
+
+@pytest.mark.parametrize(
+    "generators", [lambda: torch.Generator().manual_seed(0), lambda: np.random.default_rng(0), lambda: random.Random(0)]
+)
+def test_resume_refuses_generators_that_no_checkpoint_has(generators: Any, tmp_path: Path) -> None:
+    Noisy.generators = staticmethod(generators)
+    train(vae(Noisy), tmp_path, stop=13)
+    with pytest.raises(ValueError, match=r"body\.generator, which changed while training"):
+        train(vae(Noisy), tmp_path, resume=True)
+
+
 # Saved and loaded
 
 

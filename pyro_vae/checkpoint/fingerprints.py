@@ -1,7 +1,7 @@
 """Values as JSON that can be compared: whether a setting, a function or an object is the one that it was.
 
-Tensors and arrays are told apart by their values, functions by their code and by what they close over, objects by their
-class and what they hold.
+Tensors and arrays are told apart by their values, generators by their states, functions by their code and by what they
+close over, objects by their class and what they hold.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import random
 from collections.abc import Mapping
 from functools import partial
 from types import CodeType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pyro_vae import checks
@@ -56,6 +58,12 @@ def described(value: Any, depth: int = _DEPTH) -> Any:
         return {str(key): inner(each) for key, each in value.items()}
     if isinstance(value, Tensor | np.ndarray):
         return {type(value).__name__: str(value.dtype), "shape": list(value.shape), "values": _digest_of(value)}
+    if isinstance(value, np.random.Generator):
+        return {"generator": inner(value.bit_generator.state)}
+    if isinstance(value, torch.Generator):
+        return {"generator": _digest_of(value.get_state())}
+    if isinstance(value, random.Random):
+        return {"generator": hashlib.sha256(repr(value.getstate()).encode()).hexdigest()[:12]}
     if isinstance(value, partial):
         return {"function": inner(value.func), "args": inner(value.args), "keywords": inner(value.keywords)}
     if inspect.isclass(value):
