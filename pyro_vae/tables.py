@@ -259,6 +259,17 @@ def _shown(column: tuple[str, str, tuple[Any, ...]]) -> str:
     return checks.printable(f"{name!r} ({kind}{': ' if values else ''}{', '.join(map(str, values))})", 120)
 
 
+def check_table(subject: str, program: Any, dataset: Any) -> None:
+    """Raises for data whose columns mean something else than those that a program was built for.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    own = getattr(getattr(program, "likelihood", None), "table", None)
+    if isinstance(own, Table) and dataset.table is not None:
+        own.check_same(subject, dataset.table)
+
+
 def _series(pandas: Any, column: Column, x: Any) -> Any:
     """A column of a frame."""
     missing = np.isnan(x)

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.optim import Adam
 
 import pyro_vae
-from pyro_vae import VAE, conditionals, data, evaluation, fit, lab, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, lab, likelihoods, nets, priors
 from pyro_vae.tables import Column, Table
 
 
@@ -322,6 +323,16 @@ def test_program_of_a_table_refuses_data_of_another() -> None:
             fit(program, frame, epochs=1, progress=False)
         with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
             lab.rank({"one": program, "other": vae(train)}, frame, num_particles=2, progress=False)
+        with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
+            lab.race(
+                program,
+                data.as_dataset(frame),
+                data.as_dataset(frame),
+                [elbo.ELBO()],
+                optimizer=Adam,
+                steps=5,
+                progress=False,
+            )
         with pytest.raises(ValueError, match="expected the columns that the program was built for, column"):
             evaluation.elbo_terms(program, data.as_dataset(frame))  # type: ignore[arg-type]
     again = data.as_dataset(other, kinds=train.table)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
-from pyro_vae.tables import Table
 
 
 def check_alike(subject: str, train: Dataset, validation: Dataset) -> None:
@@ -40,17 +37,6 @@ def check_alike(subject: str, train: Dataset, validation: Dataset) -> None:
                 f"by 1/{scaled.levels}, and whole numbers up to {float(other.images.nan_to_num(0).max()):g}. Give both "
                 "in one dtype."
             )
-
-
-def check_table(subject: str, program: Any, dataset: Dataset) -> None:
-    """Raises for data whose columns mean something else than those that a program was built for.
-
-    Raises:
-        ValueError: naming the first that differs.
-    """
-    own = getattr(getattr(program, "likelihood", None), "table", None)
-    if isinstance(own, Table) and dataset.table is not None:
-        own.check_same(subject, dataset.table)
 
 
 def _categories(dataset: Dataset) -> tuple[tuple[str, ...], ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae import checks
 from pyro_vae.models import Program
-from pyro_vae.tables import Table
+from pyro_vae.tables import check_table
 from pyro_vae.traces.threads import running_programs
 
 P = ParamSpec("P")
@@ -71,9 +71,7 @@ def rows_of(name: str, program: Any, dataset: Any, seed: int = 0) -> tuple[Tenso
     Raises:
         ValueError: a table whose columns mean something else than the program's.
     """
-    own = getattr(getattr(program, "likelihood", None), "table", None)
-    if isinstance(own, Table) and dataset.table is not None:
-        own.check_same(name, dataset.table)
+    check_table(name, program, dataset)
     generator = torch.Generator(dataset.device).manual_seed(seed)
     rows: tuple[Tensor, ...] = dataset.batch(torch.arange(len(dataset)), generator)
     return rows

@@ -28,6 +28,7 @@ from pyro_vae.lab.rows import RacePoint
 from pyro_vae.lab.verdicts import ERROR_RATE, Scores, together
 from pyro_vae.models.program import Program
 from pyro_vae.svi import SVI, OptimizerFactory
+from pyro_vae.tables import check_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -240,7 +241,9 @@ class _Course:
     def observed(self, make: Callable[[], Program]) -> Any:
         """What a program observes of the validation data."""
         with self._forked(self.seed):
-            return observed(make(), *self.held_out, plate="data", batch_size=len(self.held_out[0]))
+            program = make()
+            check_table("race", program, self.train)
+            return observed(program, *self.held_out, plate="data", batch_size=len(self.held_out[0]))
 
     def run(
         self,

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.data.alike import check_table
 from pyro_vae.evaluation import Estimate, LogMarginalLikelihood, log_marginal_likelihood
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE
@@ -23,6 +22,7 @@ from pyro_vae.evaluation.runs import Batch, one_run, reduce_runs
 from pyro_vae.lab.measures import check_contexts, log_jacobians, observed
 from pyro_vae.lab.verdicts import ERROR_RATE, POWER, Scores, Verdict, standard_error, together, verdicts
 from pyro_vae.models import Program
+from pyro_vae.tables import check_table
 from pyro_vae.traces.possible import check_possible
 
 if TYPE_CHECKING:

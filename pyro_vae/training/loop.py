@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.data.alike import check_alike, check_table
+from pyro_vae.data.alike import check_alike
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
+from pyro_vae.tables import check_table
 from pyro_vae.training.figures import EVALUATION_BATCH, seeded
 from pyro_vae.training.history import History, Row
 from pyro_vae.training.identity import identity
