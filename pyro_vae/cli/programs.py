@@ -1,0 +1,194 @@
+"""A VAE from options and data: what is not said is chosen by the data, with a sentence that says why."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch.distributions import constraints
+
+from pyro_vae import VAE, conditionals, data, defaults, elbo, likelihoods, nets, priors, schedules
+from pyro_vae.cli.calls import made
+from pyro_vae.cli.parser import is_option
+
+_UNIT = ("Bernoulli", "ContinuousBernoulli")
+"""Likelihoods that may start at the mean of the data."""
+
+
+def build(options: Namespace, train: data.Dataset) -> tuple[VAE, list[str]]:
+    """The VAE of the options, and sentences on what was chosen for it; the options become those that were chosen.
+
+    Args:
+        options: of ``train``.
+        train: training data.
+
+    Raises:
+        ValueError: parts that cannot work with each other or with the data.
+    """
+    said = []
+    if options.latent_dim is None:
+        options.latent_dim = min(20, max(2, train.event_shape.numel() // 4))
+        said.append(f"{options.latent_dim} latents")
+    options.hidden = _sizes(options.hidden)
+    networks = defaults.networks(train, options.latent_dim, options.network, options.hidden)
+    if options.network == "auto":
+        said.append(networks.because)
+    options.network = networks.name
+    if options.likelihood is None:
+        choice = defaults.likelihood(train)
+        likelihood = choice.make(networks.decoder)
+        said.append(choice.because)
+    else:
+        likelihood = _likelihood(options.likelihood, networks.decoder, train)
+    prior = _prior(options.prior, options.latent_dim, train)
+    posterior = _posterior(options, prior)(networks.encoder, options.latent_dim)
+    return VAE(prior=prior, likelihood=likelihood, posterior=posterior), said
+
+
+def _sizes(hidden: list[int] | int | str | None) -> list[int] | None:
+    """``200,200`` as a list."""
+    if isinstance(hidden, str):
+        try:
+            return [int(each) for each in hidden.split(",")]
+        except ValueError:
+            raise ValueError(f"--hidden: expected whole numbers, 200,200; got {hidden!r}. Write them so.") from None
+    return [hidden] if isinstance(hidden, int) else hidden
+
+
+def _likelihood(chosen: Namespace, body: nets.Body, train: data.Dataset) -> likelihoods.Likelihood:
+    """The likelihood of a name, its number of levels, first mean and units from the data."""
+    made_by, given = _class(chosen)
+    if not is_option(made_by):
+        raise ValueError(
+            f"--likelihood: expected a likelihood of its own; got {made_by.__name__}, which changes another one. Leave "
+            "it out: missing values, and reals on any scale, are seen in the data."
+        )
+    if made_by is likelihoods.Tabular:
+        return likelihoods.Tabular.for_data(train, body)
+    takes = inspect.signature(made_by).parameters
+    for name, value in _levels(train).items():
+        if name in takes:
+            given[name] = value
+            if name in chosen.get("init_args", {}):
+                chosen.init_args[name] = value
+    if made_by.__name__ in _UNIT and train.levels is not None:
+        given["data_mean"] = train.mean().cpu()
+    return _fitted(made_by(body=body, event_shape=train.event_shape, **given), train)
+
+
+def _levels(train: data.Dataset) -> dict[str, Any]:
+    """What the number of levels of the data decides: 17 levels are k / 16, k = 0, ..., 16."""
+    if train.levels is not None:
+        return {"total_count": train.levels, "levels": train.levels + 1, "num_categories": train.levels + 1,
+                "num_levels": train.levels + 1, "spacing": 1 / train.levels}  # fmt: skip
+    x = train.tensor()
+    most = float(x.nan_to_num(0).max())
+    whole = bool((x.isnan() | ((x >= 0) & (x == x.round()))).all())
+    if not whole:
+        return {}
+    return {"total_count": int(most), "num_categories": int(most) + 1, "num_levels": int(most) + 1, "spacing": 1.0}
+
+
+def _fitted(likelihood: likelihoods.Likelihood, train: data.Dataset) -> likelihoods.Likelihood:
+    """The likelihood of the data's units, and of the values that are not missing."""
+    x = train.tensor()
+    unit = train.levels is not None or bool((x.isnan() | ((x >= 0) & (x <= 1))).all())
+    if likelihood.support is constraints.real and not unit:
+        likelihood = likelihoods.Standardized(likelihood, nets.Standardize.of(x))
+    return likelihoods.MissingAtRandom(likelihood) if bool(x.isnan().any()) else likelihood
+
+
+def _prior(chosen: Namespace, latent_dim: int, train: data.Dataset) -> priors.Prior:
+    made_by, given = _class(chosen)
+    if made_by is priors.VampPrior:
+        count = given["num_components"] or min(500, len(train))
+        if count > len(train):
+            raise ValueError(
+                f"--prior.num_components: expected at most the {len(train):,} training data; got {count}. Give less."
+            )
+        chosen.init_args.num_components = count
+        start = train.take(count).tensor()
+        gray = bool(((start >= 0) & (start <= 1)).all())
+        return priors.VampPrior(start, clamp=gray and given["clamp"])
+    return made_by(latent_dim=latent_dim, **given)  # type: ignore[no-any-return]
+
+
+def _posterior(options: Namespace, prior: priors.Prior) -> Callable[..., conditionals.Conditional]:
+    """That of the options, or the one on the prior's support: of its name, else a Normal with a diagonal covariance."""
+    if options.posterior is None:
+        name = type(prior).__name__
+        same = {"HypersphericalUniform": "VonMisesFisher"}.get(name, name)
+        flows_and_mixtures = {"MixtureOfNormals", "NeuralSpline", "RealNVP"}
+        found = same if hasattr(conditionals, same) and same not in flows_and_mixtures else "DiagonalNormal"
+        options.posterior = Namespace(class_path=f"pyro_vae.conditionals.{found}", init_args=Namespace())
+    made_by, given = _class(options.posterior)
+
+    def make(body: nets.Body, latent_dim: int) -> conditionals.Conditional:
+        return made_by(body=body, latent_dim=latent_dim, **given)  # type: ignore[no-any-return]
+
+    return make
+
+
+def bits(options: Namespace) -> None:
+    """Decides whether gray pixels become bits, where that is left to the likelihood."""
+    if options.binarize == "auto":
+        bernoulli = options.likelihood is not None and _class(options.likelihood)[0] is likelihoods.Bernoulli
+        options.binarize = "dynamic" if bernoulli else "none"
+
+
+def with_contexts(options: Namespace, splits: data.Splits) -> data.Splits:
+    """The data with what the likelihood takes beside z."""
+    return data.Splits(*(with_context(options, part) for part in splits))
+
+
+def with_context(options: Namespace, dataset: data.Dataset) -> data.Dataset:
+    """The data with the total count of each, where the likelihood is of shares of it."""
+    given = {} if options.likelihood is None else _class(options.likelihood)[1]
+    if not given.get("library_size"):
+        return dataset
+    return dataset.conditioned_on(dataset.tensor().flatten(1).sum(1))
+
+
+def described(vae: VAE) -> str:
+    """A VAE in a line."""
+    parts = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
+    names = (f"{type(part).__name__} {role}" for role, part in parts.items())
+    return f"VAE: {', '.join(names)}, {sum(p.numel() for p in vae.parameters()):,} parameters"
+
+
+def loss_of(options: Namespace) -> elbo.Estimator:
+    """The ELBO estimator of the options."""
+    made_by, given = _class(options.loss)
+    if isinstance(gradient := given.get("gradient"), Namespace):
+        kind, arguments = _class(gradient)
+        given["gradient"] = kind(**arguments)
+    return made_by(**given)  # type: ignore[no-any-return]
+
+
+def beta_of(text: float | str | None) -> float | schedules.Schedule | None:
+    """A number, or the schedule of a call such as ``linear(0, 1, epochs=10)``."""
+    if not isinstance(text, str):
+        return text
+    known = {name: getattr(schedules, name) for name in ("linear", "cosine", "cyclical")}
+    return made("--beta", text, known)  # type: ignore[no-any-return]
+
+
+def made_by_optimizer(chosen: Namespace) -> Callable[[Any], torch.optim.Optimizer]:
+    """parameters -> optimizer."""
+    made_by, given = _class(chosen)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return made_by(parameters, **given)  # type: ignore[no-any-return]
+
+    return make
+
+
+def _class(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
+    """A class and its arguments, of what jsonargparse makes of a class's options."""
+    module, _, name = chosen.class_path.rpartition(".")
+    arguments = dict(vars(chosen.get("init_args", None) or Namespace()))
+    return getattr(importlib.import_module(module), name), arguments
