@@ -152,10 +152,10 @@ class Parameters:
         """Context manager in which every parameter has its average."""
         present = {parameter: parameter.detach().clone() for parameter in self._averages}
         try:
-            _set(self._averages)
+            restore(self._averages.items())
             yield
         finally:
-            _set(present)
+            restore(present.items())
 
 
 class Declared(Messenger):
@@ -167,6 +167,17 @@ class Declared(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         self.names.add(msg["name"])
+
+
+@torch.no_grad()
+def restore(before: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Gives tensors the values that were kept of them.
+
+    Args:
+        before: tensors with their copies.
+    """
+    for tensor, value in before:
+        tensor.copy_(value)
 
 
 def _names(root: nn.Module) -> set[str]:
@@ -185,9 +196,3 @@ def _move(source: Any, target: Any, names: Iterable[str]) -> Any:
             if name in source[part]:  # of a run that goes on, the statement is yet to bring the constraint
                 target[part][name] = source[part][name]
     return target
-
-
-@torch.no_grad()
-def _set(values: dict[Tensor, Tensor]) -> None:
-    for parameter, value in values.items():
-        parameter.copy_(value)
