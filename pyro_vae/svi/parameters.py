@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -46,8 +47,14 @@ class Parameters:
         self._averages: dict[Tensor, Tensor] = {}
 
     def module_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the programs' modules, by their name in these."""
-        return {name: p for root in self._roots for name, p in root.named_parameters()}
+        """The parameters of the programs' modules, by their name in these; with the module's where several share it."""
+        own = [(i, name, p) for i, root in enumerate(self._roots, 1) for name, p in root.named_parameters()]
+        count = Counter(name for _, name, _ in own)
+        kinds = [type(root).__name__ for root in self._roots]
+        return {
+            name if count[name] == 1 else f"{name} of module {i} of {len(kinds)}, a {kinds[i - 1]}": p
+            for i, name, p in own
+        }
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the programs' modules, as of the last :meth:`refresh`."""
