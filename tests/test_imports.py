@@ -142,9 +142,9 @@ def test_circles_sees_one() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "wrong"),
     [
-        ("nets.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
-        ("nets.py", "import pyro", ["pyro"]),
-        ("nets.py", "def lazily():\n    from . import models", ["pyro_vae.models"]),
+        ("nets/mlp.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
+        ("nets/mlp.py", "import pyro", ["pyro"]),
+        ("nets/mlp.py", "def lazily():\n    from .. import models", ["pyro_vae.models"]),
         ("family.py", "from pyro_vae import nets, __version__", ["pyro_vae.__version__"]),
         ("likelihoods/base.py", "from ..priors import Prior", ["pyro_vae.priors.Prior"]),
         ("likelihoods/__init__.py", "from .base import Likelihood", []),

@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nets import MLP, Body, ConvDecoder, ConvEncoder, ConvHead, LinearHead
 
@@ -186,6 +187,32 @@ def test_ConvDecoder_of_vectorised_particles_agrees_with_looped_ones() -> None:
         means.append(values.mean())
         squared_errors.append(values.var() / len(values))
     assert abs(means[0] - means[1]) < 5 * sum(squared_errors) ** 0.5
+
+
+# Saved
+
+
+def test_nets_are_recorded_under_the_name_of_the_package_whatever_file_has_them() -> None:
+    """As folders say that were written when all of it was one module."""
+    convolutions = {"$class": "pyro_vae.nets.ConvEncoder", "arguments": {"input_shape": [1, 4, 4], "channels": [2]}}
+    scale = {name: {"$tensor": name} for name in ("mean", "deviation")}
+    described = {
+        "$class": "pyro_vae.nets.MLP",
+        "arguments": {
+            "input_shape": 2,
+            "hidden": [8],
+            "transform": {"$class": "pyro_vae.nets.Standardize", "arguments": scale},
+        },
+    }
+    decoder = {
+        "$class": "pyro_vae.nets.ConvDecoder",
+        "arguments": {"input_shape": 2, "output_shape": [1, 4, 4], "channels": [2]},
+    }
+    tensors = {"mean": torch.tensor([1.0, 2.0]), "deviation": torch.tensor([3.0, 4.0])}
+    body = build(described, tensors)
+    assert torch.equal(body.transform(torch.tensor([4.0, 6.0])), torch.ones(2))
+    for description in (convolutions, decoder, described):
+        assert describe(build(description, tensors), {})["$class"] == description["$class"]
 
 
 # Refused
