@@ -10,6 +10,7 @@ from pyro_vae.nets.body import Body
 from pyro_vae.nets.convolutional import ConvDecoder, ConvEncoder
 from pyro_vae.nets.heads import ConvHead, Head, LinearHead
 from pyro_vae.nets.mlp import MLP
+from pyro_vae.nets.residual import ResidualDecoder, ResidualEncoder
 from pyro_vae.nets.shapes import Shape, as_size, broadcasts
 from pyro_vae.nets.transforms import InputTransform, Standardize
 
@@ -22,6 +23,8 @@ __all__ = [
     "Head",
     "InputTransform",
     "LinearHead",
+    "ResidualDecoder",
+    "ResidualEncoder",
     "Shape",
     "Standardize",
     "as_size",
