@@ -19,7 +19,19 @@ FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals"}
 MODELS = PARTS | {"models"}
 STEPS = {"traces", "elbo", "graphs", "compilation", "svi"}
-PUBLIC = MODELS | {"losses", "elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
+PUBLIC = MODELS | {
+    "losses",
+    "elbo",
+    "schedules",
+    "svi",
+    "training",
+    "evaluation",
+    "lab",
+    "data",
+    "defaults",
+    "plots",
+    "checkpoint",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # everything may import it, and internals
     "internals": set(),
@@ -45,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),
+    "defaults": MODELS | {"data"},
     "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,

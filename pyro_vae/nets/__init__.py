@@ -12,7 +12,7 @@ from pyro_vae.nets.heads import ConvHead, Head, LinearHead
 from pyro_vae.nets.mlp import MLP
 from pyro_vae.nets.residual import ResidualDecoder, ResidualEncoder
 from pyro_vae.nets.shapes import Shape, as_size, broadcasts
-from pyro_vae.nets.transforms import InputTransform, Standardize
+from pyro_vae.nets.transforms import InputTransform, Standardize, StandardizeLog
 
 __all__ = [
     "MLP",
@@ -27,6 +27,7 @@ __all__ = [
     "ResidualEncoder",
     "Shape",
     "Standardize",
+    "StandardizeLog",
     "as_size",
     "broadcasts",
 ]

@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from pyro_vae import checks
 from pyro_vae.nets.heads import ConvHead, Head, LinearHead
 from pyro_vae.nets.shapes import Shape, as_size, broadcasts
-from pyro_vae.nets.transforms import InputTransform, Standardize, input_transform
+from pyro_vae.nets.transforms import InputTransform, Standardize, StandardizeLog, input_transform
 from pyro_vae.recorded import Recorded
 
 
@@ -64,7 +64,7 @@ class Body(Recorded, nn.Module):
         self.transform = input_transform(type(self).__name__, transform)
         self.input_shapes = tuple(as_size(shape) for shape in input_shapes)
         self.feature_shape = as_size(feature_shape)
-        if isinstance(self.transform, Standardize):
+        if isinstance(self.transform, Standardize | StandardizeLog):
             for name, value in self.transform.named_buffers():
                 if not broadcasts(value.shape, self.input_shapes[0]):
                     raise ValueError(

@@ -65,6 +65,28 @@ class Standardize(Recorded, nn.Module):
         return (x - self.mean) / self.deviation
 
 
+class StandardizeLog(Recorded, nn.Module):
+    """(log x - mean) / deviation, elementwise: what a network is given of values above 0 that vary by factors.
+
+    Args:
+        standardize: of the logarithms, ``Standardize.of(x.log())``.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [100.0]])
+        >>> StandardizeLog(Standardize.of(x.log()))(x)
+        tensor([[-1.],
+                [ 1.]])
+    """
+
+    def __init__(self, standardize: Standardize) -> None:
+        super().__init__()
+        checks.instance("StandardizeLog", "standardize", standardize, Standardize, "Use Standardize.of(x.log()).")
+        self.standardize = standardize
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardize(x.log())
+
+
 def input_transform(name: str, transform: InputTransform | None) -> Callable[[Tensor], Tensor] | None:
     """The function that a name or a module stands for, or an error that says what to give."""
     if transform == "log1p":
