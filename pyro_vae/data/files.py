@@ -18,7 +18,8 @@ from pyro_vae import checks
 from pyro_vae.data.archives import check_labels, read_arrays
 from pyro_vae.data.arrays import first, joined, listed
 from pyro_vae.data.columns import Kinds
-from pyro_vae.data.dataset import Dataset, as_dataset
+from pyro_vae.data.conversion import as_dataset
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.images import read_image, suffixes
 from pyro_vae.data.parsing import file_of, folder_of
 

@@ -31,7 +31,8 @@ from pyro_vae.training.figures import EVALUATION_BATCH, seeded
 from pyro_vae.training.history import History, Row
 from pyro_vae.training.identity import identity
 from pyro_vae.training.interruption import Interrupted, Interruption
-from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
+from pyro_vae.training.length import Budget, EarlyStopping
+from pyro_vae.training.run import Run, modules_of_program
 from pyro_vae.training.saving import Resume, Saving, keeping
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
