@@ -290,6 +290,28 @@ def test_nets_are_recorded_under_the_name_of_the_package_whatever_file_has_them(
     ("call", "error", "message"),
     [
         (lambda: nets.as_size((3, 0)), ValueError, "Shape: expected every size at least 1; got (3, 0). Give positive"),
+        (
+            lambda: nets.Standardize(torch.zeros(2), torch.tensor([1.0, torch.nan])),
+            ValueError,
+            "Standardize: expected a finite mean and a finite deviation of at least 0; got others. Use Standardize.of",
+        ),
+        (lambda: nets.Standardize(torch.zeros(2), torch.tensor([1.0, -1.0])), ValueError, "Standardize: expected a"),
+        (lambda: nets.Standardize(torch.tensor([torch.inf]), torch.ones(1)), ValueError, "Standardize: expected a"),
+        (
+            lambda: nets.StandardizeLog(torch.zeros(2)),  # type: ignore[arg-type]
+            TypeError,
+            "StandardizeLog: expected standardize to be a Standardize; got Tensor. Use Standardize.of(x.log()).",
+        ),
+        (
+            lambda: MLP(3, [2], transform=nets.StandardizeLog(nets.Standardize(torch.zeros(4), torch.ones(4)))),
+            ValueError,
+            "MLP: expected a transform with a standardize.mean of shape (3,); got (4,).",
+        ),
+        (
+            lambda: likelihoods.Bernoulli(MLP(3, [2]), 2, data_mean=torch.tensor([0.5, torch.nan])),
+            ValueError,
+            "Head: expected a finite bias for 'logits'; got 1 values that are not. Give another mean where",
+        ),
         (lambda: MLP(-1, [2]), ValueError, "Shape: expected every size at least 1; got (-1,)."),
         (lambda: MLP(3, [0]), ValueError, "Shape: expected every size at least 1; got (0,)."),
         (lambda: MLP(3, [0, 2]), ValueError, "Shape: expected every size at least 1; got (0, 2)."),
