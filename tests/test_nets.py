@@ -1,5 +1,7 @@
 """Bodies take any leading dims, contexts and image sizes, and build the head that fits."""
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, data, likelihoods, nets, priors
 from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nets import MLP, Body, ConvDecoder, ConvEncoder, ConvHead, LinearHead, ResidualDecoder, ResidualEncoder
@@ -255,6 +257,32 @@ def test_ConvDecoder_of_vectorised_particles_agrees_with_looped_ones() -> None:
         means.append(values.mean())
         squared_errors.append(values.var() / len(values))
     assert abs(means[0] - means[1]) < 5 * sum(squared_errors) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("global_store")
+def test_ResidualDecoder_and_ResidualEncoder_bound_digits_better_than_plain_convolutions_after_as_many_steps() -> None:
+    train, _, test = data.load("digits")
+    shape, latents, channels = train.event_shape, 10, [16, 32]
+    bodies: dict[str, Callable[[], tuple[Body, Body]]] = {
+        "conv": lambda: (ConvEncoder(shape, channels), ConvDecoder(latents, shape, channels[::-1])),
+        "residual": lambda: (ResidualEncoder(shape, channels), ResidualDecoder(latents, shape, channels[::-1])),
+    }
+    bits = {}
+    for name, make in bodies.items():
+        torch.manual_seed(0)
+        encoder, decoder = make()
+        vae = VAE(
+            priors.StandardNormal(latents),
+            likelihoods.Binomial(decoder, shape, total_count=16),
+            conditionals.DiagonalNormal(encoder, latents),
+        )
+        optim = pyro.optim.Adam({"lr": 1e-3})  # type: ignore[attr-defined]
+        svi = pyro.infer.SVI(vae.model, vae.guide, optim, pyro.infer.Trace_ELBO())
+        for (x,) in itertools.islice(train.batches(12), 100):
+            svi.step(x)
+        bits[name] = svi.evaluate_loss(test.tensor()) / test.tensor().numel() / math.log(2)
+    assert bits["residual"] < 0.9 * bits["conv"]  # 4.9 and 6.5 bits per pixel
 
 
 # Saved
