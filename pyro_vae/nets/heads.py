@@ -40,6 +40,11 @@ class Head(nn.Module):
                 f"Head: expected a bias that broadcasts to {tuple(self.shapes[name])}; got shape {tuple(value.shape)}. "
                 "Give the mean of one datum."
             ) from error
+        if not bool(value.isfinite().all()):
+            raise ValueError(
+                f"Head: expected a finite bias for {name!r}; got {int((~value.isfinite()).sum())} values that are not. "
+                "Give another mean where no value was observed."
+            )
         with torch.no_grad():
             self.bias(name).copy_(value.flatten() if isinstance(self.layer, nn.Linear) else value.mean((-2, -1)))
 

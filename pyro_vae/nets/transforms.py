@@ -22,6 +22,9 @@ class Standardize(Recorded, nn.Module):
         mean: in the units of x, of a shape that broadcasts with the event's.
         deviation: likewise; 0, of an element that never varies, counts as 1.
 
+    Raises:
+        ValueError: NaN, infinity or a negative deviation.
+
     Example:
         >>> x = torch.tensor([[1000.0, 7.0], [3000.0, 7.0]])
         >>> Standardize.of(x)(x)
@@ -34,6 +37,11 @@ class Standardize(Recorded, nn.Module):
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
+        if not bool(mean.isfinite().all() & deviation.isfinite().all() & (deviation >= 0).all()):
+            raise ValueError(
+                "Standardize: expected a finite mean and a finite deviation of at least 0; got others. Use "
+                "Standardize.of(x)."
+            )
         self.register_buffer("mean", mean.detach().clone())
         self.register_buffer("deviation", torch.where(deviation > 0, deviation, 1.0).detach())
 
