@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,14 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     command = options.subcommand
     try:
-        commands[command](options[command])
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show
+            commands[command](options[command])
+    except BrokenPipeError:  # of a pager that was closed
+        return 1
     except _ERRORS as error:
         if os.environ.get("PYRO_VAE_TRACEBACK"):
             traceback.print_exc()
         print(f"pyro-vae {command}: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 1
     return 0
 
 
@@ -66,10 +70,10 @@ def _parser() -> tuple[Any, dict[str, Callable[[Any], None]]]:
         if function is results.compare:  # the one of several folders, which a signature cannot say
             parsers[name].add_argument("folders", type=str, nargs="+", help="of runs; one with --estimators")
         if function is listing.list_parts:
-            parsers[name].add_argument("kind", type=Literal["all", *listing.KINDS], nargs="?", default="all", help="all, or one of these")
-        parsers[name].add_function_arguments(
-            function, as_group=False, as_positional=True, skip={"folders", "kind"}
-        )
+            parsers[name].add_argument(
+                "kind", type=Literal["all", *listing.KINDS], nargs="?", default="all", help="all, or one of these"
+            )
+        parsers[name].add_function_arguments(function, as_group=False, as_positional=True, skip={"folders", "kind"})
         commands[name] = _calling(function)
     for name, each in parsers.items():
         subcommands.add_subcommand(name, each, help=each.description)
@@ -90,5 +94,10 @@ def _with_underscores(argument: str) -> str:
     return option.replace("-", "_").replace("__", "--", 1) + equals + value if option.startswith("--") else argument
 
 
-def _one_line(error: BaseException) -> str:
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in a line, without the place in the code that it comes from."""
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
+
+
+def _one_line(error: BaseException | str) -> str:
     return printable(" ".join(str(error).split()) or type(error).__name__, 1000)

@@ -90,7 +90,9 @@ def encode(folder: str, out: str | None = None, data: str | None = None, split: 
     print(f"{path}: {len(z):,} x {z.shape[1]} latents of {chosen.name}")
 
 
-def _write(run: OpenedRun, x: Tensor, out: str | None, stem: str, caption: str, originals: Tensor | None = None) -> None:
+def _write(
+    run: OpenedRun, x: Tensor, out: str | None, stem: str, caption: str, originals: Tensor | None = None
+) -> None:
     """Images as a picture, rows as a table."""
     images = x.dim() == 4 and x.shape[1] in (1, 3)
     path = Path(out) if out else run.folder / f"{stem}{'.png' if images else '.csv'}"

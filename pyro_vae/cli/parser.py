@@ -104,7 +104,8 @@ class Parser(ArgumentParser):
             return self._unknown(found[1].partition("=")[0])
         if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", message):
             inner = re.search(r"Subcommand '([\w-]+)' does not", message)
-            parser = self._subcommands_action._name_parser_map[inner[1]] if inner else self
+            commands: Any = self._subcommands_action
+            parser: Parser = commands._name_parser_map[inner[1]] if inner else self
             return parser._unknown(as_given(found[1] or found[2]))
         if found := re.search(r"invalid choice: '([^']+)' \(choose from (.*?)\)", message):
             return nearest("command", found[1], re.findall(r"[\w-]+", found[2]))
@@ -190,9 +191,9 @@ def subclasses(base: type) -> list[type]:
     found: set[type] = set()
     ahead = [base]
     while ahead:
-        for each in ahead.pop().__subclasses__():
-            found.add(each)
-            ahead.append(each)
+        derived: list[type] = ahead.pop().__subclasses__()
+        found.update(derived)
+        ahead += derived
     package = importlib.import_module(".".join(base.__module__.split(".")[:2]))
     return sorted((each for each in found if getattr(package, each.__name__, None) is each), key=_name)
 

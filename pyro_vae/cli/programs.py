@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,10 +14,7 @@ from torch.distributions import constraints
 
 from pyro_vae import VAE, conditionals, data, defaults, elbo, likelihoods, nets, priors, schedules
 from pyro_vae.cli.calls import made
-from pyro_vae.cli.parser import is_option
-
-_UNIT = ("Bernoulli", "ContinuousBernoulli")
-"""Likelihoods that may start at the mean of the data."""
+from pyro_vae.cli.parser import FROM_DATA, is_option
 
 
 def build(options: Namespace, train: data.Dataset) -> tuple[VAE, list[str]]:
@@ -34,16 +32,16 @@ def build(options: Namespace, train: data.Dataset) -> tuple[VAE, list[str]]:
         options.latent_dim = min(20, max(2, train.event_shape.numel() // 4))
         said.append(f"{options.latent_dim} latents")
     options.hidden = _sizes(options.hidden)
-    networks = defaults.networks(train, options.latent_dim, options.network, options.hidden)
+    x = replace(train, context=())  # which likelihoods take beside z, and networks do not
+    networks = defaults.networks(x, options.latent_dim, options.network, options.hidden)
     if options.network == "auto":
         said.append(networks.because)
     options.network = networks.name
+    choice = defaults.likelihood(x)
     if options.likelihood is None:
-        choice = defaults.likelihood(train)
-        likelihood = choice.make(networks.decoder)
         said.append(choice.because)
-    else:
-        likelihood = _likelihood(options.likelihood, networks.decoder, train)
+        options.likelihood = Namespace(class_path=f"pyro_vae.likelihoods.{choice.name}", init_args=Namespace())
+    likelihood = _likelihood(options.likelihood, networks.decoder, train, choice)
     prior = _prior(options.prior, options.latent_dim, train)
     posterior = _posterior(options, prior)(networks.encoder, options.latent_dim)
     return VAE(prior=prior, likelihood=likelihood, posterior=posterior), said
@@ -59,8 +57,13 @@ def _sizes(hidden: list[int] | int | str | None) -> list[int] | None:
     return [hidden] if isinstance(hidden, int) else hidden
 
 
-def _likelihood(chosen: Namespace, body: nets.Body, train: data.Dataset) -> likelihoods.Likelihood:
-    """The likelihood of a name, its number of levels, first mean and units from the data."""
+def _likelihood(
+    chosen: Namespace, body: nets.Body, train: data.Dataset, choice: defaults.Choice
+) -> likelihoods.Likelihood:
+    """The likelihood of a name: its levels, first mean and units are those of the data where no option says others.
+
+    The options become those that it is made with.
+    """
     made_by, given = _class(chosen)
     if not is_option(made_by):
         raise ValueError(
@@ -70,36 +73,37 @@ def _likelihood(chosen: Namespace, body: nets.Body, train: data.Dataset) -> like
     if made_by is likelihoods.Tabular:
         return likelihoods.Tabular.for_data(train, body)
     takes = inspect.signature(made_by).parameters
-    for name, value in _levels(train).items():
-        if name in takes:
-            given[name] = value
-            if name in chosen.get("init_args", {}):
-                chosen.init_args[name] = value
-    if made_by.__name__ in _UNIT and train.levels is not None:
-        given["data_mean"] = train.mean().cpu()
-    return _fitted(made_by(body=body, event_shape=train.event_shape, **given), train)
+    own = made_by.__name__ == choice.name
+    said = {name: value for name, value in given.items() if value != takes[name].default}
+    arguments = {**given, **_levels(train), **(choice.arguments if own else _of_data(train, choice)), **said}
+    arguments = {name: value for name, value in arguments.items() if name in takes}
+    chosen.init_args = Namespace({name: value for name, value in arguments.items() if name not in FROM_DATA})
+    return choice.make(body) if own and not said else _fitted(made_by(body=body, **arguments), train)
+
+
+def _of_data(train: data.Dataset, choice: defaults.Choice) -> dict[str, Any]:
+    """What a likelihood that is not the data's own may take of them all the same."""
+    mean = {"data_mean": choice.arguments["data_mean"]} if "data_mean" in choice.arguments else {}
+    return {"event_shape": train.event_shape, **mean}
 
 
 def _levels(train: data.Dataset) -> dict[str, Any]:
-    """What the number of levels of the data decides: 17 levels are k / 16, k = 0, ..., 16."""
-    if train.levels is not None:
-        return {"total_count": train.levels, "levels": train.levels + 1, "num_categories": train.levels + 1,
-                "num_levels": train.levels + 1, "spacing": 1 / train.levels}  # fmt: skip
-    x = train.tensor()
-    most = float(x.nan_to_num(0).max())
-    whole = bool((x.isnan() | ((x >= 0) & (x == x.round()))).all())
-    if not whole:
+    """What the levels of the data decide: 17 levels are k / 16, k = 0, ..., 16."""
+    x, spacing = train.images, 1.0 if train.levels is None else 1 / train.levels
+    present = x[~x.isnan()]
+    if train.levels is None and not bool(((present >= 0) & (present == present.round())).all()):
         return {}
-    return {"total_count": int(most), "num_categories": int(most) + 1, "num_levels": int(most) + 1, "spacing": 1.0}
+    most = int(present.max()) if train.levels is None else train.levels
+    levels = {"total_count": most, "num_categories": most + 1, "num_levels": most + 1, "spacing": spacing}
+    return levels if train.levels is None else {**levels, "levels": most + 1}
 
 
 def _fitted(likelihood: likelihoods.Likelihood, train: data.Dataset) -> likelihoods.Likelihood:
     """The likelihood of the data's units, and of the values that are not missing."""
-    x = train.tensor()
-    unit = train.levels is not None or bool((x.isnan() | ((x >= 0) & (x <= 1))).all())
-    if likelihood.support is constraints.real and not unit:
-        likelihood = likelihoods.Standardized(likelihood, nets.Standardize.of(x))
-    return likelihoods.MissingAtRandom(likelihood) if bool(x.isnan().any()) else likelihood
+    if likelihood.support is constraints.real and (standardize := defaults.standardize(train)) is not None:
+        likelihood = likelihoods.Standardized(likelihood, standardize)
+    missing = train.levels is None and bool(train.images.isnan().any())
+    return likelihoods.MissingAtRandom(likelihood) if missing else likelihood
 
 
 def _prior(chosen: Namespace, latent_dim: int, train: data.Dataset) -> priors.Prior:
@@ -114,7 +118,7 @@ def _prior(chosen: Namespace, latent_dim: int, train: data.Dataset) -> priors.Pr
         start = train.take(count).tensor()
         gray = bool(((start >= 0) & (start <= 1)).all())
         return priors.VampPrior(start, clamp=gray and given["clamp"])
-    return made_by(latent_dim=latent_dim, **given)  # type: ignore[no-any-return]
+    return made_by(latent_dim=latent_dim, **given)
 
 
 def _posterior(options: Namespace, prior: priors.Prior) -> Callable[..., conditionals.Conditional]:
@@ -128,7 +132,7 @@ def _posterior(options: Namespace, prior: priors.Prior) -> Callable[..., conditi
     made_by, given = _class(options.posterior)
 
     def make(body: nets.Body, latent_dim: int) -> conditionals.Conditional:
-        return made_by(body=body, latent_dim=latent_dim, **given)  # type: ignore[no-any-return]
+        return made_by(body=body, latent_dim=latent_dim, **given)
 
     return make
 
@@ -166,7 +170,7 @@ def loss_of(options: Namespace) -> elbo.Estimator:
     if isinstance(gradient := given.get("gradient"), Namespace):
         kind, arguments = _class(gradient)
         given["gradient"] = kind(**arguments)
-    return made_by(**given)  # type: ignore[no-any-return]
+    return made_by(**given)
 
 
 def beta_of(text: float | str | None) -> float | schedules.Schedule | None:
@@ -174,15 +178,15 @@ def beta_of(text: float | str | None) -> float | schedules.Schedule | None:
     if not isinstance(text, str):
         return text
     known = {name: getattr(schedules, name) for name in ("linear", "cosine", "cyclical")}
-    return made("--beta", text, known)  # type: ignore[no-any-return]
+    return made("--beta", text, known)
 
 
 def made_by_optimizer(chosen: Namespace) -> Callable[[Any], torch.optim.Optimizer]:
-    """parameters -> optimizer."""
+    """Parameters -> optimizer."""
     made_by, given = _class(chosen)
 
     def make(parameters: Any) -> torch.optim.Optimizer:
-        return made_by(parameters, **given)  # type: ignore[no-any-return]
+        return made_by(parameters, **given)
 
     return make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -77,7 +77,7 @@ def report(folder: str, data: str | None = None, split: Split = "test", max_data
     from pyro_vae import plots  # with matplotlib
 
     run = opened(folder)
-    chosen = run.dataset(data, split).take(max_data)
+    chosen: Any = run.dataset(data, split).take(max_data)
     found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
     print(*found.telling(), sep="\n")
     print(plots.report(folder, data=chosen, seed=seed))
@@ -115,7 +115,9 @@ def compare(
         known = {each.__name__: each for each in subclasses(elbo.Estimator)}
         losses = [made("--estimators", text, known) for text in estimators]
         batch = chosen.take(100).batch(torch.arange(min(100, len(chosen))), torch.Generator().manual_seed(seed))
-        print(lab.compare(first.program.model, first.program.guide, batch, losses, draws=draws, seed=seed, progress=False))
+        print(
+            lab.compare(first.program.model, first.program.guide, batch, losses, draws=draws, seed=seed, progress=False)
+        )
         return
     programs = {name: run.program for name, run in runs.items()}
     print(lab.rank(programs, chosen, num_particles=num_particles, seed=seed, progress=False))

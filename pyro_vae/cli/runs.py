@@ -39,7 +39,7 @@ class OpenedRun:
     def dataset(self, source: str | None, split: str = "test") -> data.Dataset:
         """A part of the run's data, or all of another source, read in the columns and codes of the run's."""
         if source is None:
-            return getattr(self.splits, split)  # type: ignore[no-any-return]
+            return getattr(self.splits, split)
         table = getattr(self.program.likelihood, "table", None)
         columns = self.options.columns if table is None else None
         found = sources.selected(source, columns, None, table)

@@ -13,8 +13,8 @@ import torch
 from pyro_vae import tables
 from pyro_vae.checks import printable
 from pyro_vae.cli.parser import nearest
-from pyro_vae.data import Dataset, Splits, as_dataset, files, load
-from pyro_vae.data.dataset import binarized
+from pyro_vae.data import Binarize, Dataset, Splits, as_dataset, files, load
+from pyro_vae.data.conversion import binarized
 
 
 def read(
@@ -123,10 +123,11 @@ def _check_names(option: str, chosen: Sequence[str], names: Sequence[str]) -> No
 def part(source: str, split: str, options: Any) -> Dataset:
     """A part of a set that is split already, all of another one, made binary as that of a run was."""
     path = Path(source).expanduser()
+    mode: Binarize
     if not path.exists():
         mode = "none" if options.binarize == "auto" else options.binarize
         splits = load(source, options.data_folder, binarize=mode, seed=options.split_seed)
-        return getattr(splits, split)  # type: ignore[no-any-return]
+        return getattr(splits, split)
     parts = dict(zip(("train", "validation", "test"), files.read_splits(path), strict=True))
     found = parts[split] if parts["test"] is not None else parts["train"]
     if found is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import Namespace
 
-from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, priors
+from pyro_vae import VAE, data, evaluation, fit
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.programs import RUN
 from pyro_vae.cli import programs, sources
@@ -23,7 +22,7 @@ from pyro_vae.training import History
 from pyro_vae.version import __version__
 
 CONFIG = "config.yaml"
-_NOT_OPTIONS = {
+_NOT_OPTIONS: set[str | int] = {
     "program", "train", "validation", "loss", "optimizer", "scheduler", "folder", "resume", "progress", "on_step",
     "on_epoch", "beta", "seed",
 }  # fmt: skip
@@ -45,7 +44,10 @@ def parser() -> Parser:
     networks = Literal["auto", "mlp", "conv", "resnet"]
     made.add_argument("--network", type=networks, default="auto", help="of encoder and decoder; by the data for auto")
     made.add_argument(
-        "--hidden", type=list[int] | int | str | None, default=None, help="sizes of the layers, 200,200; channels of conv"
+        "--hidden",
+        type=list[int] | int | str | None,
+        default=None,
+        help="sizes of the layers, or channels: 200,200",
     )
     made.add_part("likelihood", None, "p(x|z); chosen by the data when left out")
     made.add_part("prior", "pyro_vae.priors.StandardNormal", "p(z)")
@@ -124,33 +126,39 @@ def prepared(options: Namespace, *, quiet: bool = False) -> tuple[data.Splits, V
     programs.bits(options)
     splits = sources.read(**{name: options[name] for name in arguments(sources.read)})
     splits = programs.with_contexts(options, data.Splits(*(part.to(options.device) for part in splits)))
+    said = _length(options, len(splits.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        vae, said = programs.build(options, splits.train)
+        vae, chosen = programs.build(options, splits.train)
     if not quiet:
-        print(sources.described(splits), *said, programs.described(vae), sep="\n", flush=True)
+        print(sources.described(splits), *chosen, *said, programs.described(vae), sep="\n", flush=True)
     return splits, vae.to(options.device)
+
+
+def _length(options: Namespace, num_train: int) -> list[str]:
+    """Gives a run without a length the one of examples/mnist_svi.py, and says so."""
+    if options.epochs is not None or options.steps is not None:
+        return []
+    options.steps = 8000 if num_train > 10_000 else 2500
+    return [f"{options.steps:,} steps of {options.batch_size} data"]
 
 
 def run(options: Namespace, splits: data.Splits, vae: VAE, folder: Path, *, resume: bool) -> History:
     """Calls ``fit``."""
     names = [name for name in arguments(fit) if name not in _NOT_OPTIONS]
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = _as_a_line
-        return fit(
-            vae,
-            splits.train,
-            splits.validation,
-            loss=programs.loss_of(options),
-            optimizer=programs.made_by_optimizer(options.optimizer),
-            beta=programs.beta_of(options.beta),
-            seed=options.seed,
-            folder=folder,
-            resume=resume,
-            progress=sys.stderr.isatty(),
-            **{name: options[name] for name in names},
-        )
+    return fit(
+        vae,
+        splits.train,
+        splits.validation,
+        loss=programs.loss_of(options),
+        optimizer=programs.made_by_optimizer(options.optimizer),
+        beta=programs.beta_of(options.beta),
+        seed=options.seed,
+        folder=folder,
+        resume=resume,
+        progress=sys.stderr.isatty(),
+        **{name: options[name] for name in names},
+    )
 
 
 def finished(vae: VAE, splits: data.Splits, history: History, folder: Path, seed: int) -> None:
@@ -193,7 +201,3 @@ def _removed_unless_begun(folder: Path, written: Path) -> Iterator[None]:
             if not any(folder.iterdir()):
                 folder.rmdir()
         raise
-
-
-def _as_a_line(message: Any, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
