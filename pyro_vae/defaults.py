@@ -26,7 +26,7 @@ _FEW = 31  # the largest whole number that is taken for a bound, and not for a c
 _CONVOLVED = 16  # pixels of height and width from which convolutions pay
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """A likelihood that fits data.
 
@@ -45,7 +45,7 @@ class Choice:
     make: Callable[[nets.Body], Likelihood]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Networks:
     """Networks that fit data.
 
@@ -62,7 +62,7 @@ class Networks:
     because: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Found:
     """What was found in data: the likelihood that follows, and what its encoder is to be given."""
 
@@ -122,7 +122,19 @@ def likelihood(train: Dataset) -> Choice:
 def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequence[int] | None = None) -> Networks:
     """An encoder and a decoder of the data's shape; the encoder is given what suits it, as logarithms of counts.
 
-    ``"auto"`` takes convolutions for images of 16x16 or more.
+    ``"auto"`` takes convolutions for images of 16x16 or more. Of binary MNIST, 50 latents, batches of 100 and Adam at
+    .001, -ELBO of test data in nats after so many seconds of steps on one core was
+
+    ================================ ===== ===== =====
+    network                          7.5 s  15 s  30 s
+    ================================ ===== ===== =====
+    mlp, layers of 512, 256          148.6 128.7 117.8
+    conv, channels of 16, 32         157.1 123.5 110.0
+    conv, channels of 32, 64         185.9 152.1 119.4
+    resnet, channels of 32, 64       185.1 157.0 133.4
+    ================================ ===== ===== =====
+
+    and of the digits of 8x8 pixels, 10 latents, 3.2 bits per pixel after 200 steps of an mlp, 5.4 of a conv.
 
     Args:
         train: the training data.
@@ -168,6 +180,7 @@ def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequenc
     if train.table is not None:
         return Networks(nets.MLP.for_data(train, own), nets.MLP(latent_dim, own[::-1]), chosen, because)
     options: dict[str, Any] = {"transform": _found(train).transform, "masked": _number_missing(train) > 0}
+    because += _seen(**options)
     if chosen == "mlp":
         return Networks(nets.MLP(shape, own, **options), nets.MLP(latent_dim, own[::-1]), chosen, because)
     kinds = {"conv": (nets.ConvEncoder, nets.ConvDecoder), "resnet": (nets.ResidualEncoder, nets.ResidualDecoder)}
@@ -256,8 +269,7 @@ def _found(train: Dataset) -> _Found:
     if train.binarization != "none":
         return _bits(train, f"{train.binarization} binarization")
     if levels is not None:
-        only_ends = bool(((x == 0) | (x == levels)).all())
-        return _bits(train, "values 0 and 1") if only_ends else _levels(levels)
+        return _bits(train) if bool(((x == 0) | (x == levels)).all()) else _levels(levels)
     observed = x[~x.isnan()]
     if not len(observed):
         raise ValueError(
@@ -266,8 +278,7 @@ def _found(train: Dataset) -> _Found:
     low, high = float(observed.min()), float(observed.max())
     whole = bool((observed == observed.round()).all())
     if whole and low >= 0 and high <= 1:
-        one_hot = _sums_to_one(train)
-        return _Found("OneHotCategorical", "a single 1 in each row: OneHotCategorical") if one_hot else _bits(train)
+        return _bits(train)
     if whole and low >= 0:
         return _counts(train, observed, int(high))
     if low >= 0 and high <= 1 and (unit := _unit(train, observed)) is not None:
@@ -276,6 +287,8 @@ def _found(train: Dataset) -> _Found:
 
 
 def _bits(train: Dataset, what: str = "values 0 and 1") -> _Found:
+    if train.binarization == "none" and _sums_to_one(train):
+        return _Found("OneHotCategorical", "a single 1 in each row: OneHotCategorical")
     mean = train.mean().nan_to_num(0.5)  # of what is never observed
     return _Found("Bernoulli", f"{what}: Bernoulli", {"data_mean": mean})
 
@@ -356,7 +369,15 @@ def _sums_to_one(train: Dataset) -> bool:
     """Whether data are rows of shares of a whole."""
     x = train.images
     several = x.ndim == 2 and len(x) > 1 and x.shape[1] > 1 and not _number_missing(train)
-    return several and bool(((x.sum(1) - 1).abs() < 1e-4).all())
+    return several and bool(((x.sum(1) - (train.levels or 1)).abs() < 1e-4).all())
+
+
+def _seen(transform: Any, masked: bool) -> str:
+    """What the encoder is given, in words, where it is not x alone."""
+    words = {Standardize: "standardized values", StandardizeLog: "standardized logarithms", str: "log(1 + x)"}
+    given = [words[type(transform)]] if transform is not None else []
+    given += ["which values are missing"] if masked else []
+    return f"; the encoder is given {' and '.join(given)}" if given else ""
 
 
 def _number_missing(train: Dataset) -> int:
@@ -373,4 +394,4 @@ def _sizes(train: Dataset, name: str) -> list[int]:
         width = min(512, max(64, 2 ** round(math.log2(train.event_shape.numel()))))
         return [width, max(64, width // 2)]
     stages = max(2, math.ceil(math.log2(max(train.event_shape[1:]) / 8)))
-    return [min(32 * 2**stage, 256) for stage in range(stages)]
+    return [min(16 * 2**stage, 256) for stage in range(stages)]

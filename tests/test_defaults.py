@@ -80,6 +80,9 @@ SETS: dict[str, tuple[Callable[[], Dataset], str, tuple[str, ...], str]] = {
     "one-hot rows": (
         seeded(lambda g: torch.eye(5)[torch.randint(5, (N,), generator=g)]), "OneHotCategorical", (), "a single 1",
     ),
+    "one-hot rows of booleans": (
+        seeded(lambda g: torch.eye(5)[torch.randint(5, (N,), generator=g)] > 0), "OneHotCategorical", (), "a single 1",
+    ),
     "gray images": (
         seeded(lambda g: grays(g, 1, 8, 8)), "DiscretizedLogistic", (), "256 levels k / 255: DiscretizedLogistic",
     ),
@@ -223,6 +226,20 @@ def test_networks_give_the_encoder_what_suits_the_data(sets: dict[str, Dataset])
     assert torch.equal(transform("over-dispersed counts")(torch.tensor([0.0, 3.0])), torch.tensor([1.0, 4.0]).log())
     assert isinstance(transform("a table"), Inputs)
     assert all(transform(name) is None for name in ("digits", "bits as floats", "gray images", "continuous grays"))
+
+
+def test_networks_say_what_the_encoder_is_given(sets: dict[str, Dataset]) -> None:
+    given = {
+        name: defaults.networks(sets[name], 2).because.partition("the encoder is given ")[2]
+        for name in ("digits", "reals", "positive reals", "counts with missing", "bits with missing")
+    }
+    assert given == {
+        "digits": "",
+        "reals": "standardized values",
+        "positive reals": "standardized logarithms",
+        "counts with missing": "log(1 + x) and which values are missing",
+        "bits with missing": "which values are missing",
+    }
 
 
 def test_networks_standardize_an_image_by_channel_for_pixels_that_hardly_vary() -> None:
