@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pyro_vae.checks import printable
 from pyro_vae.version import __version__
@@ -69,11 +69,14 @@ def _parser() -> tuple[Any, dict[str, Callable[[Any], None]]]:
         parsers[name] = Parser(usage=usage, description=_first_line(function))
         if function is results.compare:  # the one of several folders, which a signature cannot say
             parsers[name].add_argument("folders", type=str, nargs="+", help="of runs; one with --estimators")
+            calls = "of the ELBO, written as calls: ELBO 'IWELBO(16)' 'IWELBO(16, gradient=\"dreg\")'"
+            parsers[name].add_argument("--estimators", type=str, nargs="+", default=None, help=calls)
         if function is listing.list_parts:
-            parsers[name].add_argument(
-                "kind", type=Literal["all", *listing.KINDS], nargs="?", default="all", help="all, or one of these"
-            )
-        parsers[name].add_function_arguments(function, as_group=False, as_positional=True, skip={"folders", "kind"})
+            kinds = ["all", *listing.KINDS]
+            parsers[name].add_argument("kind", choices=kinds, nargs="?", default="all", help="all, or one of these")
+        parsers[name].add_function_arguments(
+            function, as_group=False, as_positional=True, skip={"folders", "estimators", "kind"}
+        )
         commands[name] = _calling(function)
     for name, each in parsers.items():
         subcommands.add_subcommand(name, each, help=each.description)

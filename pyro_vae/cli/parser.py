@@ -107,8 +107,9 @@ class Parser(ArgumentParser):
             commands: Any = self._subcommands_action
             parser: Parser = commands._name_parser_map[inner[1]] if inner else self
             return parser._unknown(as_given(found[1] or found[2]))
-        if found := re.search(r"invalid choice: '([^']+)' \(choose from (.*?)\)", message):
-            return nearest("command", found[1], re.findall(r"[\w-]+", found[2]))
+        if found := re.search(r"argument (\w+): invalid choice: '([^']+)' \(choose from (.*?)\)", message):
+            subject = found[1].replace("subcommand", "command").upper()
+            return nearest(subject, found[2], re.findall(r"[\w-]+", found[3]))
         if "to be one of {" in message and "was not provided" in message:
             return "expected a command; got none. See pyro-vae --help"
         if found := re.search(r"arguments are required: (.*)|Key \"?'?([\w.]+)'?\"? is required", message):
@@ -119,7 +120,7 @@ class Parser(ArgumentParser):
 
     def _unknown(self, option: str) -> str:
         """The message of an option that there is not."""
-        head, _, name = option.lstrip("-").rpartition(".")
+        head, _, _ = option.lstrip("-").rpartition(".")
         if head in PARTS:
             part = self._class_of(head)
             names = [f"--{head}.{each}" for each in options(part)]

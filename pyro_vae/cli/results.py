@@ -52,7 +52,7 @@ def evaluate(
         "-ELBO": of(-terms.elbo, 1),
         "-E_q[log p(x|z)]": of(-terms.expected_log_likelihood, 1),
         "KL": of(terms.kl, 1),
-        "-log p(x), at most": of(-marginal.value, num_particles),
+        "-log p(x)": of(-marginal.value, num_particles),
     }
     unreliable = len(marginal.unreliable) / len(x)
     print(f"{chosen.name}, {len(x):,} data{'' if data else f' of the {split} part'}, nats per datum")
@@ -97,7 +97,7 @@ def compare(
 
     Args:
         folders: of runs; one with --estimators.
-        estimators: of the ELBO, written as calls: '["ELBO", "IWELBO(16)", "IWELBO(16, gradient=dreg)"]'.
+        estimators: of the ELBO, written as calls: ELBO "IWELBO(16)" "IWELBO(16, gradient='dreg')".
         data: other data than the first run's.
         split: which part of the first run's data.
         num_particles: K, draws of z per datum for log p(x).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from jsonargparse import Namespace
 
 from pyro_vae import VAE, data, evaluation, fit
 from pyro_vae.checkpoint import files
-from pyro_vae.checkpoint.programs import RUN
+from pyro_vae.checkpoint.folder import HISTORY
+from pyro_vae.checkpoint.programs import checkpoints
 from pyro_vae.cli import programs, sources
 from pyro_vae.cli.parser import Parser
 from pyro_vae.training import History
@@ -73,8 +75,8 @@ def train(options: Namespace) -> None:
             "another one."
         )
     splits, vae = prepared(options)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _removed_unless_begun(folder, written := folder / CONFIG):
+    with _made(folder):
+        written = folder / CONFIG
         files.replace(written, configuration(options).encode())
         history = run(options, splits, vae, folder, resume=False)
     finished(vae, splits, history, folder, options.seed)
@@ -117,7 +119,7 @@ def configuration(options: Namespace) -> str:
     kept.out, kept.config = None, None
     path = Path(kept.data).expanduser()
     kept.data = str(path.resolve()) if path.exists() else kept.data
-    text: str = parser().dump(kept, skip_none=True)
+    text: str = parser().dump(kept)
     return f"# pyro_vae {__version__}: pyro-vae train --config {CONFIG}\n{text}"
 
 
@@ -191,13 +193,19 @@ def _free(source: str) -> Path:
 
 
 @contextmanager
-def _removed_unless_begun(folder: Path, written: Path) -> Iterator[None]:
-    """Context manager that takes back a folder in which no run has begun."""
+def _made(folder: Path) -> Iterator[None]:
+    """Context manager that makes a folder, and takes it back where not one epoch, or a checkpoint of one, was made."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
-        if not (folder / RUN).exists():
-            written.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        begun = (folder / HISTORY).exists() or any(not p.stem.endswith("-000000000") for p in checkpoints(folder))
+        if not begun:
+            (folder / CONFIG).unlink(missing_ok=True)
+            if folder in new:
+                shutil.rmtree(folder)
+            for path in new:
+                if path.exists() and not any(path.iterdir()):
+                    path.rmdir()
         raise

@@ -114,10 +114,10 @@ def read_anndata(path: Path) -> Any:
         ) from error
     try:
         return anndata.read_h5ad(path)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, anndata.io.AnnDataReadError) as error:
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file_of(path)}: expected an AnnData file of cells by genes; got {checks.printable(error)}. Write it again "
-            "with adata.write_h5ad."
+            f"{file_of(path)}: expected an AnnData file of cells by genes; got {checks.printable(error)}. Write it "
+            "again with adata.write_h5ad."
         ) from error
 
 
