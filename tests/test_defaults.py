@@ -308,9 +308,17 @@ def test_vae_takes_a_likelihood_and_a_prior_of_another_support(sets: dict[str, D
     assert why[0] == "as asked for: Normal"
 
 
-@pytest.mark.parametrize("name", ["digits", "positive reals with missing", "reals with missing", "a table"])
-def test_vae_is_described_and_built_again(name: str, sets: dict[str, Dataset]) -> None:
-    program, _ = defaults.vae(sets[name], latent_dim=2)
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("digits", "resnet"),
+        ("positive reals with missing", "auto"),
+        ("reals with missing", "auto"),
+        ("a table", "auto"),
+    ],
+)
+def test_vae_is_described_and_built_again(name: str, network: str, sets: dict[str, Dataset]) -> None:
+    program, _ = defaults.vae(sets[name], latent_dim=2, network=network)
     tensors: dict[str, Tensor] = {}
     again = build(describe(program, tensors), tensors)
     again.load_state_dict(program.state_dict())
