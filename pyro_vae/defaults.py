@@ -20,7 +20,7 @@ from pyro_vae.likelihoods import Likelihood
 from pyro_vae.models import VAE
 from pyro_vae.nets import Standardize, StandardizeLog
 
-__all__ = ["Choice", "Networks", "likelihood", "networks", "vae"]
+__all__ = ["Choice", "Networks", "likelihood", "networks", "standardize", "vae"]
 
 _FEW = 31  # the largest whole number that is taken for a bound, and not for a count that happens to end there
 # One scale for all elements takes thousands of steps to find: after 150 on made color images of 32x32 pixels an mlp had
@@ -190,6 +190,11 @@ def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequenc
     kinds = {"conv": (nets.ConvEncoder, nets.ConvDecoder), "resnet": (nets.ResidualEncoder, nets.ResidualDecoder)}
     encoder, decoder = kinds[chosen]
     return Networks(encoder(shape, own, **options), decoder(latent_dim, shape, own[::-1]), chosen, because)
+
+
+def standardize(train: Dataset) -> Standardize | None:
+    """Mean and deviation of the data where these are no levels, counts or fractions, in whose place none is needed."""
+    return None if train.table is not None else _found(train).standardize
 
 
 def vae(

@@ -61,6 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
+    "cli": PUBLIC | {"__init__"},
+    "__main__": {"cli"},
     "__init__": PUBLIC,
 }
 # The third-party packages of the modules that are to be usable without the rest.
