@@ -23,7 +23,11 @@ from pyro_vae.nets import Standardize, StandardizeLog
 __all__ = ["Choice", "Networks", "likelihood", "networks", "standardize", "vae"]
 
 _FEW = 31  # the largest whole number that is taken for a bound, and not for a count that happens to end there
-_CONVOLVED = 16  # pixels of height and width from which convolutions pay
+# One scale for all elements takes thousands of steps to find: after 150 on made color images of 32x32 pixels an mlp had
+# 9.3 bits per dimension with one and 7.5 with a scale of each; after 1,000 on the breast cancer table, 26 and 14 nats.
+_SCALE: dict[str, object] = {"scale": "per_element"}
+_FLOORED = _SCALE | {"min_scale": 1e-2}  # of densities, that would pile up on values that repeat; as Tabular has it
+_LARGEST = 32  # pixels of height or width up to which an mlp is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,19 +126,18 @@ def likelihood(train: Dataset) -> Choice:
 def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequence[int] | None = None) -> Networks:
     """An encoder and a decoder of the data's shape; the encoder is given what suits it, as logarithms of counts.
 
-    ``"auto"`` takes convolutions for images of 16x16 or more. Of binary MNIST, 50 latents, batches of 100 and Adam at
-    .001, -ELBO of test data in nats after so many seconds of steps on one core was
+    ``"auto"`` takes convolutions for images beyond 32x32. Up to there an mlp is ahead for the first minutes on a CPU; a
+    longer training, or a GPU, may pay for convolutions. Of binary MNIST, 50 latents, batches of 100 and Adam at .001,
+    -ELBO of test data in nats after so many seconds of steps on one core was
 
-    ================================ ===== ===== =====
-    network                          7.5 s  15 s  30 s
-    ================================ ===== ===== =====
-    mlp, layers of 512, 256          148.6 128.7 117.8
-    conv, channels of 16, 32         157.1 123.5 110.0
-    conv, channels of 32, 64         185.9 152.1 119.4
-    resnet, channels of 32, 64       185.1 157.0 133.4
-    ================================ ===== ===== =====
-
-    and of the digits of 8x8 pixels, 10 latents, 3.2 bits per pixel after 200 steps of an mlp, 5.4 of a conv.
+    ============================= ===== ===== =====
+    network                        15 s  30 s  80 s
+    ============================= ===== ===== =====
+    mlp, layers of 512, 256       114.1 106.8 100.8
+    conv, channels of 16, 32      123.5 110.0 103.3
+    conv, channels of 32, 64      152.1 119.4
+    resnet, channels of 32, 64    157.0 133.4
+    ============================= ===== ===== =====
 
     Args:
         train: the training data.
@@ -152,7 +155,7 @@ def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequenc
         >>> train, _, _ = data.load("digits")
         >>> chosen = networks(train, latent_dim=5)
         >>> chosen.name, chosen.because
-        ('mlp', 'images below 16x16 pixels: layers of 64, 64')
+        ('mlp', 'images of at most 32x32 pixels: layers of 64, 64')
     """
     subject = "defaults.networks"
     checks.instance(subject, "train", train, Dataset, "Use data.as_dataset(x).")
@@ -164,7 +167,7 @@ def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequenc
             "networks with context_shapes=..., for a ConditionalVAE."
         )
     shape = train.event_shape
-    large = _is_image(train) and min(shape[1:]) >= _CONVOLVED
+    large = _is_image(train) and max(shape[1:]) > _LARGEST
     if name in ("conv", "resnet") and not _is_image(train):
         raise ValueError(
             f"{subject}: expected images (channels, height, width) for {name!r}; got data of shape {tuple(shape)}. "
@@ -172,7 +175,7 @@ def networks(train: Dataset, latent_dim: int, name: str = "auto", sizes: Sequenc
         )
     what = "a table" if train.table is not None else f"data of {shape.numel()} values"
     if _is_image(train):
-        what = f"images {'of' if large else 'below'} {_CONVOLVED}x{_CONVOLVED} pixels{' or more' if large else ''}"
+        what = f"images {'beyond' if large else 'of at most'} {_LARGEST}x{_LARGEST} pixels"
     chosen = name if name != "auto" else "conv" if large else "mlp"
     own = _sizes(train, chosen) if sizes is None else [checks.whole(subject, "every size", size) for size in sizes]
     listed = f"{'layers' if chosen == 'mlp' else 'channels'} of {', '.join(map(str, own))}" if own else "no layers"
@@ -222,7 +225,7 @@ def vae(
         >>> program, why = vae(train, latent_dim=5)
         >>> print(*why, sep="\\n")
         17 levels, 0 to 16: Binomial(16)
-        images below 16x16 pixels: layers of 64, 64
+        images of at most 32x32 pixels: layers of 64, 64
         prior StandardNormal: posterior DiagonalNormal
     """
     chosen = _likelihood_of(train) if likelihood is None else likelihood
@@ -297,7 +300,7 @@ def _levels(n: int) -> _Found:
     """Of levels k / n."""
     if n <= _FEW:
         return _Found("Binomial", f"{n + 1} levels, 0 to {n}: Binomial({n})", {"total_count": n})
-    return _Found("DiscretizedLogistic", f"{n + 1} levels k / {n}: DiscretizedLogistic", {"levels": n + 1})
+    return _Found("DiscretizedLogistic", f"{n + 1} levels k / {n}: DiscretizedLogistic", {"levels": n + 1, **_SCALE})
 
 
 def _counts(train: Dataset, observed: Tensor, largest: int) -> _Found:
@@ -344,10 +347,10 @@ def _reals(train: Dataset, low: float) -> _Found:
     if low > 0 and _skewness(x.log()) + 0.1 < _skewness(x):  # less by more than chance
         logs = _standardize(train, x.log())
         because = "values above 0 whose logarithms are less skewed: LogNormal, of standardized logarithms"
-        return _Found("LogNormal", because, {"standardize": logs}, StandardizeLog(logs))
+        return _Found("LogNormal", because, {"standardize": logs, **_FLOORED}, StandardizeLog(logs))
     scale = _standardize(train, x)
-    because = "real values: Normal, standardized, with a learned scale"
-    return _Found("Normal", because, {"scale": "learned"}, scale, scale)
+    because = "real values: Normal, standardized, with a learned scale of each element"
+    return _Found("Normal", because, _FLOORED, scale, scale)
 
 
 def _standardize(train: Dataset, x: Tensor) -> Standardize:

@@ -110,7 +110,7 @@ def test_train_says_what_it_found_and_chose(run: Run) -> None:
     _, out, _ = run("train", "--data", "digits", "--steps", "2", "--out", "a")
     assert "1349 x (1, 8, 8), 17 levels" in out
     assert "17 levels, 0 to 16: Binomial(16)" in out
-    assert "images below 16x16 pixels" in out
+    assert "images of at most 32x32 pixels" in out
     assert "StandardNormal prior, Binomial likelihood, DiagonalNormal posterior" in out
 
 
