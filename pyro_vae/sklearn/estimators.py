@@ -92,7 +92,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         seed = _seed_of(self.random_state)
         with running_programs(), seeded(seed):
             vae = built(self, x).float()  # whatever the default type is
-            self._check_parts(vae, x)
+            self._check_parts(vae.eval(), x)
             history = fit(
                 vae,
                 x.float(),
@@ -112,14 +112,20 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: Any) -> Floats:
-        """log p(x) of each row in nats, (N,), by importance sampling; of the observed values, where some are missing.
+        """Estimates of log p(x) of each row, of its observed values where some are missing; (N,), in nats.
 
         Args:
             X: data, (N, D).
         """
         x, _ = self._checked(X)
         with running_programs(), torch.no_grad(), pyro.validation_enabled(False):
-            return log_marginal_likelihood(self.vae_.eval(), x, self.num_particles, self._seed).numpy()
+            scores = log_marginal_likelihood(self.vae_.eval(), x, self.num_particles, self._seed)
+        if bool(scores.isnan().any()):
+            raise ValueError(
+                f"{type(self).__name__}: expected densities that are numbers; got NaN for {int(scores.isnan().sum())} "
+                f"of {len(x)} rows, the first at {int(scores.isnan().nonzero()[0])}. Look for extreme values there."
+            )
+        return scores.numpy()
 
     def score(self, X: Any, y: Any = None) -> float:
         """The average of :meth:`score_samples`, which a search over parameters maximizes.
@@ -259,8 +265,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimat
                 vae.encode(x[:1].float()).mean  # noqa: B018
         except NotImplementedError:
             raise ValueError(
-                f"{name}: expected a posterior with a mean in closed form; got {kind}. Use DiagonalNormal, "
-                "FullRankNormal or LowRankNormal, or VAEDensity, which takes no mean."
+                f"{name}: expected a posterior with a mean in closed form; got {kind}. Use DiagonalNormal or "
+                "FullRankNormal, or VAEDensity, which takes no mean."
             ) from None
 
     def __sklearn_tags__(self) -> Any:

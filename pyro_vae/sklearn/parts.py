@@ -7,7 +7,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -21,7 +20,7 @@ _RESOLVED = 1e-3  # of a column's deviation: what rounding to single precision, 
 
 
 def _part(who: str, role: str, part: Part, module: ModuleType, **arguments: Any) -> Any:
-    """A part of the VAE: of the class of a name, if these arguments are all that it needs, or by the user's function."""
+    """A part of the VAE: of the class of a name, if these are all arguments that it needs, or of a function."""
     if not isinstance(part, str):
         if not callable(part):
             raise TypeError(
@@ -61,6 +60,7 @@ def built(estimator: Any, x: Tensor) -> VAE:
     name = _likelihood_for(x) if estimator.likelihood == "auto" else estimator.likelihood
     decoder = MLP(latent_dim, hidden[::-1])
     likelihood = _part(who, "likelihood", name, likelihoods, body=decoder, event_shape=x.shape[1])
+    _check_likelihood(who, likelihood)
     standardize = Standardize.of(x)
     if likelihood.support is constraints.real and not isinstance(likelihood, likelihoods.Standardized):
         _check_resolution(who, x, standardize.deviation)
@@ -74,6 +74,16 @@ def built(estimator: Any, x: Tensor) -> VAE:
         likelihood=likelihood,
         posterior=_part(who, "posterior", estimator.posterior, conditionals, body=encoder, latent_dim=latent_dim),
     )
+
+
+def _check_likelihood(who: str, likelihood: Any) -> None:
+    remedy = "Give a name, or a function of a body and the number of features."
+    checks.instance(who, "likelihood", likelihood, likelihoods.Likelihood, remedy)
+    if likelihood.contexts:
+        raise ValueError(
+            f"{who}: expected a likelihood of rows alone; got {type(likelihood).__name__}, which takes "
+            f"{' and '.join(likelihood.contexts)} too. Use a VAE and pyro_vae.fit, which take contexts."
+        )
 
 
 def _check_resolution(who: str, x: Tensor, deviation: Tensor) -> None:

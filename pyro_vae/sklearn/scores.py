@@ -1,4 +1,7 @@
-"""Scores of rows, each of which is a number of its own."""
+"""Scores of rows, each of which is a number of its own.
+
+Shapes: N data, D features, K particles.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,20 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def log_marginal_likelihood(vae: VAE, x: Tensor, num_particles: int, seed: int) -> Tensor:
-    """log p(x) of each row alone, with the same random numbers for each; (N,)."""
+    """The estimate of log p(x) of each row alone, with the same random numbers for each; (N,).
+
+    Args:
+        vae: the program.
+        x: data, (N, D).
+        num_particles: K, draws per row.
+        seed: of the random numbers.
+    """
 
     def of_row(row: Tensor) -> Tensor:
-        q, shape = vae.encode(row), Size((num_particles,))
+        q, shape = vae.encode(row[None]), Size((num_particles,))
         z = q.rsample(shape) if q.has_rsample else q.sample(shape)
         log_weights = vae.prior().log_prob(z) + vae.decode(z).log_prob(row) - q.log_prob(z)
-        return log_weights.logsumexp(0) - math.log(num_particles)
+        return log_weights.logsumexp(0)[0] - math.log(num_particles)
 
     def of_rows(rows: Tensor) -> Tensor:
         with seeded(seed):
