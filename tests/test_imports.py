@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": set(),
     "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
+    "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,
     "__init__": PUBLIC,
 }

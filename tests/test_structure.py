@@ -9,6 +9,7 @@ MOST_LINES, MOST_METHODS, MOST_ATTRIBUTES = 50, 12, 10
 
 REASONS = {
     "svi.SVI": "a drop-in for Pyro's class with its methods; a step may end anywhere, and one place undoes it",
+    "estimators._Estimator": "scikit-learn has every argument of an estimator as an attribute",
     "estimator.Estimator": "what a bound may define, each a documented method of one line, and Pyro's methods",
     "dataset.Dataset": "the methods of a set, each of a few lines, that users look for on it",
     "parameters.Parameters": "what is registered and what modules hold, by name and by identity, and the averages",

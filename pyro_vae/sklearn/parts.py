@@ -47,13 +47,20 @@ def _likelihood_for(x: Tensor) -> str:
 
 
 def built(estimator: Any, x: Tensor) -> VAE:
-    """The VAE of an estimator, for data (N, D) that may have NaN.
+    """The VAE of an estimator.
+
+    Shapes: N data, D features.
+
+    Args:
+        estimator: with its arguments as attributes.
+        x: data (N, D), NaN where a value is missing.
 
     Raises:
         TypeError, ValueError: arguments of the estimator that do not fit, or data that single precision cannot hold.
     """
     who, missing = type(estimator).__name__, bool(x.isnan().any())
-    latent_dim, hidden = checks.whole(who, "latent_dim", estimator.latent_dim), list(estimator.hidden)
+    latent_dim = checks.whole(who, "latent_dim", estimator.latent_dim)
+    hidden = list(checks.instance(who, "hidden", estimator.hidden, (list, tuple), "Give one width a layer, (64,)."))
     if missing and bool(x.isnan().all(0).any()):
         column = int(x.isnan().all(0).nonzero()[0])
         raise ValueError(f"{who}: expected a value in every column; got NaN alone in column {column}. Leave it out.")
