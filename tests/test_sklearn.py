@@ -391,7 +391,7 @@ def test_VAEDensity_finds_malignant_tumors_about_as_well_as_an_isolation_forest(
     [
         ({"latent_dim": 0}, "VAETransformer: expected latent_dim at least 1; got 0"),
         ({"latent_dim": 2.5}, "VAETransformer: expected latent_dim a whole number; got 2.5"),
-        ({"hidden": 64}, "VAETransformer: expected hidden .*; got int"),
+        ({"hidden": 64}, "VAETransformer: expected hidden to be a list or tuple; got 64"),
         ({"likelihood": "Gaussian"}, "VAETransformer: expected likelihood one of 'Bernoulli', .*; got 'Gaussian'"),
         ({"likelihood": "Likelihood"}, "VAETransformer: expected likelihood one of .*; got 'Likelihood'"),
         ({"likelihood": 3}, "VAETransformer: expected likelihood a name or a function; got int"),

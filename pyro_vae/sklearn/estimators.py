@@ -205,7 +205,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Estimat
         >>> from sklearn.preprocessing import StandardScaler
         >>> t = numpy.linspace(-1, 1, 200)
         >>> X = numpy.stack([t, 1000 * t**2, -t], axis=1)
-        >>> vae = VAETransformer(latent_dim=1, learning_rate=0.01, random_state=0)
+        >>> vae = VAETransformer(latent_dim=1, epochs=30, learning_rate=0.02, random_state=0)
         >>> Z = make_pipeline(StandardScaler(), vae).set_output(transform="pandas").fit_transform(X)
         >>> list(Z.columns), Z.shape
         (['vaetransformer0'], (200, 1))
@@ -304,7 +304,7 @@ class VAEDensity(OutlierMixin, _Estimator):  # type: ignore[misc]
         >>> import numpy
         >>> t = numpy.linspace(-1, 1, 200)
         >>> X = numpy.stack([t, -t], axis=1)
-        >>> density = VAEDensity(latent_dim=1, contamination=0.05, learning_rate=0.01, random_state=0).fit(X)
+        >>> density = VAEDensity(1, contamination=0.05, epochs=30, learning_rate=0.02, random_state=0).fit(X)
         >>> density.predict([[0.5, -0.5], [0.5, 0.5]])  # on the line, and off it
         array([ 1, -1])
         >>> int((density.predict(X) == -1).sum())
