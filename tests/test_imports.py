@@ -214,6 +214,12 @@ def test_importing_waits_for_a_figure_to_import_matplotlib() -> None:
 
 
 @pytest.mark.slow
+def test_importing_waits_for_an_estimator_to_import_scikit_learn() -> None:
+    script = "import sys, pyro_vae; early = 'sklearn' in sys.modules; pyro_vae.sklearn.VAEDensity; sys.exit(early)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.slow
 def test_changed_by_sees_a_changed_global_state() -> None:
     statement = (
         "pyro.set_rng_seed(0); pyro.param('a', torch.zeros(1)); pyro.enable_validation(False); logging.basicConfig()"
