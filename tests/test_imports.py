@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "defaults": MODELS | {"data"},
     "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
+    "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,
     "cli": PUBLIC | {"__init__"},
     "__main__": {"cli"},
@@ -224,6 +225,12 @@ def test_importing_changes_no_global_state() -> None:
 @pytest.mark.slow
 def test_importing_waits_for_a_figure_to_import_matplotlib() -> None:
     script = "import sys, pyro_vae; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_importing_waits_for_an_estimator_to_import_scikit_learn() -> None:
+    script = "import sys, pyro_vae; early = 'sklearn' in sys.modules; pyro_vae.sklearn.VAEDensity; sys.exit(early)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

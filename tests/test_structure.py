@@ -10,6 +10,7 @@ LONGEST_FILE = 400
 
 REASONS = {
     "svi.SVI": "a drop-in for Pyro's class with its methods; a step may end anywhere, and one place undoes it",
+    "estimators._Estimator": "scikit-learn has every argument of an estimator as an attribute",
     "estimator.Estimator": "what a bound may define, each a documented method of one line, and Pyro's methods",
     "dataset.Dataset": "the methods of a set, each of a few lines, that users look for on it",
     "parameters.Parameters": "what is registered and what modules hold, by name and by identity, and the averages",
