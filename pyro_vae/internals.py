@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -216,3 +217,9 @@ def without_sample_checks() -> AbstractContextManager[None]:
     One that was made while Pyro validated, and is held by a module as a prior often is, would ask ever after.
     """
     return _replaced(Distribution, "_validate_sample", lambda self, value: None)
+
+
+def set_timeout(timeout: timedelta) -> None:
+    """How long the processes of ``torch.distributed``'s default group wait for each other."""
+    set_of_group = getattr(torch.distributed, "set_timeout", None)  # of the newest torch
+    (set_of_group or torch.distributed.distributed_c10d._set_pg_timeout)(timeout, torch.distributed.group.WORLD)

@@ -18,7 +18,7 @@ DENSITIES = {"distributions", "nets"}
 FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals"}
 MODELS = PARTS | {"models"}
-STEPS = {"traces", "elbo", "graphs", "compilation", "svi"}
+STEPS = {"traces", "elbo", "graphs", "compilation", "svi", "distributed"}
 PUBLIC = MODELS | {
     "losses",
     "elbo",
@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": DENSITIES | {"likelihoods"},
     "models": PARTS,
     # The objectives and the loop serve any Pyro model and guide, so they know none of ours.
+    "distributed": set(),
     "traces": set(),
     "elbo": {"traces"},
     "graphs": set(),

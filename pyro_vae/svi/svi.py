@@ -10,6 +10,7 @@ an error, and so is an optimizer that does not hold what it was given.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, get_args
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
+from pyro_vae.distributed import Ranks
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves
 from pyro_vae.svi.accounting import account, set_aside
@@ -67,6 +69,8 @@ class SVI:
             averaging", 1992, https://doi.org/10.1137/0330046).
         isolated: keep the parameters of ``pyro.param`` statements in this object, apart from Pyro's global store;
             :meth:`scope` shows them.
+        ranks: processes that take every step together, :func:`pyro_vae.distributed.ranks`, each with its part of the
+            data: gradients and losses are summed, and no rank moves where the loss of another is not finite.
         optim: Pyro's name for ``optimizer``.
 
     Raises:
@@ -102,6 +106,7 @@ class SVI:
         precision: Precision = "float32",
         ema_decay: float | None = None,
         isolated: bool = False,
+        ranks: Ranks | None = None,
         optim: OptimizerFactory | pyro.optim.PyroOptim | None = None,
     ) -> None:
         optimizer = one_of(optimizer, optim)
@@ -119,6 +124,7 @@ class SVI:
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
         self.ema_decay = ema_decay
         self.num_steps = 0
+        self.ranks = ranks
         self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
         self.compiler = Compiler(objective, compile, prepare, precision)
         self._differentiated: dict[str, Tensor] | None = None
@@ -242,13 +248,17 @@ class SVI:
         """
         # A step is one whatever mode of gradients it is called in.
         with torch.inference_mode(False), torch.enable_grad():
-            return self._advance(*out_of_inference(args, kwargs))
+            args, kwargs = out_of_inference(args, kwargs)
+            if self.ranks is not None:
+                return self._advance_together([(args, kwargs)])
+            return self._advance(args, kwargs)
 
-    def advance_in_parts(self, parts: Sequence[tuple[Any, ...]]) -> float:
+    def advance_in_parts(self, parts: Sequence[tuple[Any, ...]], share: float | None = None) -> float:
         """Takes one step by the sum of the gradients of several calls, whose memory is that of one.
 
         Args:
             parts: positional arguments of each call: parts of a batch, where the loss is a sum over the data.
+            share: this rank's share of the data of all ranks; an equal one when left out.
 
         Returns:
             The sum of the losses.
@@ -256,23 +266,59 @@ class SVI:
         Raises:
             FloatingPointError: as :meth:`step`.
         """
-        total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
-        with self._counted(), torch.inference_mode(False), torch.enable_grad():
-            for args in parts:
-                loss = float(self._run(args, {}, captured=False)[0])
-                if not is_sound(self.loss, loss, self.parameters.named):
-                    self.refuse(loss, *args)
-                total += loss
-                declared |= self._calls.declared_by(args, {})
-                for parameter in dict.fromkeys(self.parameters.named.values()):
-                    if parameter.grad is not None:
-                        sofar = gradients.get(parameter)
-                        gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._advance_together([(args, {}) for args in parts], share)
+
+    def _advance_together(
+        self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], share: float | None = None
+    ) -> float:
+        """A step by the gradients of several calls, and of those of other ranks where there are some."""
+        failure: FloatingPointError | None = None
+        with self._counted():
+            try:
+                total, declared = self._summed(calls)
+            except FloatingPointError as error:
+                if self.ranks is None:
+                    raise
+                failure, total, declared = error, math.nan, set()
+            parameters = list(dict.fromkeys(self.parameters.named.values()))
+            if self.ranks is not None:
+                share = 1 / self.ranks.size if share is None else share
+                total = self.ranks.sum_step(total, parameters, self._averaged_buffers(), share)
+            if failure is not None:
+                raise failure
+            if not is_sound(self.loss, total, self.parameters.named):
+                raise FloatingPointError(
+                    f"SVI: expected a finite loss on every rank at step {self.num_steps}; got another, {total}. The "
+                    "error of that rank says where it comes from."
+                )
             check_gradients(self.parameters.named, self.num_steps)
             self._move(declared if self._update.is_as_pyro else ())
         return total
+
+    def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> tuple[float, set[str]]:
+        """The loss of several calls, with their gradients at the parameters, and what they have declared."""
+        total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
+        for args, kwargs in calls:
+            repeated = None
+            if len(calls) == 1 and self.parameters.in_store():
+                repeated = self.compiler.repeat(self._trained(), args, kwargs, None, self._move)
+            loss = float((repeated or self._run(args, kwargs, captured=False))[0])
+            if not is_sound(self.loss, loss, self.parameters.named):
+                self.refuse(loss, *args, **kwargs)
+            total += loss
+            declared |= self._calls.declared_by(args, kwargs)
+            for parameter in dict.fromkeys(self.parameters.named.values()):
+                if parameter.grad is not None:
+                    sofar = gradients.get(parameter)
+                    gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        return total, declared
+
+    def _averaged_buffers(self) -> list[Tensor]:
+        """Averages over past data that a loss keeps, such as a running mean as a baseline."""
+        return list(self.loss.gradient.buffers()) if isinstance(self.loss, Estimator) else []
 
     def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
         loss: Tensor | float
@@ -304,8 +350,8 @@ class SVI:
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Copies of running means and the like, which a step whose loss is not finite would spoil."""
-        gradient = self.loss.gradient.buffers() if isinstance(self.loss, Estimator) else []
-        return [(buffer, buffer.clone()) for buffer in (*self.parameters.buffers(), *gradient)]
+        buffers = (*self.parameters.buffers(), *self._averaged_buffers())
+        return [(buffer, buffer.clone()) for buffer in buffers]
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, captured: bool = True

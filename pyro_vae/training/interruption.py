@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from pyro_vae.distributed import Ranks
+
 
 class Interrupted(KeyboardInterrupt):
     """Raised between two steps, where everything is as a checkpoint may hold it."""
@@ -20,11 +22,15 @@ class Interruption:
 
     Args:
         terminate: whether to wait for the next step on SIGTERM too.
+        ranks: processes that end together, after the step in which one of them was told to.
     """
 
-    def __init__(self, *, terminate: bool) -> None:
+    def __init__(self, *, terminate: bool, ranks: Ranks | None = None) -> None:
         self.received: int | None = None
         self._terminate = terminate
+        self._ranks = ranks
+        if ranks is not None:
+            ranks.asked = lambda: self.received is not None
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -51,7 +57,7 @@ class Interruption:
         Raises:
             Interrupted: one has.
         """
-        if self.received is not None:
+        if self.received is not None if self._ranks is None else self._ranks.ending:
             raise Interrupted
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -21,6 +21,7 @@ from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.data.alike import check_alike
+from pyro_vae.distributed import Ranks, ranks
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
@@ -34,6 +35,7 @@ from pyro_vae.training.interruption import Interrupted, Interruption
 from pyro_vae.training.length import Budget, EarlyStopping
 from pyro_vae.training.run import Run, modules_of_program
 from pyro_vae.training.saving import Resume, Saving, keeping
+from pyro_vae.training.together import begin_together
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
 """The default optimizer."""
@@ -81,7 +83,7 @@ def fit(
             stepped after each epoch, ``ReduceLROnPlateau`` with the validation -ELBO.
         epochs: passes through the training data; 20 when neither these nor steps are given.
         steps: length of the run in steps in place of epochs; the last epoch may be a part of one.
-        batch_size: data per step; the last step of an epoch may have fewer.
+        batch_size: data per step, of all ranks together; the last step of an epoch may have fewer.
         drop_last: leave out that last, smaller batch, as a network with batch normalization may need.
         beta: the loss's ``beta`` while training: a number, or a function of the epoch as a fraction such as those of
             :mod:`pyro_vae.schedules`, asked before each step. The figures of an epoch are of beta = 1 all the same.
@@ -145,17 +147,51 @@ def fit(
     _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
     _check_batches(program, len(train), batch_size, drop_last)
     how: dict[str, Any] = {"max_grad_norm": max_grad_norm, "compile": compile, "precision": precision}
-    svi = SVI(program.model, program.guide, optimizer, loss, prepare=train.gather, ema_decay=ema_decay, **how)
+    how |= {"ema_decay": ema_decay, "ranks": _ranks(batch_size)}
+    svi = SVI(program.model, program.guide, optimizer, loss, prepare=train.gather, **how)
     history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
     run = Run(program, svi, train, validation, budget, history, beta, stopping, accumulate, nonfinite)
-    interruption = Interruption(terminate=saving is not None)
-    with keeping(saving), seeded(seed, train.device) as generator, run.loss_as_it_was(), interruption:
+    _start(run, saving, scheduler, seed, progress, on_step, on_epoch)
+    return history
+
+
+def _ranks(batch_size: int) -> Ranks | None:
+    """The processes that share every batch.
+
+    Raises:
+        ValueError: more than data in a batch.
+    """
+    found = ranks()
+    if found is not None and batch_size < found.size:
+        raise ValueError(
+            f"fit: expected a batch_size of at least the {found.size} ranks, which share it; got {batch_size}. Give "
+            "a larger one, or fewer processes."
+        )
+    return found
+
+
+def _start(
+    run: Run,
+    saving: Saving | None,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None,
+    seed: int | None,
+    progress: bool,
+    on_step: Callable[[int, float], None] | None,
+    on_epoch: Callable[[Row], None] | None,
+) -> None:
+    """Begins a run, or goes on with the one of the folder, and trains to its end."""
+    together = run.ranks
+    interruption = Interruption(terminate=saving is not None, ranks=together)
+    if together is not None and together.rank > 0:
+        saving, progress = None, False  # the first rank writes and shows
+    with keeping(saving), seeded(seed, run.train.device) as generator, run.loss_as_it_was(), interruption:
         run.start(generator, scheduler)
-        if saving is not None:
+        if together is not None:
+            begin_together(run, saving, together)
+        elif saving is not None:
             saving.begin(run, identity(run))
         _train(run, saving, interruption, progress, on_step, on_epoch)
-    return history
 
 
 def _train(
@@ -195,7 +231,7 @@ def _train(
             if progress:
                 bar.write(words)
             else:
-                warnings.warn(f"fit: {words}", stacklevel=3)
+                warnings.warn(f"fit: {words}", stacklevel=4)
         except KeyboardInterrupt:  # amid a step, which no checkpoint is to hold
             run.history.stopped, saving = "interrupted", None
         finally:

@@ -58,37 +58,46 @@ def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
     return f"{words}."
 
 
-def check_parts(svi: SVI, parts: int | str, index: Tensor, data: Sequence[Tensor]) -> None:
+def check_parts(
+    svi: SVI, parts: int | str, index: Tensor, data: Sequence[Tensor], parted_by: str | None = None
+) -> None:
     """Raises for programs and losses whose gradient over a batch is not the sum of those over its parts.
+
+    Args:
+        svi: takes the steps.
+        parts: how many there are.
+        index: of a batch.
+        data: what it is of.
+        parted_by: what makes the parts, accumulate when left out.
 
     Raises:
         ValueError: naming the site, the module or the loss.
     """
     if parts == 1:
         return
+    by = parted_by or f"accumulate={parts!r}"
+    remedy = "Train on one process." if parted_by else "Leave accumulate out."
     if not isinstance(svi.loss, pyro.infer.ELBO):
         raise ValueError(
-            f"fit: expected a bound that is a sum over the data for accumulate={parts!r}; got "
-            f"{type(svi.loss).__name__}. Leave accumulate out."
+            f"fit: expected a bound that is a sum over the data for {by}; got {type(svi.loss).__name__}. {remedy}"
         )
     if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide])):
         raise ValueError(
-            f"fit: expected networks that see one datum at a time for accumulate={parts!r}; got batch normalization. "
-            "Use nn.LayerNorm or nn.GroupNorm, or leave accumulate out."
+            f"fit: expected networks that see one datum at a time for {by}; got batch normalization. Use nn.LayerNorm "
+            f"or nn.GroupNorm. Otherwise: {remedy[0].lower()}{remedy[1:]}"
         )
     plate = getattr(svi.loss, "plate", "data")
     whole, half = (_scales(svi, index[:size], data, plate) for size in (len(index), max(1, len(index) // 2)))
     for name, scale in whole.items():
         if scale is None:
             raise ValueError(
-                f"fit: expected every site in the plate {plate!r} for accumulate={parts!r}; got {name!r} outside of "
-                "it, which would count once for every part. Leave accumulate out."
+                f"fit: expected every site in the plate {plate!r} for {by}; got {name!r} outside of it, which would "
+                f"count once for every part. {remedy}"
             )
         if scale != half.get(name):
             raise ValueError(
-                f"fit: expected a plate {plate!r} of the batch's size for accumulate={parts!r}; got one that is "
-                f"subsampled: site {name!r} has scale {scale} in a batch and {half.get(name)} in half of it. Leave "
-                "accumulate out."
+                f"fit: expected a plate {plate!r} of the batch's size for {by}; got one that is subsampled: site "
+                f"{name!r} has scale {scale} in a batch and {half.get(name)} in half of it. {remedy}"
             )
 
 

@@ -19,11 +19,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae import checks
 from pyro_vae.compilation import AUTO_STEPS
 from pyro_vae.data import Dataset
+from pyro_vae.distributed import Ranks
 from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.internals import is_out_of_memory
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI
+from pyro_vae.svi.state import names_of
 from pyro_vae.traces.modules import roots_of
 from pyro_vae.training.figures import figures
 from pyro_vae.training.history import History, Row
@@ -32,6 +34,7 @@ from pyro_vae.training.memory import check_parts, what_fits
 
 # Training figures are estimated on at most this many data: enough for a curve, and a small part of an epoch's time.
 _TRAIN_FIGURES = 5_000
+_STEPS_BETWEEN_CHECKS = 1_000  # of the weights of all ranks
 _MOST_SKIPPED = 10  # steps in a row, when something in them is not finite
 
 
@@ -101,6 +104,7 @@ class Run:
         self.beta = beta
         self.in_a_row = 0  # steps that were left out since the last that was not
         self.on_best: Callable[[], None] = lambda: None
+        self.ranks, self.seed = svi.ranks, 0  # the seed of what ranks draw
         self._data = train.images, *train.context
         self._plate = getattr(svi.loss, "plate", "data")
         # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
@@ -112,9 +116,14 @@ class Run:
     ) -> None:
         """Makes parameters, optimizer and learning-rate schedule; draws order and bits of the data from a generator."""
         self.generator = generator
+        if self.ranks is not None:
+            self.seed = self.ranks.from_first(lambda: generator.initial_seed())
+            generator.manual_seed(self.seed)
         first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
         self.svi.initialize(first, *self._data)
         check_parts(self.svi, self.accumulate, first, self._data)
+        if self.ranks is not None:
+            check_parts(self.svi, self.ranks.size, first, self._data, f"{self.ranks.size} ranks")
         self._calibrate()
         if scheduler is not None:
             self.scheduler = _scheduler(scheduler, self.svi)
@@ -145,6 +154,7 @@ class Run:
         if hasattr(svi.loss, "beta"):
             row["beta"] = svi.loss.beta
         self.set_training(False)
+        self.check_ranks()
         row |= self._look(row, index)
         self.history.epochs.append(row)
         self.so_far = None
@@ -179,6 +189,8 @@ class Run:
         while True:
             self.svi.compiler.auto_steps = self._auto_steps * self.parts  # each part is one to the compiler
             try:
+                if self.ranks is not None:
+                    return self._advance_together(self.ranks, index)
                 if self.parts == 1:
                     return self.svi.advance(index, *self._data)
                 parts = index.tensor_split(min(self.parts, len(index)))
@@ -195,6 +207,21 @@ class Run:
                     f"{what_fits(self.svi, index, self._data)}"
                 )
             self.parts = min(2 * self.parts, len(index))
+
+    def _advance_together(self, ranks: Ranks, index: Tensor) -> float:
+        """A step of all ranks, by this one's part of the batch."""
+        ranks.seed(self.seed, self.svi.num_steps)
+        own = ranks.share(index)
+        parts = own.tensor_split(min(self.parts, len(own))) if len(own) else ()
+        loss = self.svi.advance_in_parts([(part, *self._data) for part in parts], len(own) / len(index))
+        if self.svi.num_steps % _STEPS_BETWEEN_CHECKS == 0:
+            self.check_ranks()
+        return loss
+
+    def check_ranks(self) -> None:
+        """Raises where ranks have come apart; see :meth:`Ranks.check_equal`."""
+        if self.ranks is not None:
+            self.ranks.check_equal(names_of(self.svi, self.modules()))
 
     def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:
         """An epoch and the indices of its batches; of one that is under way, of those that are left."""
@@ -308,6 +335,8 @@ class Run:
         """Lets a program set in closed form what no gradient learns."""
         program: Any = self.program
         if getattr(program, "calibrated", False):
+            if self.ranks is not None:
+                self.ranks.seed(self.seed, self.svi.num_steps, everywhere=True)
             some = torch.arange(min(len(self.train), _TRAIN_FIGURES), device=self.train.device)
             program.calibrate(*self.train.batch(some, self.generator))
 
@@ -317,8 +346,18 @@ class Run:
         with self.svi.scope():
             for prefix, dataset in sets.items():
                 if dataset is not None:
-                    row |= figures(prefix, self.svi.model, self.svi.guide, dataset, self._plate)
+                    row |= self._figures_of(prefix, dataset)
         return row
+
+    def _figures_of(self, prefix: str, dataset: Dataset) -> Row:
+        """Those of a set, of which each rank takes a part."""
+        if self.ranks is None:
+            return figures(prefix, self.svi.model, self.svi.guide, dataset, self._plate)
+        own = self.ranks.share(torch.arange(len(dataset), device=dataset.device))
+        found = dict.fromkeys((f"{prefix}_{term}" for term in ("elbo", "expected_log_likelihood", "kl")), 0.0)
+        if len(own):
+            found = figures(prefix, self.svi.model, self.svi.guide, dataset.subset(own), self._plate)
+        return self.ranks.mean(found, len(own))
 
     def tensors(self) -> list[Tensor]:
         """Every parameter and buffer that training changes."""

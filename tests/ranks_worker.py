@@ -1,0 +1,268 @@
+"""What each rank of ``tests/test_distributed.py`` runs: ``torchrun ... tests/ranks_worker.py JOB FOLDER``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae import SVI, VAE, conditionals, data, distributed, elbo, fit, likelihoods, nets, priors
+
+N, D, L = 22, 6, 3
+ESTIMATORS: dict[str, Any] = {
+    "ELBO": lambda: elbo.ELBO(2),
+    "ELBO analytic": lambda: elbo.ELBO(analytic_kl=True),
+    "ELBO free bits": lambda: elbo.ELBO(analytic_kl=True, free_bits=0.5),
+    "IWELBO": lambda: elbo.IWELBO(5),
+    "IWELBO stl": lambda: elbo.IWELBO(5, "stl"),
+    "IWELBO dreg": lambda: elbo.IWELBO(5, "dreg"),
+    "MIWELBO": lambda: elbo.MIWELBO(2, num_bounds=3),
+    "PIWELBO": lambda: elbo.PIWELBO(2, num_bounds=3),
+    "RenyiELBO": lambda: elbo.RenyiELBO(4, alpha=0.5),
+    "ThermodynamicELBO": lambda: elbo.ThermodynamicELBO(4, "covariance", partitions=3),
+    "VIMCO": lambda: elbo.IWELBO(5, "vimco"),
+    "OVIS": lambda: elbo.IWELBO(5, "ovis"),
+    "score": lambda: elbo.ELBO(3, elbo.Score()),
+    "score running mean": lambda: elbo.ELBO(3, elbo.Score(baseline="running_mean")),
+    "score leave one out": lambda: elbo.ELBO(3, elbo.Score(baseline="leave_one_out")),
+    "score learned baseline": lambda: elbo.ELBO(3, elbo.Score(baseline=Baseline())),
+    "wake-sleep": lambda: elbo.ReweightedWakeSleep(4),
+}
+
+
+class Baseline(torch.nn.Module):
+    """A number for each datum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(D, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, 0]
+
+
+class SameDraws(TorchDispatchMode):
+    """Random numbers that belong to the rows of the whole batch, whoever draws them."""
+
+    def __init__(self, rows: Tensor, step: int) -> None:
+        super().__init__()
+        self.rows, self.step, self.draws = rows, step, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name not in ("aten::normal_", "aten::normal.Tensor_Tensor", "aten::bernoulli", "aten::rand"):
+            assert not name.startswith(("aten::normal", "aten::bernoulli", "aten::rand", "aten::exponential")), name
+            return func(*args, **(kwargs or {}))
+        self.draws += 1
+        shape = list(args[0] if name == "aten::rand" else args[0].shape)
+        dim = len(shape) - 2
+        assert shape[dim] == len(self.rows), (name, shape)
+        shape[dim] = N
+        generator = torch.Generator().manual_seed(1000 * self.step + self.draws)
+        table = torch.randn if name.startswith("aten::normal") else torch.rand
+        drawn = table(shape, generator=generator, dtype=torch.float64).index_select(dim, self.rows)
+        if name == "aten::normal_":
+            return args[0].copy_(drawn)  # of mean 0 and deviation 1
+        if name.startswith("aten::normal"):
+            return args[0] + args[1] * drawn.to(args[0])
+        return drawn.float() if name == "aten::rand" else (drawn < args[0]).to(args[0])
+
+
+def vae(prior: str, dtype: torch.dtype, seed: int = 0) -> VAE:
+    torch.manual_seed(seed)
+    x = data_of(torch.float32)
+    made = VAE(
+        prior=priors.VampPrior(x[:4], clamp=False) if prior == "vamp" else priors.StandardNormal(L),
+        likelihood=likelihoods.Normal(nets.MLP(L, [8]), D),
+        posterior=conditionals.DiagonalNormal(nets.MLP(D, [8]), L),
+    )
+    return made.to(dtype)
+
+
+def data_of(dtype: torch.dtype) -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def gradients(name: str, prior: str, dtype: torch.dtype, ranks: distributed.Ranks | None, rows: Tensor) -> list[Tensor]:
+    """The gradients of three steps, one after the other."""
+    program, x = vae(prior, dtype), data_of(dtype)
+    torch.manual_seed(1)
+    loss = ESTIMATORS[name]()
+    for module in getattr(loss.gradient, "modules", list)():
+        module.to(dtype)
+    svi = SVI(program.model, program.guide, partial(torch.optim.SGD, lr=1e-3), loss, ranks=ranks, compile=False)
+    svi.initialize(x[rows])
+    found: list[Tensor] = []
+    assert isinstance(svi.optimizer, torch.optim.Optimizer)
+    svi.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: found.extend(
+            p.grad.clone() if p.grad is not None else torch.zeros_like(p)
+            for group in optimizer.param_groups for p in group["params"]
+        )
+    )  # fmt: skip
+    for step in range(3):
+        with SameDraws(rows, step):
+            svi.advance_in_parts([(x[rows],)], len(rows) / N)
+    return found
+
+
+def job_gradients(ranks: distributed.Ranks, folder: Path) -> None:
+    """The largest differences to one process's gradients, over their largest size."""
+    found = {}
+    chosen = os.environ.get("ESTIMATORS", ",".join(ESTIMATORS)).split(",")
+    for prior in ("normal", "vamp"):
+        for name in chosen if prior == "normal" else ["ELBO"]:
+            for dtype in (torch.float32, torch.float64):
+                every = torch.arange(N)
+                alone = gradients(name, prior, dtype, None, every)
+                together = gradients(name, prior, dtype, ranks, ranks.share(every))
+                assert len(alone) == len(together)
+                size = max(float(each.abs().max()) for each in alone)
+                worst = max(float((a - b).abs().max()) for a, b in zip(alone, together, strict=True))
+                found[f"{name}, {prior}, {dtype}"] = worst / size
+    if ranks.rank == 0:
+        (folder / "gradients.json").write_text(json.dumps(found))
+
+
+def trained(folder: Path | None, ranks: distributed.Ranks, **options: Any) -> tuple[VAE, Any]:
+    torch.manual_seed(100 + ranks.rank)  # which weights of the ranks would differ by
+    train, validation, _ = data.load("digits", binarize="dynamic")
+    program = VAE(
+        prior=priors.StandardNormal(4),
+        likelihood=likelihoods.Bernoulli(nets.MLP(4, [16]), (1, 8, 8)),
+        posterior=conditionals.DiagonalNormal(nets.MLP((1, 8, 8), [16]), 4),
+    )
+    given: dict[str, Any] = {"epochs": 3, "seed": 3, "folder": folder, "progress": False, **options}
+    history = fit(program, train, validation, **given)
+    return program, history
+
+
+def job_fit(ranks: distributed.Ranks, folder: Path) -> None:
+    """Trains under options, and writes weights and figures of every rank."""
+    runs: dict[str, dict[str, Any]] = {
+        "eager": {"compile": False},
+        "compiled": {"compile": True},
+        "parts": {"accumulate": 3, "ema_decay": 0.9, "max_grad_norm": 1.0},
+        "early": {"patience": 1, "epochs": 30, "optimizer": partial(torch.optim.Adam, lr=0.1)},
+        "small": {"batch_size": 1348},  # whose last batch has one datum
+        "long": {"steps": 1000, "epochs": None, "compile": True},
+    }
+    for name, options in runs.items():
+        program, history = trained(None, ranks, **options)
+        weights = torch.cat([each.detach().flatten() for each in program.state_dict().values()])
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.epochs]
+        content = {"weights": weights.tolist(), "rows": rows, "stopped": history.stopped}
+        (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(content))
+
+
+def job_resume(ranks: distributed.Ranks, folder: Path) -> None:
+    """A run of many steps in a folder, from which it goes on where it was killed."""
+    program, history = trained(
+        folder / "run", ranks, epochs=12, resume=True, checkpoint_every="3 steps", on_step=dying(ranks, folder)
+    )
+    if ranks.rank == 0:
+        weights = {name: tensor.tolist() for name, tensor in program.state_dict().items()}
+        (folder / "end.json").write_text(json.dumps({"weights": weights, "epochs": len(history)}))
+
+
+def dying(ranks: distributed.Ranks, folder: Path) -> Any:
+    """A callback that kills one rank at some steps, each once."""
+    deaths = json.loads(os.environ.get("DEATHS", "[]"))
+
+    def die(step: int, loss: float) -> None:
+        with contextlib.suppress(FileExistsError):
+            if [step, ranks.rank] in deaths:
+                (folder / f"died-{step}").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        if ranks.rank == 0:
+            with (folder / "steps.txt").open("a") as file:
+                file.write(f"{step} {loss!r}\n")
+
+    return die
+
+
+def job_interrupt(ranks: distributed.Ranks, folder: Path) -> None:
+    """One rank alone is interrupted, and all end at the same step."""
+
+    def interrupt(step: int, loss: float) -> None:
+        if step == 5 and ranks.rank == ranks.size - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with _no_warnings():
+        _, history = trained(None, ranks, epochs=50, on_step=interrupt)
+    (folder / f"interrupt-{ranks.rank}.json").write_text(json.dumps([history.stopped, len(history)]))
+
+
+def job_nonfinite(ranks: distributed.Ranks, folder: Path) -> None:
+    """A loss that is not finite on one rank is an error, or a skipped step, on all."""
+    x = torch.randn(40, D, generator=torch.Generator().manual_seed(0))
+    x[39] = 1e30  # of the last rank's part of a batch in order; its square overflows
+    words = {}
+    for how in ("raise", "skip"):
+        program = vae("normal", torch.float32)
+        try:
+            history = fit(program, x, epochs=2, batch_size=40, seed=0, nonfinite=how, progress=False)
+            words[how] = str([row["skipped"] for row in history.epochs])
+        except FloatingPointError as error:
+            words[how] = str(error)
+    (folder / f"nonfinite-{ranks.rank}.json").write_text(json.dumps(words))
+
+
+def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
+    """What cannot be trained by parts, or differs between ranks, is an error that names it."""
+    words = {}
+    x = data_of(torch.float32)
+    normalized = VAE(
+        prior=priors.StandardNormal(L),
+        likelihood=likelihoods.Normal(nets.MLP(L, [8]), D),
+        posterior=conditionals.DiagonalNormal(
+            nets.MLP(D, [8], activation=lambda: torch.nn.BatchNorm1d(8)),
+            L,
+        ),
+    )
+    for name, make in {
+        "normalization": lambda: fit(normalized, x, epochs=1, progress=False),
+        "few": lambda: fit(vae("normal", torch.float32), x, epochs=1, batch_size=1, progress=False),
+        "data": lambda: fit(vae("normal", torch.float32), x + ranks.rank, epochs=1, seed=0, progress=False),
+        "apart": lambda: fit(program := vae("normal", torch.float32), x, epochs=2, seed=0, progress=False,
+                             on_step=lambda *_: shifted(program, ranks)),
+    }.items():  # fmt: skip
+        try:
+            make()
+            words[name] = "nothing"
+        except (RuntimeError, ValueError) as error:
+            words[name] = str(error)
+    (folder / f"refused-{ranks.rank}.json").write_text(json.dumps(words))
+
+
+def shifted(program: VAE, ranks: distributed.Ranks) -> None:
+    with torch.no_grad():
+        next(iter(program.parameters())).add_(1e-3 * ranks.rank)
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+if __name__ == "__main__":
+    present = distributed.ranks()
+    assert present is not None
+    for job in sys.argv[1].split(","):
+        globals()[f"job_{job}"](present, Path(sys.argv[2]))
+        dist.barrier()

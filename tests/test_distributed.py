@@ -1,0 +1,124 @@
+"""Training by several processes: the gradient is that of one process on the whole batch, and ranks stay alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from ranks_worker import ESTIMATORS
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+
+
+def launch(jobs: str, folder: Path, ranks: int = 2, restarts: int = 0, **environment: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+    result = subprocess.run(
+        [*command, f"--master-port={port}", str(WORKER), jobs, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def read(folder: Path, name: str, ranks: int = 2) -> list[Any]:
+    return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quick")
+    launch("gradients,nonfinite,refused", folder, ESTIMATORS="IWELBO dreg,score running mean")
+    return folder
+
+
+def check_gradients(folder: Path, estimators: int) -> None:
+    found = json.loads((folder / "gradients.json").read_text())
+    assert len(found) == 2 * estimators + 2  # of two types, and of a VampPrior
+    for name, difference in found.items():
+        assert difference < (1e-12 if "float64" in name else 1e-6), name
+
+
+def test_ranks_sum_to_the_gradient_of_one_process(quick: Path) -> None:
+    check_gradients(quick, 2)
+
+
+def test_ranks_refuse_a_step_that_is_not_finite_on_one(quick: Path) -> None:
+    first, last = read(quick, "nonfinite")
+    assert "'x' of the model at data 39" in last["raise"] or "'x' of the model at data 39" in first["raise"]
+    assert any("expected a finite loss on every rank" in words["raise"] for words in (first, last))
+    assert first["skip"] == last["skip"] == "[1, 1]"
+
+
+def test_ranks_name_what_they_cannot_share(quick: Path) -> None:
+    for words in read(quick, "refused"):
+        assert "got batch normalization" in words["normalization"]
+        assert "at least the 2 ranks" in words["few"]
+        assert "got another on rank 1 than on rank 0: train" in words["data"]
+        assert "the same parameters and buffers on all ranks; got another on rank 1" in words["apart"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_sum_to_the_gradient_of_one_process_for_every_estimator(tmp_path: Path, ranks: int) -> None:
+    launch("gradients", tmp_path, ranks)
+    check_gradients(tmp_path, len(ESTIMATORS))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    launch("fit,interrupt", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eager", "compiled", "parts", "early", "small", "long"])
+def test_fit_leaves_ranks_with_equal_weights_and_figures(trained: Path, name: str) -> None:
+    first, last = read(trained, name)
+    assert first == last
+    assert first["stopped"] == ("early stopping" if name == "early" else "completed")
+
+
+@pytest.mark.slow
+def test_fit_of_ranks_compiled_is_as_eager(trained: Path) -> None:
+    eager, compiled = (read(trained, name)[0]["rows"] for name in ("eager", "compiled"))
+    for one, other in zip(eager, compiled, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_fit_of_ranks_ends_at_one_step_where_one_is_interrupted(trained: Path) -> None:
+    assert read(trained, "interrupt") == [["interrupted", 0]] * 2
+
+
+@pytest.mark.slow
+def test_fit_of_ranks_that_are_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    deaths = [[4, 1], [17, 0], [31, 1], [90, 0]]
+    for folder in (killed, whole):
+        folder.mkdir()
+    launch("resume", killed, restarts=len(deaths), DEATHS=json.dumps(deaths))
+    launch("resume", whole)
+    assert len(list(killed.glob("died-*"))) == len(deaths)
+    assert json.loads((killed / "end.json").read_text()) == json.loads((whole / "end.json").read_text())
+    steps = {f: [line.split() for line in (f / "steps.txt").read_text().splitlines()] for f in (killed, whole)}
+    counts = Counter(step for step, _ in steps[killed])
+    assert set(counts) == {step for step, _ in steps[whole]}
+    assert sum(counts.values()) - len(counts) <= 3 * len(deaths)  # again: at most those since the last checkpoint
+    assert {tuple(each) for each in steps[killed]} == {tuple(each) for each in steps[whole]}  # equal losses too
