@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C7B00")
 """Okabe's and Ito's, the yellow darkened, which is not seen on white; blue first, for what is well."""
@@ -22,10 +23,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 LINES = ("-", "--", "-.", ":")
 FAULT = COLORS[1]
 SMALL = 8.0  # points
-WIDTH = 6.5  # inches, of the text of a page
+WIDTH = 5.5  # inches: letters of 9 points are then 8 pixels high on a phone of 400
 
 
-def cycle(place: int) -> dict[str, str]:
+def cycle(place: int) -> dict[str, Any]:
     """Color, marker and line of the entry at a place; 40 entries differ in one of them at least.
 
     Example:
@@ -39,7 +40,7 @@ def cycle(place: int) -> dict[str, str]:
     }
 
 
-def panels(number: int, columns: int = 2, *, height: float = 2.6) -> tuple[Figure, list[Axes]]:
+def panels(number: int, columns: int = 2, *, height: float = 2.4) -> tuple[Figure, list[Axes]]:
     """A figure as wide as a page with so many axes in rows; ``height`` is that of a row, in inches."""
     columns = min(number, columns)
     rows = math.ceil(number / columns)
@@ -63,6 +64,11 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
     if few:
         axis.set_major_formatter(_PLAIN)
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Ticks of an axis at whole numbers alone."""
+    axis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:g}")

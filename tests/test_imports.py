@@ -43,9 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedules": set(),
     "training": STEPS | {"models", "schedules", "data", "checkpoint"},
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
-    "lab": MODELS | STEPS | {"evaluation", "data"},
+    "style": set(),  # of all figures
+    "lab": MODELS | STEPS | {"evaluation", "data", "style"},
     "data": set(),
-    "plots": {"training", "evaluation"},
+    "plots": MODELS | {"traces", "graphs", "training", "evaluation", "lab", "data", "checkpoint", "style"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
     "__init__": PUBLIC,

@@ -564,7 +564,9 @@ def test_Comparison_names_of_points_do_not_lie_on_each_other() -> None:
 def test_Comparison_figures_of_no_noise_are_refused() -> None:
     found = run(*normal_normal(), [ELBO()], draws=100)
     found = Comparison((), found.log_marginal_likelihood, True, {}, 1)
-    with pytest.raises(ValueError, match="snr_figure: expected estimators whose gradients vary .* got 0 of which none"):
+    with pytest.raises(
+        ValueError, match=r"snr_figure: expected estimators whose gradients vary .* got 0 of which none"
+    ):
         found.snr_figure()
 
 

@@ -44,7 +44,7 @@ def cost_figure(rows: Sequence[Row]) -> Figure:
         ValueError: there is no row, or none with noise.
     """
     shown = _with_noise("cost_figure", rows)
-    figure, axes = _log_log("milliseconds per step", "variance of a gradient")
+    figure, axes = _log_log("milliseconds per step", "variance of a gradient, nats² summed over parameters")
     for place, (family, members) in enumerate(_families(shown)):
         time, variance, error = zip(*((r.milliseconds, r.variance, r.variance_error) for r in members), strict=True)
         axes.errorbar(time, variance, yerr=error, capsize=2, label=family, **cycle(place))
@@ -96,8 +96,10 @@ def _name_points(axes: Axes, rows: Sequence[Row]) -> None:
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in offsets]
         free = next((i for i, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)), 0)
         taken.append(boxes[free])
-        offset = tuple(part / scale for part in offsets[free])
-        axes.annotate(name, (row.milliseconds, row.variance), offset, textcoords="offset points", fontsize=SMALL)
+        dx, dy = offsets[free]
+        axes.annotate(
+            name, (row.milliseconds, row.variance), (dx / scale, dy / scale), textcoords="offset points", fontsize=SMALL
+        )
 
 
 def _meet(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
@@ -105,7 +107,7 @@ def _meet(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
 
 
 def _log_log(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     return figure, axes
@@ -121,7 +123,7 @@ def race_figure(
     curves: Mapping[str, Sequence[RacePoint]], by: Literal["step", "seconds"], num_particles: int, num_seeds: int
 ) -> Figure:
     """-ELBO and importance-weighted NLL against what was equal for all; the seeds of an entry have one color."""
-    figure = Figure(figsize=(WIDTH + 1, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH + 2, 4), layout="constrained")
     for axes, field, title in zip(
         figure.subplots(1, 2),
         ("negative_elbo", "nll"),
@@ -133,7 +135,9 @@ def race_figure(
             at = [getattr(point, by) for point in points]
             entry, seed = divmod(i, num_seeds)
             label = name if num_seeds == 1 else name.rpartition(", seed ")[0]
-            axes.plot(at, [value.value for value in values], label=None if seed else label, markersize=4, **cycle(entry))
+            axes.plot(
+                at, [value.value for value in values], label=None if seed else label, markersize=4, **cycle(entry)
+            )
         axes.set_title(title, fontsize=SMALL + 2)
         axes.set(xlabel=by, ylabel="nats per datum")
     handles = figure.axes[0].get_legend_handles_labels()
@@ -143,7 +147,7 @@ def race_figure(
 
 def ranking_figure(by_seed: Mapping[str, Sequence[float]], verdicts: Sequence[Verdict], quantity: str) -> Figure:
     """Figures of each seed, best entry first, and the difference of each pair with its interval."""
-    figure = Figure(figsize=(WIDTH + 1, 1.5 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
+    figure = Figure(figsize=(WIDTH + 2, 1.5 + 0.3 * max(len(by_seed), len(verdicts))), layout="constrained")
     entries, pairs = figure.subplots(1, 2)
     for place, values in enumerate(by_seed.values()):
         entries.plot(values, [place] * len(values), "o", color=COLORS[0], alpha=0.6, markersize=5)

@@ -4,6 +4,7 @@ Each function returns a figure of matplotlib, to be saved with ``savefig``; none
 """
 
 from pyro_vae.plots.diagnostics import calibration, predictive, snr, units, verdicts, weights
+from pyro_vae.plots.page import report
 from pyro_vae.plots.pictures import images, reconstructed, reconstructions, samples
 from pyro_vae.plots.spaces import interpolations, latents, manifold
 from pyro_vae.plots.tabular import correlations, marginals
@@ -22,6 +23,7 @@ __all__ = [
     "rate_distortion",
     "reconstructed",
     "reconstructions",
+    "report",
     "samples",
     "snr",
     "units",

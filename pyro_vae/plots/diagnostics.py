@@ -22,7 +22,7 @@ from pyro_vae.evaluation.pareto import RELIABLE
 from pyro_vae.evaluation.units import ActiveUnits
 from pyro_vae.lab import Comparison
 from pyro_vae.plots.runs import PLATE, View, viewed
-from pyro_vae.style import COLORS, FAULT, SMALL, panels
+from pyro_vae.style import COLORS, FAULT, SMALL, panels, whole_ticks
 
 _BINS = 20
 _DRAWS = 20  # of each datum, where a mean has no closed form
@@ -65,13 +65,13 @@ def units(
 
 def kl_by_unit(view: View, name: str) -> Tensor | None:
     """KL(q(z_i|x) || p(z_i)) of each unit, averaged over the data, of the shape of the event; None where none is."""
-    prior, guide = ({"fn": site["fn"]}["fn"] for site in view.latents[name])
-    bases = []
-    for fn in (prior, guide):
-        if not isinstance(fn, Independent) or fn.base_dist.event_shape or fn.event_dim != fn.reinterpreted_batch_ndims:
+    prior, guide = view.latents[name]
+    bases: list[Any] = []
+    for fn in (prior["fn"], guide["fn"]):
+        if not isinstance(fn, Independent) or fn.base_dist.event_shape:
             return None
         bases.append(fn.base_dist)
-    value = view.traces.guide.nodes[name]["value"]
+    value: Tensor = guide["value"]
     try:
         each = kl_divergence(bases[1], bases[0])
     except NotImplementedError:
@@ -88,7 +88,12 @@ def _bars(axes: Axes, name: str, kl: Tensor | None, found: ActiveUnits) -> None:
     for rows, words, look in kinds:
         places = torch.nonzero(rows).flatten()
         if len(places):
-            axes.bar(places.tolist(), heights[order][rows].tolist(), label=f"{words} {found.threshold:g}: {len(places)}", **look)
+            axes.bar(
+                places.tolist(),
+                heights[order][rows].tolist(),
+                label=f"{words} {found.threshold:g}: {len(places)}",
+                **look,
+            )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=SMALL + 1, frameon=False)
     if len(order) <= _NAMED:
         names = [f"{name}[{i}]" if len(order) <= 10 else str(i) for i in order.tolist()]
@@ -122,7 +127,11 @@ def weights(found: LogMarginalLikelihood) -> Figure:
     figure, (tails, sizes) = panels(2, height=3.0)
     _k_hats(tails, k_hat)
     shares = (size / found.num_particles).clamp(min=1 / found.num_particles)
-    sizes.hist(shares.tolist(), bins=torch.logspace(-torch.tensor(found.num_particles).log10(), 0, _BINS + 1).tolist(), color=COLORS[0])
+    sizes.hist(
+        shares.tolist(),
+        bins=torch.logspace(-torch.tensor(found.num_particles).log10(), 0, _BINS + 1).tolist(),
+        color=COLORS[0],
+    )
     sizes.set(xscale="log", xlabel=f"effective sample size / K, K = {found.num_particles:,}", ylabel="data")
     return figure
 
@@ -136,12 +145,24 @@ def _k_hats(axes: Axes, k_hat: Tensor) -> None:
         places = range(math.floor(low / width), math.floor(high / width) + 1)  # of which 0 begins at the cut-off
         counts = torch.histc((finite - RELIABLE) / width, len(places), places[0], places[-1] + 1)
         for marked, look in ((False, {"color": COLORS[0]}), (True, _MARKED)):
-            chosen = [(RELIABLE + width * p, c) for p, c in zip(places, counts.tolist(), strict=True) if (p >= 0) == marked and c]
+            chosen = [
+                (RELIABLE + width * p, c)
+                for p, c in zip(places, counts.tolist(), strict=True)
+                if (p >= 0) == marked and c
+            ]
             axes.bar([x for x, _ in chosen], [c for _, c in chosen], width, align="edge", **look)
     axes.axvline(RELIABLE, color="black", linewidth=1, linestyle="--")
     words = [f"{float((k_hat > RELIABLE).double().mean()):.0%} of {len(k_hat):,} above {RELIABLE}"]
-    words += [f"{n:,} {word}" for n, word in ((int((k_hat == -torch.inf).sum()), "of equal weights"), (int((k_hat == torch.inf).sum()), "infinite"), (int(k_hat.isnan().sum()), "unknown")) if n]
-    axes.set_title("; ".join(words), fontsize=SMALL + 2)
+    words += [
+        f"{n:,} {word}"
+        for n, word in (
+            (int((k_hat == -torch.inf).sum()), "of equal weights"),
+            (int((k_hat == torch.inf).sum()), "infinite"),
+            (int(k_hat.isnan().sum()), "unknown"),
+        )
+        if n
+    ]
+    axes.set_title("\n".join(words), fontsize=SMALL + 2)
     axes.set(xlabel="Pareto k-hat", ylabel="data")
 
 
@@ -159,7 +180,8 @@ def calibration(found: Calibration) -> Figure:
     _latent_ranks(axes, found)
     p, inside = found.p_value, found.coverage_90.value
     uniform = f"{p:.2g}" if p > 1e-16 else "below 1e-16"
-    axes.set_title(f"p-value of uniform ranks {uniform}; {inside:.0%} of latents in the guide's 90% intervals", fontsize=SMALL + 2)
+    words = f"{inside:.0%} of latents in the guide's 90% intervals\np-value of uniform ranks {uniform}"
+    axes.set_title(words, fontsize=SMALL + 2)
     axes.legend(fontsize=SMALL + 1)
     return figure
 
@@ -186,7 +208,10 @@ def predictive(found: PredictiveChecks) -> Figure:
     """
     figure, (axes,) = panels(1, height=3.2)
     _element_ranks(axes, found)
-    axes.set_title(f"{found.inside_50.value:.0%} of elements in their 50% intervals, {found.inside_90.value:.0%} in their 90%", fontsize=SMALL + 2)
+    axes.set_title(
+        f"{found.inside_50.value:.0%} of elements in their 50% intervals, {found.inside_90.value:.0%} in their 90%",
+        fontsize=SMALL + 2,
+    )
     return figure
 
 
@@ -201,7 +226,16 @@ def _shares(ranks: Tensor) -> Tensor:
 
 
 def _rank_bars(axes: Axes, shares: Tensor, label: str) -> None:
-    axes.bar(range(0, 100, 5), shares.tolist(), 5, align="edge", color=COLORS[5], edgecolor="white", linewidth=0.5, label=label)
+    axes.bar(
+        range(0, 100, 5),
+        shares.tolist(),
+        5,
+        align="edge",
+        color=COLORS[5],
+        edgecolor="white",
+        linewidth=0.5,
+        label=label,
+    )
     axes.axhline(1 / _BINS, color="black", linewidth=1)
     axes.set(ylabel="share of ranks", xlim=(0, 100))
 
@@ -234,7 +268,12 @@ def verdicts(report: Report) -> Figure:
         ("guide", _latent_ranks, report.calibration, {"narrow guide", "wide guide"}),
         ("likelihood", _element_ranks, report.predictive, {"likelihood of wrong spread", "likelihood of wrong tails"}),
         ("latent units", _variances, report.units, {"unused units", "collapsed posterior"}),
-        ("importance weights", _k_hats, None if bool(k_hat.isnan().all()) else k_hat, {"unreliable importance weights"}),
+        (
+            "importance weights",
+            _k_hats,
+            None if bool(k_hat.isnan().all()) else k_hat,
+            {"unreliable importance weights"},
+        ),
     ]
     drawn = [entry for entry in drawn if entry[2] is not None]
     if not drawn:
@@ -243,7 +282,7 @@ def verdicts(report: Report) -> Figure:
     for own, (title, draw, measured, names) in zip(axes, drawn, strict=True):
         draw(own, measured)
         faults = sorted(names & wrong)
-        words = f"{title}:\n{textwrap.fill(', '.join(faults), 40)}" if faults else f"{title}: no fault"
+        words = f"{title}:\n{textwrap.fill(', '.join(faults), 34)}" if faults else f"{title}: no fault"
         own.set_title(words, color=FAULT if faults else "black", fontsize=SMALL + 2)
     return figure
 
@@ -253,4 +292,4 @@ def _variances(axes: Axes, found: ActiveUnits) -> None:
     axes.bar(range(len(variances)), variances.sort(descending=True).values.tolist(), color=COLORS[0])
     axes.axhline(found.threshold, color="black", linewidth=1, linestyle="--")
     axes.set(xlabel="unit, the largest first", ylabel="Var_x(E_q[z|x]),\nsquared unit of z")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(axes.xaxis)

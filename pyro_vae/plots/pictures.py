@@ -113,14 +113,18 @@ def reconstructed(program: Any, data: Any, *context: Tensor, num_images: int = 8
     n, across = len(view.x), min(_ACROSS, len(view.x))
     bands = [slice(i, min(i + across, n)) for i in range(0, n, across)]
     one = next(iter(shown.values()))
-    cell = min(0.72, 0.72 * one.shape[3] / one.shape[2])
+    widest = (WIDTH - 0.9) / _ACROSS
+    cell = min(widest, widest * one.shape[3] / one.shape[2])
     height = len(bands) * (len(shown) * cell * one.shape[2] / one.shape[3] + 0.5)
-    figure = Figure(figsize=(1.1 + across * cell, height + 0.35 * bool(scale.words)), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.0 if scale.words else 2.6, 0.9 + across * cell), height + 0.35 * bool(scale.words)),
+        layout="constrained",
+    )
     for place, band in enumerate(bands):
         axes = figure.add_subplot(len(bands), 1, place + 1)
         rows = [padded(x[band], across) for x in shown.values()]
         show(axes, torch.cat(rows), across)
-        label(axes, one, list(shown), [f"{value:.1f}" for value in nats[band]])
+        label(axes, one, list(shown), [f"{v:.1f}" if abs(v) < 1000 else f"{v:.0f}" for v in nats[band]])
         axes.set_xlabel("−log p(x|z), nats")
     if scale.words:
         figure.suptitle(scale.words, fontsize=SMALL + 1)
@@ -210,7 +214,7 @@ class Scale(NamedTuple):
                 "Use plots.marginals and plots.correlations for tables."
             )
         low, high = float(x[~x.isnan()].amin()), float(x[~x.isnan()].amax())
-        if 0 <= low and high <= 1:
+        if low >= 0 and high <= 1:
             return cls(0.0, 1.0, "")
         high = high if high > low else low + 1
         return cls(low, high, f"black is {low:.3g}, white is {high:.3g} in the unit of the data")
@@ -236,13 +240,15 @@ def _grid(x: Tensor, columns: int) -> Any:
 
 
 def show(axes: Axes, x: Tensor, columns: int) -> None:
+    """Images (N, C, H, W) with values in [0, 1] side by side, so many in a row."""
     axes.imshow(_grid(x, columns), "gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def label(axes: Axes, one: Tensor, rows: list[str], columns: list[str]) -> None:
-    """Names of the rows of a grid at its left, and of its columns below it."""
+def label(axes: Axes, one: Tensor, rows: list[str], columns: list[str], every: int = 1) -> None:
+    """Names of the rows of a grid at its left, and of its columns below it, or of some of them."""
     height, width = one.shape[2] + 2, one.shape[3] + 2
-    axes.set_yticks([(i + 0.5) * height - 0.5 for i in range(len(rows))], rows, fontsize=SMALL + 1)
-    axes.set_xticks([(i + 0.5) * width - 0.5 for i in range(len(columns))], columns, fontsize=SMALL + 1)
+    for axis, names, size in ((axes.yaxis, rows, height), (axes.xaxis, columns, width)):
+        places = range(0, len(names), every)
+        axis.set_ticks([(i + 0.5) * size - 0.5 for i in places], [names[i] for i in places], fontsize=SMALL + 1)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

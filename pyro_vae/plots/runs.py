@@ -69,11 +69,12 @@ class View:
 
     def drawn(self, name: str) -> Tensor:
         """The values of a latent that the model was run at, (N, ...)."""
-        return self.rows(name, self.traces.model.nodes[name]["value"])
+        site: Site = self.traces.model.nodes[name]
+        return self.rows(name, site["value"])
 
     def centers(self, name: str) -> Tensor:
         """E_q[z|x] in closed form, or else the draws, (N, ...)."""
-        site = self.traces.guide.nodes[name]
+        site: Site = self.traces.guide.nodes[name]
         mean = mean_of(site)
         return self.rows(name, site["value"] if mean is None else mean)
 
@@ -99,8 +100,9 @@ class View:
         return mean_of(self.traces.model.nodes[self.name])
 
     def draw(self) -> Tensor:
-        """x' ~ p(x|z), of the shape of x."""
-        drawn: Tensor = self.traces.model.nodes[self.name]["fn"].sample()
+        """A draw x' ~ p(x|z), of the shape of x."""
+        site: Site = self.traces.model.nodes[self.name]
+        drawn: Tensor = site["fn"].sample()
         return drawn.expand(self.x.shape)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pyro.distributions import Normal, constraints
+from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions import Normal
 
 from pyro_vae import checks
 from pyro_vae.distributions import log_simplex
@@ -72,8 +73,8 @@ def interpolations(
     words = "; ".join(dict.fromkeys(words for _, words in paths.values()))
     grid = torch.stack(columns, 1).flatten(0, 1)
     across, aspect = num_steps + 2, grid.shape[2] / grid.shape[3]
-    cell = min(0.72, WIDTH / across)
-    figure = Figure(figsize=(max(4.0, across * cell), pairs * cell * aspect + 0.9), layout="constrained")
+    cell = WIDTH / across
+    figure = Figure(figsize=(WIDTH, pairs * cell * aspect + 0.9), layout="constrained")
     axes = figure.add_subplot()
     show(axes, grid, across)
     middle = [f"{i / (num_steps - 1):.2g}" for i in range(num_steps)]
@@ -117,8 +118,8 @@ def _path(subject: str, name: str, prior: Site) -> tuple[Path, str]:
     loc, deviation = (part.expand(fn.shape()).flatten(0, -1 - fn.event_dim)[0] for part in (normal.loc, normal.scale))
 
     def circle(first: Tensor, second: Tensor, share: float) -> Tensor:
-        ends = [((z - loc) / deviation).flatten(1) for z in (first, second)]
-        return great_circle(*ends, share).reshape(first.shape) * deviation + loc
+        one, other = (((z - loc) / deviation).flatten(1) for z in (first, second))
+        return great_circle(one, other, share).reshape(first.shape) * deviation + loc
 
     return circle, f"along great circles: draws of {size} Normal latents have lengths about √{size} = {size**0.5:.1f}"
 
@@ -127,14 +128,14 @@ def _normal(fn: Any) -> Normal | None:
     """The Normal that a distribution is a product of, the same for all data."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    if not isinstance(fn, torch.distributions.Normal):
+    if not isinstance(fn, Normal):
         return None
     parts = [part.expand(fn.batch_shape) for part in (fn.loc, fn.scale)]
     return fn if all(bool((part == part[:1]).all()) for part in parts) else None
 
 
 def great_circle(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Vectors (..., L) on the way from some to others by turning; their lengths go from those of the ones to the others'.
+    """Vectors (..., L) on the way from some to others by turning, with lengths from those of the ones to the others'.
 
     Args:
         first: where the way begins.
@@ -198,7 +199,8 @@ def manifold(program: Any, data: Any, *context: Tensor, num_steps: int = 15, see
     figure = Figure(figsize=(WIDTH, (WIDTH - 0.8) * aspect + 1.0), layout="constrained")
     axes = figure.add_subplot()
     show(axes, grid, steps)
-    label(axes, grid, *([f"{q:.2g}" for q in side] for side in (quantiles[:, 1].flip(0).tolist(), quantiles[:, 0].tolist())))
+    up_names, across_names = ([f"{q:.2g}" for q in side.tolist()] for side in (up[:, 0], across[0]))
+    label(axes, grid, up_names, across_names, every=-(-steps // 8))
     axes.set(xlabel=f"{name}[0]", ylabel=f"{name}[1]")
     kind = "x ~ p(x|z)" if mean is None else "E[x|z]"
     first = f"{kind} at the quantiles {0.5 / steps:.2f}, {1.5 / steps:.2f}, ..., {1 - 0.5 / steps:.2f} of the prior"
@@ -287,7 +289,11 @@ def _groups(labels: Any, length: int, chosen: Tensor) -> dict[str, Tensor] | Ten
     """Which data have each label; or the labels as numbers, where they are too many for classes."""
     try:
         array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-        if array.shape != (length,) or array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and np.isinf(array).any()):
+        if (
+            array.shape != (length,)
+            or array.dtype.kind not in "biufU"
+            or (array.dtype.kind == "f" and np.isinf(array).any())
+        ):
             raise ValueError(f"{array.dtype} of shape {array.shape}")
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
@@ -340,7 +346,10 @@ def _plane(name: str, z: Tensor, method: Method, seed: int) -> tuple[Tensor, tup
             ) from error
         fitted = UMAP(n_components=2, n_neighbors=min(15, len(z) - 1), random_state=seed, n_jobs=1)
     word = {"tsne": "t-SNE", "umap": "UMAP"}[method]
-    return torch.from_numpy(fitted.fit_transform(z.numpy())), (f"{word} 1 of {name}, no unit", f"{word} 2 of {name}, no unit")
+    return torch.from_numpy(fitted.fit_transform(z.numpy())), (
+        f"{word} 1 of {name}, no unit",
+        f"{word} 2 of {name}, no unit",
+    )
 
 
 def _scatter(figure: Figure, axes: Axes, points: Tensor, groups: dict[str, Tensor] | Tensor | None) -> None:

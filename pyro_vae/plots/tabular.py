@@ -72,7 +72,7 @@ def _both(
 
 @partial(checks.arguments, "plots.marginals")
 def marginals(
-    program: Any, data: Any, *context: Tensor, max_columns: int = 18, max_data: int = 5000, seed: int = 0
+    program: Any, data: Any, *context: Tensor, max_columns: int = 16, max_data: int = 5000, seed: int = 0
 ) -> Figure:
     """Each column of a table beside that of draws of the model, of which there are five for each datum.
 
@@ -91,7 +91,7 @@ def marginals(
         ValueError: data that are no table, or fewer than 10; a column without a value.
     """
     found = _both("plots.marginals", program, data, context, max_columns, max_data, seed)
-    figure, axes = panels(len(found.columns), 3, height=1.9)
+    figure, axes = panels(len(found.columns), 2, height=1.8)
     for i, (own, column) in enumerate(zip(axes, found.columns, strict=True)):
         x, draws = (part[:, i][~part[:, i].isnan()] for part in (found.data, found.draws))
         if not len(x):
@@ -107,7 +107,7 @@ def marginals(
             _histograms(own, column, x, draws, whole)
         own.set_title(checks.printable(column.name, 22), fontsize=SMALL + 1)
         own.tick_params(labelsize=SMALL)
-    for own in axes[::3]:
+    for own in axes[::2]:
         own.set_ylabel("share", fontsize=SMALL + 1)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, title=found.words() or None, fontsize=SMALL + 1)
@@ -139,13 +139,17 @@ def _histograms(axes: Axes, column: Column, x: Tensor, draws: Tensor, whole: boo
     high = max(float(x.max()), float(draws.quantile(0.995)))
     high = high if high > low else low + 1.0
     positive = column.kind == "positive" and low > 0 and not whole
-    edges = np.geomspace(low, high, _BINS + 1) if positive else np.linspace(low, high, _BINS + 1)
+    edges: Any = np.geomspace(low, high, _BINS + 1) if positive else np.linspace(low, high, _BINS + 1)
     if whole:  # as many values in each bin
         width = math.ceil((high - low + 1) / _BINS)
         edges = np.arange(math.floor(low), math.ceil(high) + width + 1, width) - 0.5
     for values, (label, look), filled in zip((x, draws), _LOOKS, (True, False), strict=True):
         counts, _ = np.histogram(values.clamp(low, high).numpy(), edges)
-        shown = {"color": look["color"]} if filled else {"edgecolor": look["edgecolor"], "linewidth": 1.6, "linestyle": "--"}
+        shown = (
+            {"color": look["color"]}
+            if filled
+            else {"edgecolor": look["edgecolor"], "linewidth": 1.6, "linestyle": "--"}
+        )
         axes.stairs(counts / len(values), edges, fill=filled, label=label, **shown)
     if positive:
         axes.set_xscale("log")
@@ -187,7 +191,7 @@ def correlations(
         )
     names = [checks.printable(found.columns[i].name, 14) for i in kept]
     own, drawn = (_spearman(part[:, kept]) for part in found[:2])
-    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.8), layout="constrained")
     upper = figure.add_gridspec(2, 2)
     axes = [figure.add_subplot(upper[0, 0]), figure.add_subplot(upper[0, 1]), figure.add_subplot(upper[1, :])]
     for place, (title, matrix) in enumerate((("data", own), ("draws of the model", drawn))):
@@ -203,12 +207,14 @@ def correlations(
 
 
 def _against(axes: Axes, own: Tensor, drawn: Tensor, n: int) -> None:
-    pairs = torch.triu_indices(len(own), len(own), 1)
+    above = torch.ones_like(own).triu(1).bool()
     ends = torch.tensor([-1.05, 1.05])
     axes.fill_between(ends, ends - 2 / math.sqrt(n), ends + 2 / math.sqrt(n), color="0.9", label="±2/√N")
     axes.plot(ends, ends, color="black", linewidth=1, label="equal")
-    axes.plot(own[*pairs], drawn[*pairs], "o", color=COLORS[0], markersize=4, alpha=0.7, label="a pair of columns")
-    axes.set(xlabel="rank correlation of the data", ylabel="of draws of the model", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+    axes.plot(own[above], drawn[above], "o", color=COLORS[0], markersize=4, alpha=0.7, label="a pair of columns")
+    axes.set(
+        xlabel="rank correlation of the data", ylabel="of draws of the model", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05)
+    )
     axes.legend(fontsize=SMALL + 1, loc="upper left")
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_vae import checks
 from pyro_vae.evaluation import RateDistortion, RateDistortionCurve
-from pyro_vae.style import COLORS, SMALL, cycle, panels
+from pyro_vae.style import COLORS, SMALL, cycle, panels, whole_ticks
 from pyro_vae.training import History
 
 _TERMS = (("elbo", -1, "-ELBO"), ("expected_log_likelihood", -1, "-E_q[log p(x|z)]"), ("kl", 1, "KL"))
@@ -59,8 +59,8 @@ def curves(history: History) -> Figure:
     for own in axes:
         if history.best_epoch is not None:
             own.axvline(history.best_epoch, color="0.6", linestyle=":", linewidth=1, label="best epoch")
-        own.xaxis.get_major_locator().set_params(integer=True)
-        if len(own.lines) > 1:
+        whole_ticks(own.xaxis)
+        if own.get_title() != "beta":
             own.legend(fontsize=SMALL + 1)
     return figure
 
@@ -93,9 +93,7 @@ def rate_distortion(found: RateDistortionCurve | RateDistortion | History) -> Fi
         errors = [[2 * getattr(p, part).standard_error for p in points.values()] for part in ("rate", "distortion")]
         axes.errorbar(rates, distortions, xerr=errors[0], yerr=errors[1], marker="o", capsize=2, color=COLORS[0])
         for beta, point in points.items() if isinstance(found, RateDistortionCurve) else ():
-            axes.annotate(
-                f"β={beta:g}", (point.rate.value, point.distortion.value), (6, 6), textcoords="offset points"
-            )
+            axes.annotate(f"β={beta:g}", (point.rate.value, point.distortion.value), (6, 6), textcoords="offset points")
     _sums(axes, rates, distortions)
     axes.set(xlabel="rate, KL(q(z|x) ‖ p(z)), nats per datum", ylabel="distortion, −E_q[log p(x|z)], nats per datum")
     return figure
@@ -131,5 +129,8 @@ def _sums(axes: Axes, rates: list[float], distortions: list[float]) -> None:
         total = low + share * (high - low)
         axes.axline((left, total - left), slope=-1, color="0.85", linewidth=0.8, zorder=0)
         x = max(left, total - top) + 0.01 * (right - left)
-        axes.annotate(f"{total:.4g}", (x, total - x), color="0.4", fontsize=SMALL, zorder=0)
+        below = total - top > left  # of a line that begins at the upper edge
+        axes.annotate(
+            f"{total:.4g}", (x, total - x), color="0.4", fontsize=SMALL, zorder=0, va="top" if below else "bottom"
+        )
     axes.set(xlim=(left, right), ylim=(bottom, top))
