@@ -30,7 +30,7 @@ def faults(figure: Figure) -> list[str]:
         if not text.get_visible() or not text.get_text().strip() or id(text) in hidden:
             continue
         box = text.get_window_extent(renderer)
-        if text.get_fontsize() < SMALLEST:
+        if float(text.get_fontsize()) < SMALLEST:
             found.append(f"{text.get_text()!r} of {text.get_fontsize()} points")
         if _is_tick_out_of_view(text, figure):
             continue

@@ -351,7 +351,7 @@ def test_latents_with_numbers_as_labels_show_what_has_none() -> None:
     labels = torch.linspace(0, 1, 40)
     labels[:4] = torch.nan
     figure = plots.latents(vae_of(), BITS, labels=labels)
-    assert [len(each.get_offsets()) for each in figure.axes[0].collections] == [36, 4]
+    assert [np.shape(each.get_offsets())[0] for each in figure.axes[0].collections] == [36, 4]
     assert figure.axes[1].get_ylabel() == "label"
     assert legible.faults(figure) == []
 
@@ -376,7 +376,7 @@ def test_latents_by_neighbors_repeat_by_their_seed(method: Any) -> None:
     if method == "umap":
         pytest.importorskip("umap")
     vae = vae_of(latent=4)
-    state = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
     figures = [plots.latents(vae, BITS, method=method) for _ in range(2)]
     points = [np.asarray(figure.axes[0].collections[0].get_offsets()) for figure in figures]
     assert points[0].shape == (40, 2)

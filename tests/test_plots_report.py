@@ -18,7 +18,6 @@ from matplotlib.image import imread
 
 import pyro_vae
 from pyro_vae import VAE, conditionals, data, fit, likelihoods, nets, plots, priors, schedules
-from pyro_vae.checkpoint import files
 from pyro_vae.training.kept import kept_history
 
 BITS = (torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -196,7 +195,7 @@ def test_report_leaves_an_earlier_one_whole_where_it_fails(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             plots.report(tmp_path / "vae", BITS[:20], out=out)
     assert out.read_text() == "earlier"

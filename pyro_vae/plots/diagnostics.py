@@ -132,7 +132,7 @@ def weights(found: LogMarginalLikelihood) -> Figure:
         bins=torch.logspace(-torch.tensor(found.num_particles).log10(), 0, _BINS + 1).tolist(),
         color=COLORS[0],
     )
-    sizes.set(xscale="log", xlabel=f"effective sample size / K, K = {found.num_particles:,}", ylabel="data")
+    sizes.set(xscale="log", xlabel=f"effective sample size / K\n(K = {found.num_particles:,} draws)", ylabel="data")
     return figure
 
 
@@ -196,7 +196,7 @@ def _latent_ranks(axes: Axes, found: Calibration) -> None:
         axes.plot(middles, shares.flatten().tolist(), ".", color="0.3", markersize=3, label="each unit")
     for place, edge in enumerate((1 / _BINS - wide, 1 / _BINS + wide)):
         axes.axhline(edge, color=FAULT, linestyle="--", linewidth=1, label=None if place else "99% of a unit's bins")
-    axes.set_xlabel("rank of simulated latents\n(U: too narrow, dome: too wide)")
+    axes.set_xlabel("rank of simulated latents\n(U: narrow, dome: wide)")
 
 
 @partial(checks.arguments, "plots.predictive")
@@ -217,7 +217,7 @@ def predictive(found: PredictiveChecks) -> Figure:
 
 def _element_ranks(axes: Axes, found: PredictiveChecks) -> None:
     _rank_bars(axes, found.histogram.cpu(), "elements")
-    axes.set_xlabel("rank of elements of x\n(U: too narrow, dome: too wide)")
+    axes.set_xlabel("rank of elements of x\n(U: narrow, dome: wide)")
 
 
 def _shares(ranks: Tensor) -> Tensor:

@@ -281,7 +281,9 @@ def latents(
         own.set(xlabel=names[0], ylabel=names[1])
     if groups is not None and not isinstance(groups, Tensor):
         marks = axes[0].get_legend_handles_labels()
-        figure.legend(*marks, loc="outside right upper", title="label", fontsize=SMALL + 1, markerscale=1.5)
+        place: dict[str, Any] = {"loc": "outside right upper"} if len(axes) == 1 else {"loc": "outside lower center"}
+        ncols = 1 if len(axes) == 1 else min(len(groups), 7)
+        figure.legend(*marks, **place, ncols=ncols, title="label", fontsize=SMALL + 1, markerscale=1.5)
     return figure
 
 
