@@ -248,7 +248,12 @@ def test_interpolations_of_few_latents_go_along_lines() -> None:
 @pytest.mark.parametrize(
     ("prior", "posterior", "words"),
     [
-        (priors.HypersphericalUniform(4), conditionals.VonMisesFisher, "along great circles of the prior's sphere"),
+        pytest.param(
+            priors.HypersphericalUniform(4),
+            conditionals.VonMisesFisher,
+            "along great circles of the prior's sphere",
+            marks=pytest.mark.slow,
+        ),
         (priors.Dirichlet(4), conditionals.Dirichlet, "along lines between proportions"),
         (priors.RelaxedBernoulli(4, temperature=0.5), conditionals.RelaxedBernoulli, "along lines"),
         (priors.MixtureOfNormals(8, num_components=2), conditionals.DiagonalNormal, "along lines"),

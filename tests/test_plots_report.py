@@ -82,6 +82,7 @@ class Tags(HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.slow
 def test_report_is_one_file_that_loads_and_runs_nothing(page: str) -> None:
     found = Tags(page)
     assert {tag for tag, _ in found.tags}.isdisjoint({"script", "iframe", "object", "embed"})
@@ -92,6 +93,7 @@ def test_report_is_one_file_that_loads_and_runs_nothing(page: str) -> None:
     assert not re.search(r"url\(|@import|http", re.sub(r'src="[^"]*"', "", page))
 
 
+@pytest.mark.slow
 def test_report_shows_every_picture_that_applies_with_its_name_and_what_one_should_see(page: str) -> None:
     found = Tags(page)
     images = [attributes for tag, attributes in found.tags if tag == "img"]
@@ -117,6 +119,7 @@ def test_report_shows_every_picture_that_applies_with_its_name_and_what_one_shou
     assert "should" in page
 
 
+@pytest.mark.slow
 def test_report_has_the_figures_of_the_best_epoch_and_the_settings(page: str, run: Path) -> None:
     words, history = Tags(page).words, kept_history(run)
     assert history.best_epoch is not None
@@ -134,6 +137,7 @@ def test_report_has_the_figures_of_the_best_epoch_and_the_settings(page: str, ru
         assert line in words
 
 
+@pytest.mark.slow
 def test_report_escapes_what_names_say(page: str) -> None:
     assert "VAE, a<b>&c" in "".join(Tags(page).words)
     assert "<b>&c" not in page
@@ -164,7 +168,7 @@ def test_report_of_a_saved_program_says_what_is_not_shown(tmp_path: Path) -> Non
     pyro_vae.save(tmp_path / "vae", vae_of(3))
     text = plots.report(tmp_path / "vae", BITS[:20], out=tmp_path / "page.html").read_text(encoding="utf-8")
     words = "".join(Tags(text).words)
-    assert "Training: the folder holds a saved program without the history of a run" in words
+    assert "Training: the folder holds no history of a run" in words
     assert "The latent plane: plots.manifold: expected one latent of 2 real elements" in words
     assert "Verdicts: report: expected at least 30 data" in words
     assert "No labels were given." in words
@@ -204,6 +208,10 @@ def test_report_leaves_an_earlier_one_whole_where_it_fails(tmp_path: Path, monke
         plots.report(tmp_path / "vae", BITS, out=tmp_path)
     with pytest.raises(FileNotFoundError):
         plots.report(tmp_path / "nothing", BITS)
+    with pytest.raises(
+        ValueError, match=r"expected labels of shape \(60,\), numbers or words; got int64 of shape \(2,\)"
+    ):
+        plots.report(tmp_path / "vae", BITS, labels=[0, 1])
 
 
 FRAME = """<iframe width="{width}" height="4000" style="border:0" srcdoc="{page}"></iframe><script>

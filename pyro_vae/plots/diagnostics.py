@@ -117,6 +117,13 @@ def weights(found: LogMarginalLikelihood) -> Figure:
 
     Raises:
         ValueError: fewer than 25 draws, of which no k-hat is known.
+
+    Example:
+        >>> ones = torch.ones(4)
+        >>> k_hat = torch.tensor([0.1, 0.2, 0.5, 0.9])
+        >>> figure = weights(LogMarginalLikelihood(-ones, ones, 10 * ones, k_hat, 100))
+        >>> figure.axes[0].get_title()
+        '25% of 4 above 0.7'
     """
     k_hat, size = found.pareto_k.cpu().double(), found.effective_sample_size.cpu().double()
     if bool(k_hat.isnan().all()):

@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_vae import checks, evaluation
 from pyro_vae.checkpoint import files
-from pyro_vae.checkpoint.programs import RUN, a_path, load
+from pyro_vae.checkpoint.programs import a_path, load
 from pyro_vae.data import Dataset, as_dataset
 from pyro_vae.evaluation.modes import rows_of
 from pyro_vae.evaluation.results import rounded
@@ -85,6 +85,19 @@ def report(
         FileNotFoundError: there is no program in the folder.
         OSError: the page cannot be written.
         ValueError: data that are not the program's, or a damaged file.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors, save
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(1),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(1, [8]), 2),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP(2, [8]), 1),
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(folder, vae)
+        ...     report(folder, torch.tensor([[0.0, 1.0], [1.0, 1.0]]).repeat(10, 1)).name
+        'report.html'
     """
     path = a_path("plots.report", folder)
     target = Path(out) if out is not None else path / "report.html"
@@ -99,8 +112,13 @@ def report(
     data = as_dataset(data, "data", kinds=table if frame else None)
     with viewed("plots.report", program, data, (), seed, most=2):
         pass  # raises for data that are not the program's, before the first picture
+    if labels is not None:
+        spaces.groups_of(labels, len(data), torch.arange(len(data)))  # likewise
     page = _Page()
-    history = kept_history(path) if (path / RUN).is_file() else None
+    try:
+        history: History | None = kept_history(path)
+    except FileNotFoundError:  # of a program that was saved, or a run whose checkpoints are gone
+        history = None
     _summary(page, path, program, data, history)
     _training(page, history)
     _pictures(page, program, data, labels, seed)
@@ -177,7 +195,7 @@ def _summary(page: _Page, path: Path, program: Any, data: Dataset, history: Hist
         [
             f"A program of {', '.join(parts) or type(program).__name__}, with {count:,} parameters, from {path.name}.",
             f"Judged by {data!r}.",
-            *(history.telling() if history is not None else ["Saved without the history of its training."]),
+            *(history.telling() if history is not None else ["The folder holds no history of its training."]),
         ]
     )
     if history is None or not history.epochs:
@@ -196,7 +214,7 @@ def _summary(page: _Page, path: Path, program: Any, data: Dataset, history: Hist
 
 def _training(page: _Page, history: History | None) -> None:
     if history is None:
-        page.leave_out("Training", "the folder holds a saved program without the history of a run")
+        page.leave_out("Training", "the folder holds no history of a run")
         return
     page.heading("Training")
     page.picture(
@@ -291,10 +309,10 @@ def _diagnosis(page: _Page, program: Any, data: Dataset, max_data: int, seed: in
     faults = [f"{f.check.severity.upper()} {f.name}: {f.line}. {f.check.remedy}" for f in found.found]
     page.items(faults or [f"No fault or note in {len(found.findings)} checks of {found.num_data:,} data."])
     shown = [
-        (name.replace("_", " "), *rounded(e.value, e.standard_error), e.unit, f"{e.num_data:,}", f"{e.num_particles:,}")
+        (_words(name), " ± ".join(rounded(e.value, e.standard_error)), e.unit, f"{e.num_data:,} × {e.num_particles:,}")
         for name, e in found.estimates().items()
     ]
-    page.table(["", "value", "± s.e.", "unit", "data", "draws each"], shown)
+    page.table(["", "value ± s.e.", "unit", "data × draws"], shown)
     page.picture(
         "Importance weights",
         "Estimates of log p(x) of data with k-hat above 0.7, hatched, are too low by an unknown amount; an effective "

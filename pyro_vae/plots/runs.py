@@ -39,6 +39,7 @@ class View:
         traces: of the run, whose model may have been run at other latents than the guide's.
         name: of the site of x.
         chosen: places of these data among those that were given.
+        num_given: how many these were.
     """
 
     subject: str
@@ -47,6 +48,7 @@ class View:
     traces: Traces
     name: str
     chosen: Tensor
+    num_given: int
 
     @property
     def x(self) -> Tensor:
@@ -144,7 +146,7 @@ def viewed(
     """
     check_program(subject, program)
     seed = checks.whole(subject, "seed", seed, 0)
-    args, chosen = _arguments(subject, program, data, context, seed, most, by_lot, repeat)
+    args, chosen, length = _arguments(subject, program, data, context, seed, most, by_lot, repeat)
     check_rows(subject, program, args)
     check_data = getattr(program, "check_data", None)
     if check_data is not None:
@@ -157,7 +159,7 @@ def viewed(
                 f"{subject}: expected latents that the guide draws; got {sorted(traces.enumerated)}, which the model "
                 "sums over. Draw them in the guide too."
             )
-        yield View(subject, program, args, traces, _site_of(subject, traces, args[0]), chosen)
+        yield View(subject, program, args, traces, _site_of(subject, traces, args[0]), chosen, length)
 
 
 def _arguments(
@@ -169,8 +171,8 @@ def _arguments(
     most: int,
     by_lot: bool,
     repeat: bool,
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Some rows of data and contexts, on the device and of the dtype of the program's parameters; and which."""
+) -> tuple[tuple[Tensor, ...], Tensor, int]:
+    """Some rows of data and contexts, on the device and of the dtype of the parameters; which; of how many."""
     table = getattr(getattr(program, "likelihood", None), "table", None)
     if isinstance(data, Tensor) and data.is_floating_point() and data.dim():
         length = len(data)
@@ -191,9 +193,9 @@ def _arguments(
     rows = (*own, *(part[chosen.to(part.device)] for part in context))
     like = next(program.parameters(), None) if isinstance(program, nn.Module) else None
     if like is None:
-        return rows, chosen
+        return rows, chosen, length
     x, *rest = (row.to(like.device) for row in rows)
-    return (x.to(like.dtype) if isinstance(data, Dataset) else x, *rest), chosen
+    return (x.to(like.dtype) if isinstance(data, Dataset) else x, *rest), chosen, length
 
 
 def _site_of(subject: str, traces: Traces, x: Tensor) -> str:

@@ -184,6 +184,17 @@ def manifold(program: Any, data: Any, *context: Tensor, num_steps: int = 15, see
 
     Raises:
         ValueError: other latents than two real elements, or data that are no images.
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), event_shape=(1, 4, 4)),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP((1, 4, 4), [8]), 2),
+        ... )
+        >>> (axes,) = manifold(vae, torch.ones(1, 1, 4, 4), num_steps=3).axes
+        >>> [label.get_text() for label in axes.get_xticklabels()]  # the quantiles 1/6, 1/2 and 5/6
+        ['-0.97', '0', '0.97']
     """
     steps = checks.whole("plots.manifold", "num_steps", num_steps, 2)
     with viewed("plots.manifold", program, data, context, seed, most=steps**2, repeat=True) as view:
@@ -268,10 +279,9 @@ def latents(
     checks.choice("plots.latents", "method", method, ["pca", "tsne", "umap"])
     labels = getattr(data, "labels", None) if labels is None else labels
     with viewed("plots.latents", program, data, context, seed, most=max_data, by_lot=True) as view:
-        length = max(len(data), len(view.x))
         centers = {name: view.centers(name).flatten(1).cpu().double() for name in view.latents}
         chosen = view.chosen
-    groups = None if labels is None else _groups(labels, length, chosen)
+    groups = None if labels is None else groups_of(labels, view.num_given, chosen)
     if len(chosen) < 5:
         raise ValueError(f"plots.latents: expected at least 5 data; got {len(chosen)}. Pass more.")
     figure, axes = panels(len(centers), height=4.6 if len(centers) == 1 else 3.4)
@@ -287,8 +297,17 @@ def latents(
     return figure
 
 
-def _groups(labels: Any, length: int, chosen: Tensor) -> dict[str, Tensor] | Tensor:
-    """Which data have each label; or the labels as numbers, where they are too many for classes."""
+def groups_of(labels: Any, length: int, chosen: Tensor) -> dict[str, Tensor] | Tensor:
+    """Which of the chosen data have each label; or their labels as numbers, where these are too many for classes.
+
+    Args:
+        labels: of all data.
+        length: of the data.
+        chosen: places of some.
+
+    Raises:
+        ValueError: labels that are not one for each datum, or words of too many kinds.
+    """
     try:
         array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if (

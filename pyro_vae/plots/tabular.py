@@ -57,8 +57,9 @@ def _both(
             )
         if len(view.x) < 10:
             raise ValueError(f"{subject}: expected at least 10 data; got {len(view.x)}. Pass more.")
-        draws = torch.cat([view.from_prior().draw() for _ in range(_DRAWN)])
-        x, size = view.x, view.x.shape[1]
+        most = checks.whole(subject, "max_columns", max_columns)
+        draws = torch.cat([view.from_prior().draw()[:, :most] for _ in range(_DRAWN)])
+        x, size = view.x[:, :most], view.x.shape[1]
     own = getattr(getattr(program, "likelihood", None), "table", None)
     table = data.table if isinstance(data, Dataset) and data.table is not None else own
     if isinstance(table, Table):
@@ -66,8 +67,7 @@ def _both(
     else:
         names = data.columns if isinstance(data, Dataset) and data.columns else [f"x[{i}]" for i in range(size)]
         columns = tuple(Column(name, "real") for name in names)
-    most = checks.whole(subject, "max_columns", max_columns)
-    return _Both(x[:, :most].cpu().double(), draws[:, :most].cpu().double(), columns[:most], size)
+    return _Both(x.cpu().double(), draws.cpu().double(), columns[:most], size)
 
 
 @partial(checks.arguments, "plots.marginals")
@@ -89,6 +89,17 @@ def marginals(
 
     Raises:
         ValueError: data that are no table, or fewer than 10; a column without a value.
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(nets.MLP(2, [8]), 2),
+        ...     posterior=conditionals.DiagonalNormal(nets.MLP(2, [8]), 2),
+        ... )
+        >>> figure = marginals(vae, torch.tensor([[0.0, 1.0], [1.0, 1.0]]).repeat(10, 1))
+        >>> [(axes.get_title(), [float(bar.get_height()) for bar in axes.containers[0]]) for axes in figure.axes]
+        [('x[0]', [0.5, 0.5]), ('x[1]', [0.0, 1.0])]
     """
     found = _both("plots.marginals", program, data, context, max_columns, max_data, seed)
     figure, axes = panels(len(found.columns), 2, height=1.8)

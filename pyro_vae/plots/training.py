@@ -83,6 +83,15 @@ def rate_distortion(found: RateDistortionCurve | RateDistortion | History) -> Fi
 
     References:
         Alemi et al., "Fixing a broken ELBO", 2018, https://arxiv.org/abs/1711.00464
+
+    Example:
+        >>> rows = [
+        ...     {"epoch": e, "train_elbo": -9.0 / e, "train_expected_log_likelihood": -8.0 / e, "train_kl": 1.0 / e}
+        ...     for e in (1, 2)
+        ... ]
+        >>> (axes,) = rate_distortion(History(epochs=rows)).axes
+        >>> [list(map(float, values)) for values in axes.lines[0].get_data()]
+        [[1.0, 0.5], [8.0, 4.0]]
     """
     figure, (axes,) = panels(1, height=4.2)
     if isinstance(found, History):
