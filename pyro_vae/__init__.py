@@ -3,7 +3,19 @@
 import importlib
 from types import ModuleType
 
-from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
+from pyro_vae import (
+    checkpoint,
+    conditionals,
+    data,
+    defaults,
+    elbo,
+    evaluation,
+    lab,
+    likelihoods,
+    nets,
+    priors,
+    schedules,
+)
 from pyro_vae.checkpoint.hub import from_pretrained, push_to_hub
 from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.losses import explain
@@ -22,6 +34,7 @@ __all__ = [
     "checkpoint",
     "conditionals",
     "data",
+    "defaults",
     "elbo",
     "evaluation",
     "explain",
@@ -40,6 +53,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """Modules that are imported when they are used, since not all users need what they import."""
-    if name in ("plots", "testing"):
+    if name in ("plots", "sklearn", "testing"):
         return importlib.import_module(f"pyro_vae.{name}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

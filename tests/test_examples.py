@@ -170,3 +170,18 @@ def test_anomalies_breast_cancer_keeps_its_false_alarm_rate_and_finds_malignant_
     score, average = (float(number) for number in re.findall(r"-?\d+\.\d", case))
     assert sum(shares) == pytest.approx(score - average, abs=0.5)  # shares and averages to one decimal each
     assert len(shares) == 7
+
+
+@pytest.mark.slow
+def test_sklearn_pipeline_compares_latents_of_a_vae_and_of_pca() -> None:
+    result = run("sklearn_pipeline.py", "--latents", "2", "--epochs", "1", "20")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    row = re.fullmatch(r" +2 +(0\.\d+) +(0\.\d+) +([+-]0\.\d+) ± 0\.\d+ +(Normal|Binomial), 20 epochs", lines[2])
+    assert row is not None, lines
+    pca, vae, difference = (float(number) for number in row.groups()[:3])
+    assert difference == pytest.approx(vae - pca, abs=1e-6)
+    assert vae > pca > 0.5
+    digits, halves = (float(number) for number in re.findall(r"-\d+\.\d", lines[-1]))
+    assert digits > halves + 10

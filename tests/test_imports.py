@@ -19,7 +19,19 @@ FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals"}
 MODELS = PARTS | {"models"}
 STEPS = {"traces", "elbo", "graphs", "compilation", "svi"}
-PUBLIC = MODELS | {"losses", "elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
+PUBLIC = MODELS | {
+    "losses",
+    "elbo",
+    "schedules",
+    "svi",
+    "training",
+    "evaluation",
+    "lab",
+    "data",
+    "defaults",
+    "plots",
+    "checkpoint",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # everything may import it, and internals
     "internals": set(),
@@ -46,9 +58,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "style": set(),  # of all figures
     "lab": MODELS | STEPS | {"evaluation", "data", "style"},
     "data": set(),
+    "defaults": MODELS | {"data"},
     "plots": MODELS | {"traces", "graphs", "training", "evaluation", "lab", "data", "checkpoint", "style"},
     "checkpoint": MODELS | {"schedules"},
+    "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,
+    "cli": PUBLIC | {"__init__"},
+    "__main__": {"cli"},
     "__init__": PUBLIC,
 }
 # The third-party packages of the modules that are to be usable without the rest.
@@ -143,9 +159,9 @@ def test_circles_sees_one() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "wrong"),
     [
-        ("nets.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
-        ("nets.py", "import pyro", ["pyro"]),
-        ("nets.py", "def lazily():\n    from . import models", ["pyro_vae.models"]),
+        ("nets/mlp.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
+        ("nets/mlp.py", "import pyro", ["pyro"]),
+        ("nets/mlp.py", "def lazily():\n    from .. import models", ["pyro_vae.models"]),
         ("family.py", "from pyro_vae import nets, __version__", ["pyro_vae.__version__"]),
         ("likelihoods/base.py", "from ..priors import Prior", ["pyro_vae.priors.Prior"]),
         ("likelihoods/__init__.py", "from .base import Likelihood", []),
@@ -210,6 +226,12 @@ def test_importing_changes_no_global_state() -> None:
 @pytest.mark.slow
 def test_importing_waits_for_a_figure_to_import_matplotlib() -> None:
     script = "import sys, pyro_vae; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_importing_waits_for_an_estimator_to_import_scikit_learn() -> None:
+    script = "import sys, pyro_vae; early = 'sklearn' in sys.modules; pyro_vae.sklearn.VAEDensity; sys.exit(early)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

@@ -491,6 +491,21 @@ def test_SVI_trainable_tensor_outside_of_modules_is_refused(loss: Any, kind: Cal
 
 
 @pytest.mark.usefixtures("global_store")
+def test_SVI_lost_parameters_of_one_name_are_told_apart_by_their_modules() -> None:
+    decoder = nn.Linear(1, 4, bias=False)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    guide = _normal_guide(nn.Linear(4, 2, bias=False))
+    svi = SVI(model, guide, partial(torch.optim.Adam, lr=0.1), elbo.ELBO())
+    with pytest.raises(ValueError, match=r"1 that no step would move: weight of module 1 of 2, a Linear\. Make"):
+        svi.step(torch.randn(50, 4))
+
+
+@pytest.mark.usefixtures("global_store")
 def test_SVI_module_that_takes_part_late_is_found() -> None:
     late: list[nn.Module] = []
 

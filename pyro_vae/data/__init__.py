@@ -28,9 +28,12 @@ import torch
 
 from pyro_vae import checks
 from pyro_vae.data import files, named
+from pyro_vae.data.binarization import Binarize
 from pyro_vae.data.columns import Kinds
-from pyro_vae.data.dataset import Binarize, Dataset, as_dataset, binarized, present_device, unknown
+from pyro_vae.data.conversion import as_dataset, binarized
+from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.named import DatasetNotFoundError
+from pyro_vae.data.options import present_device, unknown
 
 __all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset", "available", "load"]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.data.arrays import joined
-from pyro_vae.data.columns import Kinds
-from pyro_vae.data.containers import beside, numbers
+from pyro_vae.data.binarization import Binarize, bits, check_unit, floats, given
+from pyro_vae.data.containers import beside
+from pyro_vae.data.options import present_device, unknown
+from pyro_vae.data.requirements import check_images, check_labels, check_rows, check_width
 from pyro_vae.tables import Table
 
-Binarize: TypeAlias = Literal["none", "dynamic", "static", "threshold"]
-
-_CHUNK = 4096  # data turned into floats at once where a float copy of the whole set would be too large
+CHUNK = 4096  # data turned into floats at once where a float copy of the whole set would be too large
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,47 +72,21 @@ class Dataset:
         checks.instance(subject, "images", images, Tensor, "Use data.as_dataset to convert.")
         if self.levels is not None:
             checks.whole(subject, "levels", self.levels)
-        for kind, tensor in [("labels", self.labels), *(("context", each) for each in self.context)]:
-            if tensor is not None:
-                checks.instance(subject, kind, tensor, Tensor, "Use conditioned_on for arrays.")
-        if images.dtype != (torch.float32 if self.levels is None else torch.uint8):
-            raise TypeError(
-                f"{subject}: expected images of uint8 with levels, or of float32 without; got {images.dtype} with "
-                f"levels={self.levels}. Use data.as_dataset to convert."
-            )
-        if images.ndim < 2 or images.numel() == 0:
-            raise ValueError(
-                f"{subject}: expected shape (N, ...) with at least one datum and one value each; got "
-                f"{tuple(images.shape)}. Give images (N, C, H, W) or a table (N, D)."
-            )
-        if self.levels is not None and int(images.max()) > self.levels:
-            raise ValueError(
-                f"{subject}: expected values 0 to levels={self.levels}; got {int(images.max())}. Give the levels of "
-                "the images, 255 for ordinary ones."
-            )
-        if self.levels is None and bool(images.isinf().any()):
-            raise ValueError(
-                f"{subject}: expected finite values, or NaN for missing ones; got infinity. Replace it by NaN."
-            )
-        _check_names(subject, self)
+        labels = [] if self.labels is None else [("labels", self.labels)]
+        beside_images = [*labels, *(("context", each) for each in self.context)]
+        for kind, rows in beside_images:
+            checks.instance(subject, kind, rows, Tensor, "Use conditioned_on for arrays.")
+        check_images(subject, images, self.levels)
+        check_width(subject, "columns", self.columns, images)
+        check_width(subject, "categories", self.categories, images)
         if self.labels is not None:
-            _check_labels(subject, self.labels)
-        for kind, rows in [("labels", self.labels), *(("context", tensor) for tensor in self.context)]:
-            if rows is None:
-                continue
-            if rows.ndim == 0 or len(rows) != len(images):
-                raise ValueError(
-                    f"{subject}: expected {kind} of length {len(images)}; got shape {tuple(rows.shape)}. "
-                    "Give one row for each datum."
-                )
-            if rows.device != images.device:
-                raise ValueError(
-                    f"{subject}: expected {kind} on device {images.device}; got {rows.device}. Move it there."
-                )
+            check_labels(subject, self.labels)
+        for kind, rows in beside_images:
+            check_rows(subject, kind, rows, images)
         if not isinstance(self.binarization, str) or self.binarization not in get_args(Binarize):
             raise ValueError(unknown("binarization", self.binarization, get_args(Binarize)))
         if self.binarization == "dynamic":
-            _check_unit(self)
+            check_unit(self.name, images, self.levels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -221,9 +194,9 @@ class Dataset:
         Returns:
             x, float32 (B, *event_shape), and the rows (B, ...) of every context.
         """
-        x = self._values(self.images.index_select(0, index.to(self.device)))
+        x = floats(self.images.index_select(0, index.to(self.device)), self.levels)
         if self.binarization == "dynamic":
-            x = _bits(x, _given(generator, "dynamic binarization")).float()
+            x = bits(x, given(generator, "dynamic binarization")).float()
         return x, *(tensor.index_select(0, index.to(self.device)) for tensor in self.context)
 
     def gather(self, index: Tensor, images: Tensor, *context: Tensor) -> tuple[Tensor, ...]:
@@ -236,7 +209,7 @@ class Dataset:
             images: the set's own.
             context: the set's own.
         """
-        x = self._values(images.index_select(0, index))
+        x = floats(images.index_select(0, index), self.levels)
         if self.binarization == "dynamic":
             x = (torch.rand(x.shape, device=x.device) < x).float()
         return x, *(tensor.index_select(0, index) for tensor in context)
@@ -258,7 +231,7 @@ class Dataset:
             drop_last: Leaves out a last batch that is not full.
         """
         if self.binarization == "dynamic":
-            _given(generator, "dynamic binarization")
+            given(generator, "dynamic binarization")
         indices = self.indices(batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
         return (self.batch(index, generator) for index in indices)
 
@@ -276,7 +249,7 @@ class Dataset:
             checks.flag("Dataset.batches", name, value)
         n = len(self) - len(self) % batch_size if drop_last else len(self)
         if shuffle:
-            generator = _given(generator, "shuffling")
+            generator = given(generator, "shuffling")
             order = torch.randperm(len(self), generator=generator, device=generator.device).to(self.device)
         else:
             order = torch.arange(len(self), device=self.device)
@@ -286,18 +259,15 @@ class Dataset:
         """The mean of every element, float32 (*event_shape); of the grays of a dynamic set, of the values observed."""
         total = torch.zeros(self.event_shape, device=self.device)
         observed = torch.zeros(self.event_shape, device=self.device)
-        for chunk in self.images.split(_CHUNK):
-            values = self._values(chunk)
+        for chunk in self.images.split(CHUNK):
+            values = floats(chunk, self.levels)
             total += values.nansum(0)
             observed += values.isfinite().sum(0)
         return total / observed
 
     def tensor(self) -> Tensor:
         """All values at once, float32 (N, *event_shape): the grays of a dynamic set, so that nothing is drawn."""
-        return self._values(self.images)
-
-    def _values(self, stored: Tensor) -> Tensor:
-        return stored if self.levels is None else stored.float().div_(self.levels)
+        return floats(self.images, self.levels)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Dataset:
         return replace(
@@ -306,144 +276,3 @@ class Dataset:
             labels=None if self.labels is None else change(self.labels),
             context=tuple(map(change, self.context)),
         )
-
-
-def as_dataset(x: Any, name: str = "array", *, kinds: Kinds | None = None) -> Dataset:
-    """A set of a tensor, array, table or set of torch; a Dataset is returned as it is.
-
-    uint8 values of tensors and arrays are images, scaled by 1/255, unless none exceeds 1: these, and booleans, are
-    bits. All other numbers, and those of tables and sparse matrices, become float32 as they are, so that counts and
-    reals keep their values, and so does their shape (N, ...). What is masked or missing becomes NaN, categories and
-    words their codes. Float32 and uint8 values are not copied.
-
-    The set of a DataFrame says in its ``table`` which kind each column is taken for: whole numbers from 0 on are
-    counts, 0 and 1 binary, numbers above 0 positive where their logarithms are less skewed, others real; words and
-    categories are binary where there are two, ordinal where pandas has an order, else categories.
-
-    Args:
-        x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
-            Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
-        name: What errors, histories and plots call the set.
-        kinds: of columns of a DataFrame, by name, in place of those found: ``real``, ``positive``, ``count``,
-            ``binary``, ``ordinal`` or ``category``; or the values of an ordinal in their order. The ``table`` of the
-            training data reads a further frame, such as test data, in its columns and codes.
-
-    Raises:
-        TypeError: Something else, or values that are not real numbers.
-        ValueError: Another number of dimensions, channels last, numbers that float32 cannot hold, or what ``Dataset``
-            refuses.
-
-    Example:
-        >>> as_dataset([[0.5, 7.0], [2.0, 3.0]], name="counts")
-        Dataset('counts', 2 x (2,), real values from 0.5 to 7, binarization='none', device='cpu')
-    """
-    subject = f"Dataset {name!r}"
-    if isinstance(x, Dataset):
-        if kinds is not None:
-            raise TypeError(f"{subject}: expected kinds for a DataFrame; got them for a Dataset. Give the DataFrame.")
-        return x
-    found = numbers(subject, x, kinds)
-    values = found.values
-    if values.ndim < 2:
-        raise ValueError(f"{subject}: expected shape (N, D) or (N, ...); got {tuple(values.shape)}. Reshape it.")
-    last = values.shape[-1]
-    if values.ndim == 4 and values.dtype == torch.uint8 and last in (1, 3, 4) and values.shape[1] not in (1, 3, 4):
-        raise ValueError(
-            f"{subject}: expected images (N, C, H, W); got channels last, {tuple(values.shape)}. Move the channels: "
-            "x.transpose(0, 3, 1, 2) of an array, x.permute(0, 3, 1, 2) of a tensor."
-        )
-    levels: int | None = None
-    if values.dtype in (torch.bool, torch.uint8):
-        levels = 1 if values.dtype == torch.bool or values.numel() == 0 or int(values.max()) <= 1 else 255
-    stored = values.to(torch.float32 if levels is None else torch.uint8)
-    return Dataset(
-        name, stored, found.labels, levels,
-        columns=found.columns, categories=found.categories, note=found.note, table=found.table,
-    )  # fmt: skip
-
-
-def unknown(subject: str, name: str, choices: Sequence[str]) -> str:
-    """The message for a name that is none of the choices."""
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), choices, n=1)
-    remedy = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
-    return f"{subject}: expected one of {', '.join(choices)}; got {name!r}. {remedy}"
-
-
-def present_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".") if isinstance(device, str) else "no name of a device"
-        raise ValueError(
-            f'device: expected a device of this machine; got {str(device)[:40]!r} ({reason}). Use device="cpu".'
-        ) from error
-
-
-def _given(generator: torch.Generator | None, purpose: str) -> torch.Generator:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"Dataset: expected a generator of torch for {purpose}; got {type(generator).__name__}. Pass such a one."
-        )
-    if generator is None:
-        raise ValueError(
-            f"Dataset: expected a generator for {purpose}; got None. Pass "
-            "generator=torch.Generator(dataset.device).manual_seed(0), one for all epochs."
-        )
-    return generator
-
-
-def _bits(grays: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(grays.shape, generator=generator, device=generator.device).to(grays.device) < grays
-
-
-def _check_names(subject: str, dataset: Dataset) -> None:
-    for kind, names in (("columns", dataset.columns), ("categories", dataset.categories)):
-        if names and len(names) != dataset.images.shape[-1]:
-            raise ValueError(
-                f"{subject}: expected {kind} of each of {dataset.images.shape[-1]}; got {len(names)}. Give all or none."
-            )
-
-
-def _check_labels(subject: str, labels: Tensor) -> None:
-    if labels.dtype != torch.int64:
-        raise TypeError(
-            f"{subject}: expected labels of torch.int64; got {labels.dtype}. Use labels.long(), or carry other "
-            "covariates with conditioned_on."
-        )
-    if labels.ndim > 1:
-        raise ValueError(
-            f"{subject}: expected labels of shape (N,); got {tuple(labels.shape)}. Use labels.argmax(-1) of one-hot "
-            "ones, or labels[:, 0]."
-        )
-    if labels.numel() and int(labels.min()) < 0:
-        raise ValueError(
-            f"{subject}: expected labels from 0; got {int(labels.min())}. Number the classes from 0. "
-            "SemiSupervisedVAE takes -1 for none with conditioned_on(labels)."
-        )
-
-
-def _check_unit(dataset: Dataset) -> None:
-    images = dataset.images
-    if bool(images.isnan().any()):
-        raise ValueError(
-            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got NaN, for missing ones. Fill them "
-            'in, or use binarize="none".'
-        )
-    if dataset.levels is None and not bool(((images >= 0) & (images <= 1)).all()):
-        raise ValueError(
-            f"Dataset {dataset.name!r}: expected values in [0, 1] to binarize; got {images.min().item():.4g} to "
-            f'{images.max().item():.4g}. Scale them, or use binarize="none".'
-        )
-
-
-def binarized(dataset: Dataset, mode: Binarize, generator: torch.Generator) -> Dataset:
-    """The set made binary once, or marked to be made so by each batch."""
-    if mode in ("none", "dynamic"):
-        return replace(dataset, binarization=mode)
-    _check_unit(dataset)
-    images = torch.empty_like(dataset.images, dtype=torch.uint8)
-    for stored, bits in zip(dataset.images.split(_CHUNK), images.split(_CHUNK), strict=True):
-        grays = dataset._values(stored)
-        bits.copy_(_bits(grays, generator) if mode == "static" else grays > 0.5)
-    return replace(dataset, images=images, levels=1, binarization=mode)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.infer
@@ -69,6 +70,20 @@ def with_methods(loss: Any) -> Any:
     )
 
 
-def leaves_value_out(loss: Any) -> bool:
-    """Whether a loss has gradients but no value, for which it returns infinity."""
-    return isinstance(loss, pyro.infer.TraceTailAdaptive_ELBO)
+def as_number(loss: Any) -> float:
+    """What a loss returns as a number: the sum of one in two parts, for the model and for the guide."""
+    return sum(map(float, loss)) if isinstance(loss, tuple) else float(loss)
+
+
+def is_sound(loss: Any, value: float, named: Mapping[str, Tensor]) -> bool:
+    """Whether the value of a loss is finite; of a loss that has gradients alone, and infinity, whether these are.
+
+    Args:
+        loss: the loss.
+        value: what it returned.
+        named: the parameters, with their gradients, by name.
+    """
+    if math.isfinite(value) or math.isnan(value) or not isinstance(loss, pyro.infer.TraceTailAdaptive_ELBO):
+        return math.isfinite(value)
+    gradients = [p.grad for p in named.values() if p.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -91,6 +91,27 @@ def owned(optimizer: Any, owner: Owner) -> FusedOptimizer | pyro.optim.PyroOptim
     return FusedOptimizer(optimizer) if suits else optimizer
 
 
+def one_of(optimizer: Any, optim: Any) -> Any:
+    """The optimizer that was given by either name.
+
+    Raises:
+        TypeError: by none or both, or it is none, such as one that already holds parameters.
+    """
+    if (optimizer is None) == (optim is None):
+        given = "none" if optimizer is None else "both optimizer and optim"
+        raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
+    chosen = optim if optimizer is None else optimizer
+    if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
+        built = "one that is built, " if isinstance(chosen, torch.optim.Optimizer) else ""
+        raise TypeError(
+            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
+            f"optimizer; got {built}{type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for "
+            "example."
+        )
+    check_dense(chosen)
+    return chosen
+
+
 def made_of(make: Any, parameters: list[Tensor], named: Mapping[str, Tensor]) -> torch.optim.Optimizer:
     """The optimizer that a user's function makes of parameters, once it holds all of them.
 

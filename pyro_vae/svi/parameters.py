@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -46,8 +47,14 @@ class Parameters:
         self._averages: dict[Tensor, Tensor] = {}
 
     def module_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters of the programs' modules, by their name in these."""
-        return {name: p for root in self._roots for name, p in root.named_parameters()}
+        """The parameters of the programs' modules, by their name in these; with the module's where several share it."""
+        own = [(i, name, p) for i, root in enumerate(self._roots, 1) for name, p in root.named_parameters()]
+        count = Counter(name for _, name, _ in own)
+        kinds = [type(root).__name__ for root in self._roots]
+        return {
+            name if count[name] == 1 else f"{name} of module {i} of {len(kinds)}, a {kinds[i - 1]}": p
+            for i, name, p in own
+        }
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the programs' modules, as of the last :meth:`refresh`."""
@@ -152,10 +159,10 @@ class Parameters:
         """Context manager in which every parameter has its average."""
         present = {parameter: parameter.detach().clone() for parameter in self._averages}
         try:
-            _set(self._averages)
+            restore(self._averages.items())
             yield
         finally:
-            _set(present)
+            restore(present.items())
 
 
 class Declared(Messenger):
@@ -167,6 +174,17 @@ class Declared(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         self.names.add(msg["name"])
+
+
+@torch.no_grad()
+def restore(before: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Gives tensors the values that were kept of them.
+
+    Args:
+        before: tensors with their copies.
+    """
+    for tensor, value in before:
+        tensor.copy_(value)
 
 
 def _names(root: nn.Module) -> set[str]:
@@ -185,9 +203,3 @@ def _move(source: Any, target: Any, names: Iterable[str]) -> Any:
             if name in source[part]:  # of a run that goes on, the statement is yet to bring the constraint
                 target[part][name] = source[part][name]
     return target
-
-
-@torch.no_grad()
-def _set(values: dict[Tensor, Tensor]) -> None:
-    for parameter, value in values.items():
-        parameter.copy_(value)

@@ -29,15 +29,15 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
     """
     names = _Names(svi, modules)
     optimizer = svi.optimizer
-    calls: dict[Any, set[str]] = dict(svi._declared)  # by the shapes and the names of arguments
+    calls: dict[Any, set[str]] = dict(svi._calls.declared)  # by the shapes and the names of arguments
     state: State = {
         "num_steps": svi.num_steps,
         "parameters": names.present(),
         "trainable": {name: tensor.requires_grad for name, tensor in names.present().items()},
         "averages": {names[p]: average for p, average in svi.parameters._averages.items() if p in names},
-        "moved": [names[p] for p in svi._moved if p in names],
+        "moved": [names[p] for p in svi._update.moved if p in names],
         "loss": [[type(part).__qualname__, _plain(part)] for part in _parts_of_loss(svi)],
-        "validated": [[_shape_of(each) for each in key] for key in svi._validated],
+        "validated": [[_shape_of(each) for each in key] for key in svi._calls.validated],
         "declared": [
             [[_shape_of(each) for each in shapes], [names.stable[name] for name in declared if name in names.stable]]
             for (shapes, keywords), declared in calls.items()
@@ -99,11 +99,11 @@ def restore(svi: SVI, modules: Mapping[str, nn.Module], state: State) -> None:
         raise ValueError(f"averages of other shapes, {', '.join(other[:5])}")
     svi.num_steps = state["num_steps"]
     svi.parameters._averages = {present[name]: average.to(present[name]) for name, average in state["averages"].items()}
-    svi._moved = {present[name] for name in state["moved"]}
+    svi._update.moved = {present[name] for name in state["moved"]}
     _restore_loss(svi, next(iter(present.values())).device, state["loss"])
-    svi._validated = {tuple(map(_as_shape, key)) for key in state["validated"]}
+    svi._calls.validated = {tuple(map(_as_shape, key)) for key in state["validated"]}
     store = {stable: name for name, stable in names.stable.items()}
-    svi._declared = {
+    svi._calls.declared = {
         (tuple(map(_as_shape, shapes)), ()): {store[name] for name in declared if name in store}
         for shapes, declared in state["declared"]
     }
@@ -144,8 +144,8 @@ def _restore_optimizer(svi: SVI, present: dict[str, Tensor], store: dict[str, st
         check = OptimizerCheck(optimizer)
         optimizer.load_state_dict(state["optimizer"])
         check(optimizer)
-        if isinstance(svi._make_optimizer, FusedOptimizer):
-            svi._make_optimizer.share(optimizer, order)
+        if isinstance(svi._update.make, FusedOptimizer):
+            svi._update.make.share(optimizer, order)
     elif isinstance(optimizer, pyro.optim.PyroOptim):
         for parameter in svi.parameters.named.values():  # those that it has keep their own state
             optimizer.optim_objs.pop(parameter, None)

@@ -10,33 +10,31 @@ an error, and so is an optimizer that does not hold what it was given.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, NoReturn, TypeGuard, get_args
+from typing import Any, NoReturn, get_args
 
 import pyro
 import pyro.infer
 import pyro.optim
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
 from pyro_vae.elbo import Estimator
-from pyro_vae.internals import tree_leaves, without_pyro_parameters
+from pyro_vae.internals import tree_leaves
 from pyro_vae.svi.accounting import account, set_aside
+from pyro_vae.svi.calls import Calls, cuda_devices, out_of_inference
 from pyro_vae.svi.diagnosis import check_gradients, diagnosis
-from pyro_vae.svi.losses import leaves_value_out, with_methods
-from pyro_vae.svi.optimizers import FusedOptimizer, check_dense, held_by, keep_precision, made_of, owned
-from pyro_vae.svi.parameters import Declared, Parameters
+from pyro_vae.svi.losses import as_number, is_sound, with_methods
+from pyro_vae.svi.optimizers import one_of
+from pyro_vae.svi.parameters import Declared, Parameters, restore
+from pyro_vae.svi.programs import Forwards, trainable
+from pyro_vae.svi.update import OptimizerFactory, Update
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
-
-OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 class SVI:
@@ -106,9 +104,9 @@ class SVI:
         isolated: bool = False,
         optim: OptimizerFactory | pyro.optim.PyroOptim | None = None,
     ) -> None:
-        optimizer = _one_of(optimizer, optim)
+        optimizer = one_of(optimizer, optim)
         objective = with_methods(loss)
-        self._model, self._guide = _program("model", model), _program("guide", guide)
+        self._model, self._guide = trainable("model", model), trainable("guide", guide)
         if prepare is not None and not callable(prepare):
             raise TypeError(f"SVI: expected prepare callable; got {type(prepare).__name__}. Pass dataset.gather.")
         if max_grad_norm is not None:
@@ -123,19 +121,11 @@ class SVI:
         self.num_steps = 0
         self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
         self.compiler = Compiler(objective, compile, prepare, precision)
-        self._make_optimizer = optimizer
-        self.optimizer: torch.optim.Optimizer | pyro.optim.PyroOptim | None = None
-        if isinstance(optimizer, pyro.optim.PyroOptim):
-            self._make_optimizer = owned(optimizer, self)
-            if self._make_optimizer is optimizer:
-                self.optimizer = optimizer
         self._differentiated: dict[str, Tensor] | None = None
         self._required: list[tuple[bool, torch.dtype]] = []
-        self._declared: dict[Hashable, set[str]] = {}
-        self._moved: set[Tensor] = set()
-        self._validated: set[Any] = set()
-        self._forwards: tuple[PyroProgram, PyroProgram] | None = None
-        self._plain: list[PyroModule] = []
+        self._update = Update(optimizer)
+        self._calls = Calls()
+        self._forwards: Forwards | None = None
 
     @property
     def model(self) -> PyroProgram:
@@ -144,7 +134,7 @@ class SVI:
 
     @model.setter
     def model(self, program: PyroProgram) -> None:
-        self._model = _program("model", program)
+        self._model = trainable("model", program)
         self._forget()
 
     @property
@@ -154,7 +144,7 @@ class SVI:
 
     @guide.setter
     def guide(self, program: PyroProgram) -> None:
-        self._guide = _program("guide", program)
+        self._guide = trainable("guide", program)
         self._forget()
 
     @property
@@ -168,11 +158,15 @@ class SVI:
             self._loss = with_methods(loss)
             self._forget()
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | pyro.optim.PyroOptim | None:
+        """The optimizer of all parameters; None before there are any."""
+        return self._update.optimizer
+
     def _forget(self) -> None:
         """Forgets what was learned of former programs."""
-        self._forwards, self._plain, self._differentiated = None, [], None
-        self._declared.clear()
-        self._validated.clear()
+        self._forwards, self._differentiated = None, None
+        self._calls = Calls()
         auto_steps = self.compiler.auto_steps
         self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
         self.compiler.auto_steps = auto_steps
@@ -202,12 +196,6 @@ class SVI:
         with self.parameters.averaged():
             yield
 
-    def unfuse(self, optimizer: pyro.optim.PyroOptim) -> None:
-        """Goes on with Pyro's own optimizer in place of a fused one, because another SVI shares it."""
-        if isinstance(self.optimizer, torch.optim.Optimizer) and isinstance(self._make_optimizer, FusedOptimizer):
-            self._make_optimizer.give_back(self.optimizer)
-        self.optimizer = self._make_optimizer = optimizer
-
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Runs the programs once, so that parameters and optimizer exist before the first step.
 
@@ -216,13 +204,13 @@ class SVI:
         """
         self.parameters.refresh()
         before = self._buffers()
-        with running_programs(), torch.random.fork_rng(devices=_cuda_devices(args)), self.scope():
+        with running_programs(), torch.random.fork_rng(devices=cuda_devices(args)), self.scope():
             with torch.no_grad(), Declared() as declared:
                 args = self._prepared(args)
                 trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
                 poutine.replay(self.model, trace=trace)(*args, **kwargs)
             self._adopt(declared.names)
-        self._restore_buffers(before)
+        restore(before)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step; arguments are passed to model and guide.
@@ -241,7 +229,7 @@ class SVI:
                 that comes to use another tensor may train without it for as long as it did before.
         """
         loss = float(self.advance(*args, **kwargs))
-        if not self._is_sound(loss):
+        if not is_sound(self.loss, loss, self.parameters.named):
             self.refuse(loss, *args, **kwargs)
         return loss
 
@@ -254,10 +242,7 @@ class SVI:
         """
         # A step is one whatever mode of gradients it is called in.
         with torch.inference_mode(False), torch.enable_grad():
-            if any(isinstance(a, Tensor) and a.is_inference() for a in (*args, *kwargs.values())):
-                args = tuple(map(_usual, args))
-                kwargs = {name: _usual(value) for name, value in kwargs.items()}
-            return self._advance(args, kwargs)
+            return self._advance(*out_of_inference(args, kwargs))
 
     def advance_in_parts(self, parts: Sequence[tuple[Any, ...]]) -> float:
         """Takes one step by the sum of the gradients of several calls, whose memory is that of one.
@@ -272,67 +257,55 @@ class SVI:
             FloatingPointError: as :meth:`step`.
         """
         total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
-        before = self._buffers()
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                for args in parts:
-                    loss = float(self._run(args, {}, captured=False)[0])
-                    if not self._is_sound(loss):
-                        self.refuse(loss, *args)
-                    total += loss
-                    declared |= self._declared_by(args, {})
-                    for parameter in dict.fromkeys(self.parameters.named.values()):
-                        if parameter.grad is not None:
-                            sofar = gradients.get(parameter)
-                            gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
-                for parameter, gradient in gradients.items():
-                    parameter.grad = gradient
-                check_gradients(self.parameters.named, self.num_steps)
-                self._update(declared if self._as_pyro else ())
-        except BaseException:
-            self._restore_buffers(before)
-            raise
-        finally:
-            self._clear_gradients()
-        self.num_steps += 1
+        with self._counted(), torch.inference_mode(False), torch.enable_grad():
+            for args in parts:
+                loss = float(self._run(args, {}, captured=False)[0])
+                if not is_sound(self.loss, loss, self.parameters.named):
+                    self.refuse(loss, *args)
+                total += loss
+                declared |= self._calls.declared_by(args, {})
+                for parameter in dict.fromkeys(self.parameters.named.values()):
+                    if parameter.grad is not None:
+                        sofar = gradients.get(parameter)
+                        gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+            check_gradients(self.parameters.named, self.num_steps)
+            self._move(declared if self._update.is_as_pyro else ())
         return total
 
     def _advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | float:
         loss: Tensor | float
-        before = self._buffers()
-        try:
+        with self._counted():
             repeated = None
             if self.parameters.in_store():
-                repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._update)
-            if repeated is None:
-                loss, updated = self._run(args, kwargs)
-            else:
-                loss, updated = repeated
+                repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._move)
+            loss, updated = self._run(args, kwargs) if repeated is None else repeated
             if not updated:
                 loss = float(loss)
-                if not self._is_sound(loss):
+                if not is_sound(self.loss, loss, self.parameters.named):
                     self.refuse(loss, *args, **kwargs)
                 check_gradients(self.parameters.named, self.num_steps)
-                self._update(self._declared_by(args, kwargs) if self._as_pyro else ())
+                self._move(self._calls.declared_by(args, kwargs) if self._update.is_as_pyro else ())
+        return loss
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Context manager of a step: without gradients at its end, counted, and undone where it fails."""
+        before = self._buffers()
+        try:
+            yield
         except BaseException:
-            self._restore_buffers(before)
+            restore(before)
             raise
         finally:  # also after Ctrl-C
             self._clear_gradients()
         self.num_steps += 1
-        return loss
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
         """Copies of running means and the like, which a step whose loss is not finite would spoil."""
         gradient = self.loss.gradient.buffers() if isinstance(self.loss, Estimator) else []
-        held = (*self.parameters.buffers(), *gradient)
-        return [(buffer, buffer.clone()) for buffer in held]
-
-    @staticmethod
-    @torch.no_grad()
-    def _restore_buffers(before: list[tuple[Tensor, Tensor]]) -> None:
-        for buffer, value in before:
-            buffer.copy_(value)
+        return [(buffer, buffer.clone()) for buffer in (*self.parameters.buffers(), *gradient)]
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, captured: bool = True
@@ -349,11 +322,11 @@ class SVI:
         if replaced:
             self._differentiated = None
         trained, programs = self._trained(), self._programs()
-        known = not replaced and _shapes(args, kwargs) in self._validated
-        with running_programs(), self.scope(), self._validation(args, kwargs):
+        known = not replaced and self._calls.is_known(args, kwargs)
+        with running_programs(), self.scope(), self._calls.validation(args, kwargs):
             if known:  # the first step is eager: it finds parameters, and is validated
                 optimizer = self.optimizer if captured else None
-                compiled = self.compiler.run(programs, trained, args, kwargs, optimizer, self._update)
+                compiled = self.compiler.run(programs, trained, args, kwargs, optimizer, self._move)
                 if compiled is not None:
                     self._adopt(set())
                     return compiled
@@ -364,11 +337,11 @@ class SVI:
             statements = Declared() if programs[0] is self.model else contextlib.nullcontext()
             with statements, leaves, self._reduced(args):
                 given = self._prepared(args)
-                loss = _number(self.loss.loss_and_grads(*programs, *given, **kwargs))
+                loss = as_number(self.loss.loss_and_grads(*programs, *given, **kwargs))
             if isinstance(statements, Declared):
-                self._declared[_call(args, kwargs)] = statements.names
+                self._calls.declare(args, kwargs, statements.names)
             self._adopt(statements.names if isinstance(statements, Declared) else set())
-            if isinstance(leaves, Leaves) and self._is_sound(loss):
+            if isinstance(leaves, Leaves) and is_sound(self.loss, loss, self.parameters.named):
                 data = {a for a in tree_leaves((args, given, kwargs)) if isinstance(a, Tensor)}
                 account(self.parameters, others, leaves.found - data)
         return loss, False
@@ -376,9 +349,9 @@ class SVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss, without a gradient step."""
         self.parameters.refresh()
-        with running_programs(), self.scope(), torch.no_grad(), self._validation(args, kwargs):
+        with running_programs(), self.scope(), torch.no_grad(), self._calls.validation(args, kwargs):
             loss = self.loss.loss(self.model, self.guide, *self._prepared(args), **kwargs)
-        return _number(loss)
+        return as_number(loss)
 
     def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """The loss of a model and a guide, whose gradients it adds to those of their parameters; it moves none.
@@ -387,28 +360,12 @@ class SVI:
         """
         self.parameters.refresh()
         with running_programs(), self.scope():
-            return _number(self.loss.loss_and_grads(model, guide, *self._prepared(args), **kwargs))
-
-    def _is_sound(self, loss: float) -> bool:
-        """Whether a loss is finite; of one that has gradients alone, whether these are."""
-        if math.isfinite(loss) or math.isnan(loss) or not leaves_value_out(self.loss):
-            return math.isfinite(loss)
-        gradients = [p.grad for p in self.parameters.named.values() if p.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in gradients)
-
-    @property
-    def _as_pyro(self) -> bool:
-        """Whether the optimizer is Pyro's, which moves what takes no part in a step too."""
-        return isinstance(self.optimizer, pyro.optim.PyroOptim) or isinstance(self._make_optimizer, FusedOptimizer)
+            return as_number(self.loss.loss_and_grads(model, guide, *self._prepared(args), **kwargs))
 
     def _parts(self) -> tuple[Any, ...]:
         """What holds modules: model, guide, and a loss with learned baselines."""
         learned = self.loss.gradient.modules() if isinstance(self.loss, Estimator) else ()
         return self.model, self.guide, *learned
-
-    def _declared_by(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
-        """Names of what a call declares; of all that were declared so far, for a call that was compiled at once."""
-        return self._declared.get(_call(args, kwargs)) or set().union(*self._declared.values())
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters.named.values():
@@ -421,7 +378,7 @@ class SVI:
         if self._differentiated is None or required != self._required:
             self._required = required
             self.parameters.keep_precision()
-            keep_precision(self.optimizer)
+            self._update.keep_precision()
             by_identity = {p: name for name, p in named.items() if p.requires_grad}
             self._differentiated = {name: p for p, name in by_identity.items()}
         return self._differentiated
@@ -435,75 +392,26 @@ class SVI:
         return reduced(self.precision, device)
 
     def _programs(self) -> tuple[PyroProgram, PyroProgram]:
-        """Model and guide; without their parameter statements where these would tell us nothing new.
-
-        A ``PyroModule`` declares each of its parameters to Pyro's handlers at every use, a tenth of a small step. Once
-        the optimizer holds every parameter of the modules, and these are nothing but modules' parameters, it is enough
-        to run ``forward``. Pyro's own estimators look for the declarations before they differentiate, so they get them.
-        """
+        """Model and guide; without their parameter statements where these would tell us nothing new."""
         if not isinstance(self.loss, Estimator):
             return self.model, self.guide
-        if self._forwards is None:  # made once: estimators remember what they know of a program by its identity
-            self._forwards = _forward(self.model), _forward(self.guide)
-            self._plain = [module for module in (self.model, self.guide) if _is_plain(module)]
-        own = {id(parameter) for module in self._plain for parameter in module.parameters()}
-        declared = {id(parameter) for parameter in self.parameters.named.values()}
-        return self._forwards if own and own == declared else (self.model, self.guide)
+        if self._forwards is None:
+            self._forwards = Forwards((self.model, self.guide))
+        return self._forwards.programs if self._forwards.suffice(self.parameters.named) else (self.model, self.guide)
 
-    def _update(self, declared: Collection[str] = ()) -> None:
-        """Moves the parameters by their gradients.
-
-        Args:
-            declared: names of what the step has declared, which Pyro's optimizers move by a gradient of 0 where it has
-                none.
-        """
-        named = self.parameters.named
-        # A tensor registered under two names, by a module that model and guide share, is clipped and moved once.
-        parameters = list(dict.fromkeys(named.values()))
-        if self._as_pyro:
-            for name in declared:
-                parameter = named.get(name)
-                if parameter is not None and parameter.grad is None and parameter in self._moved:
-                    parameter.grad = torch.zeros_like(parameter)
-            self._moved.update(p for p in parameters if p.grad is not None)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        if isinstance(self.optimizer, pyro.optim.PyroOptim):
-            with self.scope():  # it asks for the parameters' names
-                self.optimizer([p for p in parameters if p.grad is not None])
-        elif self.optimizer is not None:
-            self.optimizer.step()
+    def _move(self, declared: Collection[str] = ()) -> None:
+        """Moves the parameters by their gradients, and their averages; see :class:`Update` for what was declared."""
+        with self.scope() if isinstance(self.optimizer, pyro.optim.PyroOptim) else contextlib.nullcontext():
+            self._update(self.parameters.named, declared, self.max_grad_norm)
         if self.ema_decay is not None:
             self.parameters.average(self.ema_decay)
 
     def _adopt(self, declared: set[str]) -> None:
         """Gives the optimizer the parameters that the programs have registered since the last step."""
         new = self.parameters.adopt(declared)
-        if not new:
-            return
-        self._differentiated = None
-        if isinstance(self.optimizer, torch.optim.Optimizer):  # the user may have added a group
-            known = held_by(self.optimizer)
-            new = [parameter for parameter in new if id(parameter) not in known]
-        if not new or isinstance(self.optimizer, pyro.optim.PyroOptim):
-            return
-        if self.optimizer is None:
-            self.optimizer = made_of(self._make_optimizer, new, self.parameters.named)
-        else:
-            self.optimizer.add_param_group({"params": new})
-            if isinstance(self._make_optimizer, FusedOptimizer):
-                self._make_optimizer.share(self.optimizer, new)
-
-    @contextlib.contextmanager
-    def _validation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
-        """Leaves Pyro's validation as the user set it for the first call of a shape, and off after that."""
-        key = _shapes(args, kwargs)
-        if key in self._validated:
-            with pyro.validation_enabled(False):
-                yield
-        else:
-            yield
-            self._validated.add(key)
+        if new:
+            self._differentiated = None
+            self._update.adopt(new, self.parameters.named)
 
     def refuse(self, loss: float, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises the error for a loss of :meth:`advance` that is not finite, after looking for where it comes from."""
@@ -511,75 +419,3 @@ class SVI:
             rows = args[0] if self.prepare is not None and args and isinstance(args[0], Tensor) else None
             found = diagnosis(self.model, self.guide, self._prepared(args), kwargs, self.parameters.named, rows)
             raise FloatingPointError(f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. {found}")
-
-
-def _one_of(optimizer: Any, optim: Any) -> Any:
-    """The optimizer, given by either name."""
-    if (optimizer is None) == (optim is None):
-        given = "none" if optimizer is None else "both optimizer and optim"
-        raise TypeError(f"SVI: expected one optimizer; got {given}. Pass functools.partial(torch.optim.Adam, lr=1e-3).")
-    chosen = optim if optimizer is None else optimizer
-    if isinstance(chosen, torch.optim.Optimizer) or not callable(chosen):
-        built = "one that is built, " if isinstance(chosen, torch.optim.Optimizer) else ""
-        raise TypeError(
-            "SVI: expected optimizer a callable from parameters to a torch.optim.Optimizer, or a pyro.optim "
-            f"optimizer; got {built}{type(chosen).__name__}. Pass functools.partial(torch.optim.Adam, lr=1e-3), for "
-            "example."
-        )
-    check_dense(chosen)
-    return chosen
-
-
-def _program(role: str, program: PyroProgram) -> PyroProgram:
-    """A program that can be trained."""
-    if not callable(program):
-        raise TypeError(
-            f"SVI: expected {role} a Pyro program; got {type(program).__name__}. Pass a module or a function."
-        )
-    _check_contiguous(program)
-    return program
-
-
-def _is_plain(program: PyroProgram) -> TypeGuard[PyroModule]:
-    """Whether a program is a PyroModule without ``PyroParam`` or ``PyroSample`` anywhere in it."""
-    return isinstance(program, PyroModule) and all(
-        without_pyro_parameters(module) for module in program.modules() if isinstance(module, PyroModule)
-    )
-
-
-def _check_contiguous(program: PyroProgram) -> None:
-    """Raises for parameters of which Pyro's param store would train a copy: for example channels-last weights."""
-    for name, parameter in program.named_parameters() if isinstance(program, nn.Module) else ():
-        if parameter.requires_grad and not parameter.is_contiguous():
-            raise ValueError(
-                f"SVI: expected contiguous parameters; got {name} of strides {parameter.stride()}. Pyro's param store "
-                "would train a copy: use parameter.data = parameter.data.contiguous()."
-            )
-
-
-def _forward(program: PyroProgram) -> PyroProgram:
-    return partial(nn.Module.__call__, program) if _is_plain(program) else program
-
-
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else None for a in (*args, *kwargs.values()))
-
-
-def _number(loss: Any) -> float:
-    return sum(map(float, loss)) if isinstance(loss, tuple) else float(loss)
-
-
-def _cuda_devices(args: tuple[Any, ...]) -> list[int]:
-    """Indices of the CUDA devices that the arguments lie on."""
-    return sorted({a.device.index for a in args if isinstance(a, Tensor) and a.is_cuda})
-
-
-def _usual(value: Any) -> Any:
-    """A copy of a tensor that was made in inference mode, which autograd does not take."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    """What tells calls apart whose programs may declare other parameters: shapes, and what is no tensor."""
-    values = (*args, *kwargs.values())
-    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else repr(a) for a in values), tuple(kwargs)

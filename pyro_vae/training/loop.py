@@ -31,7 +31,8 @@ from pyro_vae.training.figures import EVALUATION_BATCH, seeded
 from pyro_vae.training.history import History, Row
 from pyro_vae.training.identity import identity
 from pyro_vae.training.interruption import Interrupted, Interruption
-from pyro_vae.training.run import Budget, EarlyStopping, Run, modules_of_program
+from pyro_vae.training.length import Budget, EarlyStopping
+from pyro_vae.training.run import Run, modules_of_program
 from pyro_vae.training.saving import Resume, Saving, keeping
 
 ADAM: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3, fused=True)
@@ -179,7 +180,7 @@ def _train(
             while not run.is_over:
                 row = run.epoch(after_step)
                 bar.update()
-                bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-run.watched(row):.2f}"})
+                bar.set_postfix_str(_figures(row))
                 if on_epoch is not None:
                     on_epoch(row)
                     _check_row(row)
@@ -206,6 +207,13 @@ def _train(
             saving.finish(run)
     if progress:
         print(*run.history.telling(), sep="\n", file=sys.stderr)  # where the bar is
+
+
+def _figures(row: Row) -> str:
+    """The figures of an epoch beside the bar: -ELBO and its two terms, of the validation data where there are some."""
+    part = "validation" if "validation_elbo" in row else "train"
+    elbo, likelihood, kl = (row[f"{part}_{term}"] for term in ("elbo", "expected_log_likelihood", "kl"))
+    return f"loss {row['loss']:.2f}, {part} -ELBO {-elbo:.2f} = {-likelihood:.2f} + KL {kl:.2f}"
 
 
 def _settings(
