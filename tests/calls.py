@@ -675,6 +675,7 @@ CALLS: dict[str, Callable[[], Call]] = {
             "data": _bits(),
             "labels": [0] * 7,
             "out": _folder() / "page.html",
+            "verdicts": None,
             "comparison": None,
             "classes": [],
             "max_data": 7,

@@ -17,7 +17,7 @@ import torch
 from matplotlib.image import imread
 
 import pyro_vae
-from pyro_vae import VAE, conditionals, data, fit, likelihoods, nets, plots, priors, schedules
+from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, lab, likelihoods, nets, plots, priors, schedules
 from pyro_vae.training.kept import kept_history
 
 BITS = (torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -172,6 +172,25 @@ def test_report_of_a_saved_program_says_what_is_not_shown(tmp_path: Path) -> Non
     assert "The latent plane: plots.manifold: expected one latent of 2 real elements" in words
     assert "Verdicts: report: expected at least 30 data" in words
     assert "No labels were given." in words
+
+
+@pytest.mark.slow
+def test_report_takes_verdicts_and_comparisons_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = vae_of()
+    pyro_vae.save(tmp_path / "vae", vae)
+    verdicts = evaluation.report(vae, BITS, num_particles=25)
+    comparison = lab.compare(vae.model, vae.guide, BITS, [elbo.ELBO()], draws=100, progress=False)
+    monkeypatch.setattr(evaluation, "report", None)  # not made again
+    path = plots.report(tmp_path / "vae", BITS, verdicts=verdicts, comparison=comparison)
+    text = path.read_text(encoding="utf-8")
+    titles = [attributes["alt"] for tag, attributes in Tags(text).tags if tag == "img"]
+    assert titles[-4:] == [
+        "Ranks of latents",
+        "Ranks of the data",
+        "Signal-to-noise ratio against K",
+        "Variance against time",
+    ]
+    assert "60 × 25" in Tags(text).words
 
 
 def test_report_of_a_table_has_its_columns(tmp_path: Path) -> None:

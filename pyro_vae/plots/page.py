@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
@@ -32,6 +32,7 @@ from pyro_vae.training import History
 from pyro_vae.training.kept import UNDER_WAY, kept_history
 
 _DPI = 160
+T = TypeVar("T")
 _UNITS = {"epoch": "", "seconds": "s", "lr": "per step", "beta": "weight of the KL", "skipped": "steps"}
 _STYLE = """
 :root { color-scheme: light; }
@@ -56,6 +57,7 @@ def report(
     labels: Any = None,
     out: str | os.PathLike[str] | None = None,
     *,
+    verdicts: evaluation.Report | None = None,
     comparison: Comparison | None = None,
     classes: Sequence[Any] = (),
     max_data: int = 200,
@@ -72,6 +74,8 @@ def report(
         labels: of the data, (N,), for the picture of the latents; those of the Dataset when left out.
         out: the file to write, ``report.html`` in the folder when left out; an earlier one is replaced by the whole new
             one.
+        verdicts: of :func:`~pyro_vae.evaluation.report` on these data, where they have been made; they are made here
+            when left out.
         comparison: of :func:`~pyro_vae.lab.compare`, whose figures are to be shown too.
         classes: classes and functions of yours that the program is built of, see :func:`pyro_vae.load`.
         max_data: data, chosen by the seed, that the verdicts look at; at least 30 for there to be any. 200 take about
@@ -122,7 +126,10 @@ def report(
     _summary(page, path, program, data, history)
     _training(page, history)
     _pictures(page, program, data, labels, seed)
-    _diagnosis(page, program, data, max_data, seed)
+    page.heading("What is right and wrong with it")
+    found = page.attempt("Verdicts", lambda: _verdicts(program, data, max_data, seed)) if verdicts is None else verdicts
+    if found is not None:
+        _diagnosis(page, found)
     if comparison is not None:
         _estimators(page, comparison)
     _record(page, history)
@@ -142,10 +149,8 @@ class _Page:
 
     def picture(self, title: str, caption: str, make: Callable[[], Figure]) -> None:
         """Adds a figure, unless it is refused."""
-        try:
-            figure = make()
-        except (ValueError, NotImplementedError, ImportError) as error:
-            self.leave_out(title, str(error).split("\n")[0])
+        figure = self.attempt(title, make)
+        if figure is None:
             return
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=_DPI)
@@ -155,6 +160,14 @@ class _Page:
             f'<h3>{_escaped(title)}</h3><figure><img alt="{_escaped(title)}" width="{width}" '
             f'src="data:image/png;base64,{source}"><figcaption>{_escaped(caption)}</figcaption></figure>'
         )
+
+    def attempt(self, title: str, make: Callable[[], T]) -> T | None:
+        """What a program may not allow; the reason is told at the end of the page."""
+        try:
+            return make()
+        except (ValueError, NotImplementedError, ImportError) as error:
+            self.leave_out(title, str(error).split("\n")[0])
+            return None
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> None:
         head = "".join(f"<th>{_escaped(cell)}</th>" for cell in header)
@@ -295,17 +308,16 @@ def _of_images(page: _Page, program: Any, data: Dataset, seed: int) -> None:
     )
 
 
-def _diagnosis(page: _Page, program: Any, data: Dataset, max_data: int, seed: int) -> None:
-    page.heading("What is right and wrong with it")
+def _verdicts(program: Any, data: Dataset, max_data: int, seed: int) -> evaluation.Report:
+    """The verdicts on some of the data, chosen by the seed."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:max_data]
     rows = rows_of("plots.report", program, data.subset(order), seed)
     like = next(iter(program.parameters()), rows[0])
     rows = tuple(row.to(like.device) for row in (rows[0].to(like.dtype), *rows[1:]))
-    try:
-        found = evaluation.report(program, *rows, num_particles=200, max_data=max(max_data, 30), seed=seed)
-    except (ValueError, NotImplementedError) as error:
-        page.leave_out("Verdicts", str(error).split("\n")[0])
-        return
+    return evaluation.report(program, *rows, num_particles=200, max_data=max(max_data, 30), seed=seed)
+
+
+def _diagnosis(page: _Page, found: evaluation.Report) -> None:
     faults = [f"{f.check.severity.upper()} {f.name}: {f.line}. {f.check.remedy}" for f in found.found]
     page.items(faults or [f"No fault or note in {len(found.findings)} checks of {found.num_data:,} data."])
     shown = [
