@@ -45,8 +45,12 @@ figcaption { font-size: 0.9rem; color: #333; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.15rem 0.6rem 0.15rem 0; text-align: right; vertical-align: top; }
 td { font-variant-numeric: tabular-nums; }
+td:nth-child(n + 2) { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 1px solid #999; }
-table.words td { text-align: left; overflow-wrap: anywhere; } li { overflow-wrap: anywhere; }
+table.words td { text-align: left; white-space: normal; } table.words td + td, li { overflow-wrap: anywhere; }
+@media (max-width: 480px) {
+  table { font-size: 0.75rem; } th, td { padding-right: 0.4rem; } ul { padding-left: 1.2rem; }
+}
 """
 
 
@@ -379,7 +383,7 @@ def _record(page: _Page, history: History | None) -> None:
 def _flat(name: str, value: Any) -> list[tuple[str, str]]:
     """Nested settings as lines; what is none, and what a reader cannot use, is left out."""
     if isinstance(value, dict):
-        kept = {key: part for key, part in value.items() if key not in ("sha256", "program")}
+        kept = {key: part for key, part in value.items() if key not in ("sha256", "program", "columns")}
         return [line for key, part in kept.items() for line in _flat(f"{name}, {key}" if name else key, part)]
     if isinstance(value, (list, tuple)) and any(isinstance(part, dict) for part in value):
         return [line for part in value for line in _flat(name, part)]
