@@ -91,6 +91,25 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp())
 
 
+def _rows() -> torch.Tensor:
+    return torch.linspace(-1, 1, 60).reshape(20, 3).sin()
+
+
+def _ones() -> torch.Tensor:
+    return torch.ones(7)
+
+
+def _history() -> pyro_vae.History:
+    names = ("loss", "beta", "train_elbo", "train_expected_log_likelihood", "train_kl")
+    return pyro_vae.History(epochs=[{"epoch": e, **dict.fromkeys(names, 1.0 / e)} for e in (1.0, 2.0)])
+
+
+@cache
+def _comparison() -> lab.Comparison:
+    vae = _vae()
+    return lab.compare(vae.model, vae.guide, _bits(), [elbo.ELBO()], draws=100, progress=False)
+
+
 def _saved() -> Path:
     path = _folder() / "vae.safetensors"
     checkpoint.save(path, _vae())
@@ -157,6 +176,14 @@ CONDITIONALS: dict[str, dict[str, Any]] = {
     "OneHotCategorical": {},
     "RelaxedBernoulli": {"temperature": 0.5},
     "RelaxedOneHotCategorical": {"temperature": 0.5},
+}
+PICTURES: dict[str, dict[str, Any]] = {
+    "reconstructed": {"num_images": 3},
+    "samples": {"num_images": 3, "mean": True},
+    "interpolations": {"num_pairs": 2, "num_steps": 3},
+    "manifold": {"num_steps": 3},
+    "latents": {"labels": list(range(14)), "method": "pca", "max_data": 14},
+    "units": {"threshold": 0.01, "max_data": 14},
 }
 _SAMPLING = {"num_particles": 2, "gradient": "pathwise", "plate": "data", "vectorize": True}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -603,6 +630,57 @@ CALLS: dict[str, Callable[[], Call]] = {
     "plots.reconstructions": lambda: (
         plots.reconstructions,
         {"x": torch.rand(3, 1, 4, 4), "reconstructed": torch.rand(3, 1, 4, 4), "columns": 2},
+    ),
+    **{
+        f"plots.{name}": _entry(
+            getattr(plots, name),
+            {"context": (), "seed": 0, **options},
+            program=_vae,
+            data=lambda: _bits().repeat(2, 1, 1, 1),
+        )
+        for name, options in PICTURES.items()
+    },
+    **{
+        f"plots.{name}": _entry(
+            getattr(plots, name),
+            {"context": (), "max_columns": 3, "max_data": 20, "seed": 0},
+            program=_of_columns,
+            data=_rows,
+        )
+        for name in ("marginals", "correlations")
+    },
+    "plots.curves": lambda: (plots.curves, {"history": _history()}),
+    "plots.rate_distortion": lambda: (plots.rate_distortion, {"found": _history()}),
+    "plots.weights": lambda: (
+        plots.weights,
+        {"found": evaluation.LogMarginalLikelihood(_ones(), _ones(), _ones(), _ones() / 2, 30)},
+    ),
+    "plots.calibration": lambda: (
+        plots.calibration,
+        {"found": evaluation.calibration(_vae(), evaluation.simulate(_vae(), _bits().repeat(15, 1, 1, 1)))},
+    ),
+    "plots.predictive": lambda: (
+        plots.predictive,
+        {"found": evaluation.predictive_checks(_vae(), _bits(), num_particles=3)},
+    ),
+    "plots.snr": lambda: (plots.snr, {"found": _comparison(), "group": "guide"}),
+    "plots.verdicts": lambda: (
+        plots.verdicts,
+        {"report": evaluation.report(_vae(), _bits().repeat(5, 1, 1, 1), num_particles=25)},
+    ),
+    "plots.report": lambda: (
+        plots.report,
+        {
+            "folder": _saved_program(),
+            "data": _bits(),
+            "labels": [0] * 7,
+            "out": _folder() / "page.html",
+            "verdicts": None,
+            "comparison": None,
+            "classes": [],
+            "max_data": 7,
+            "seed": 0,
+        },
     ),
     "testing.check_likelihood": lambda: (
         testing.check_likelihood,

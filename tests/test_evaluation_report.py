@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import legible
 import members
 import pyro
 import pyro.distributions as dist
@@ -283,8 +284,14 @@ def test_predictive_checks_leave_out_missing_values() -> None:
 def test_verdicts_are_drawn() -> None:
     verdicts = report(scaled(0.5), X, num_particles=50)
     drawn: Any = plots.verdicts(verdicts)
-    assert [axes.get_title() for axes in drawn.axes] == ["guide", "likelihood", "latent units", "importance weights"]
-    assert [axes.title.get_color() for axes in drawn.axes] == ["red", "black", "black", "red"]  # k-hat too
+    assert [axes.get_title() for axes in drawn.axes] == [
+        "guide:\nnarrow guide",
+        "likelihood: no fault",
+        "latent units: no fault",
+        "importance weights:\nunreliable importance weights",
+    ]
+    assert [axes.title.get_color() for axes in drawn.axes] == ["#D55E00", "black", "black", "#D55E00"]
+    assert legible.faults(drawn) == []
     assert sum(bar.get_height() for bar in drawn.axes[0].patches) == pytest.approx(1.0)
     assert sum(bar.get_height() for bar in drawn.axes[1].patches) == pytest.approx(1.0)
 

@@ -56,10 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedules": set(),
     "training": STEPS | {"models", "schedules", "data", "checkpoint"},
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
-    "lab": MODELS | STEPS | {"evaluation", "data"},
+    "style": set(),  # of all figures
+    "lab": MODELS | STEPS | {"evaluation", "data", "style"},
     "data": set(),
     "defaults": MODELS | {"data"},
-    "plots": {"training", "evaluation"},
+    "plots": MODELS | {"traces", "graphs", "training", "evaluation", "lab", "data", "checkpoint", "style"},
     "checkpoint": MODELS | {"schedules"},
     "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,

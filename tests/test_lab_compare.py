@@ -536,17 +536,38 @@ def test_Comparison_figures() -> None:
     found = Comparison(rows, found.log_marginal_likelihood, True, {}, 1)
     (axes,) = found.snr_figure().axes
     handles, labels = axes.get_legend_handles_labels()
-    assert labels == ["A", "B"]
-    lines: list[Any] = [handle[0] for handle in handles]  # type: ignore[index]
-    drawn = [[list(line.get_xdata()), list(line.get_ydata())] for line in lines]
-    assert drawn == [[[1, 4], [1.0, 2.0]], [[1], [3.0]]]
+    assert labels == ["B, K=1: no noise", "A"]  # whose ratio is none: it has no point
+    assert list(handles[0].get_xdata()) == []  # type: ignore[attr-defined]
+    line: Any = handles[1][0]  # type: ignore[index]
+    assert [list(line.get_xdata()), list(line.get_ydata())] == [[1, 4], [1.0, 2.0]]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "4"]  # the values of K
     (axes,) = found.cost_figure().axes
-    assert axes.get_legend_handles_labels()[1] == ["B, K=1: 0", "A"]
+    assert axes.get_legend_handles_labels()[1] == ["B, K=1: no noise", "A"]
+    assert [text.get_text() for text in axes.texts] == ["K=4", "K=1"]
     # Along a gray line, variance times time is the same.
     lines = [line for line in axes.lines if line.get_color() == "0.85"]
     products = [torch.as_tensor(line.get_xdata()) * torch.as_tensor(line.get_ydata()) for line in lines]
     assert len(lines) == 5
     assert all(product[0].item() == pytest.approx(product[1].item()) for product in products)
+
+
+def test_Comparison_names_of_points_do_not_lie_on_each_other() -> None:
+    found = run(*normal_normal(), [ELBO()], draws=100)
+    rows = tuple(row(family, 4, 1.0, variance=1 + 0.01 * i) for i, family in enumerate("ABCDE"))
+    figure = Comparison(rows, found.log_marginal_likelihood, True, {}, 1).cost_figure()
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    assert not any(first.overlaps(second) for i, first in enumerate(boxes) for second in boxes[:i])
+
+
+def test_Comparison_figures_of_no_noise_are_refused() -> None:
+    found = run(*normal_normal(), [ELBO()], draws=100)
+    found = Comparison((), found.log_marginal_likelihood, True, {}, 1)
+    with pytest.raises(
+        ValueError, match=r"snr_figure: expected estimators whose gradients vary .* got 0 of which none"
+    ):
+        found.snr_figure()
 
 
 def test_Comparison_row_that_is_not_there() -> None:

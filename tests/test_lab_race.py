@@ -174,11 +174,11 @@ def test_race_entries_are_programs_and_estimators_and_each_seed_has_its_weights(
     assert not ranked.verdict("same", "one").better
     last = [found.curves[f"tight, seed {s}"][-1].nll.value for s in (5, 6)]
     assert ranked.by_seed["tight"] == pytest.approx([-value for value in last], rel=1e-5)
-    (left, _) = found.figure().axes
-    legend = left.get_legend()
-    assert legend is not None
+    figure = found.figure()
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(entries)
-    assert [line.get_color() for line in left.lines] == ["C0", "C0", "C1", "C1", "C2", "C2"]
+    looks = [(line.get_color(), line.get_marker()) for line in figure.axes[0].lines]
+    assert looks == [("#0072B2", "o")] * 2 + [("#D55E00", "s")] * 2 + [("#009E73", "^")] * 2  # the seeds of one alike
 
 
 def test_race_seed_of_several_is_the_race_of_that_seed() -> None:

@@ -58,7 +58,7 @@ MALFORMED: dict[str, Callable[[], Any]] = {
 }
 # Each takes a tenth of a second or more.
 HEAVY = re.compile(
-    r"^(fit|lab\.|evaluation\.(ais|bdmc|amortization_gap|calibration|elbo_surgery|report|predictive_checks)|testing\.|SVI)"
+    r"^(fit|lab\.|evaluation\.(ais|bdmc|amortization_gap|calibration|elbo_surgery|report|predictive_checks)|testing\.|SVI|plots\.(?!images|reconstructions|curves|rate_distortion|weights))"
 )
 NAMES = [pytest.param(name, marks=pytest.mark.slow if HEAVY.match(name) else ()) for name in calls.CALLS]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -34,35 +35,40 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         given = checks.bound(function.__name__, signature, args, kwargs)
         program = cast(Program, given["program"])
-        _check_program(function.__name__, program)
+        check_program(function.__name__, program)
         call = signature.bind(*args, **kwargs)
         if hasattr(given.get("x"), "conditioned_on"):
             given["x"], *context = rows_of(function.__name__, program, given["x"])
             given["context"] = (*context, *given.get("context", ()))
             call.arguments |= {name: given[name] for name in ("x", "context") if name in signature.parameters}
         if "x" in given:
-            _check_rows(function.__name__, program, (given["x"], *given.get("context", ())))
+            check_rows(function.__name__, program, (given["x"], *given.get("context", ())))
         elif not hasattr(given["simulation"], "latents"):
             raise TypeError(
                 f"{function.__name__}: expected a Simulation; got {type(given['simulation']).__name__}. Pass "
                 "evaluation.simulate(program, x)."
             )
         else:
-            _check_rows(function.__name__, program, (given["simulation"].x, *given["simulation"].context))
-        parts = [
-            part for part in (program, unwrap(program.model), unwrap(program.guide)) if isinstance(part, nn.Module)
-        ]
-        modes = {module: module.training for part in parts for module in part.modules()}
-        with running_programs():
-            for part in parts:
-                part.eval()
-            try:
-                return checked(*call.args, **call.kwargs)
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
+            check_rows(function.__name__, program, (given["simulation"].x, *given["simulation"].context))
+        with evaluation_mode(program):
+            return checked(*call.args, **call.kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def evaluation_mode(program: Program) -> Iterator[None]:
+    """Context manager in which a program's modules are as ``eval()`` sets them; then each is in its own mode again."""
+    parts = [part for part in (program, unwrap(program.model), unwrap(program.guide)) if isinstance(part, nn.Module)]
+    modes = {module: module.training for part in parts for module in part.modules()}
+    with running_programs():
+        for part in parts:
+            part.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def rows_of(name: str, program: Any, dataset: Any, seed: int = 0) -> tuple[Tensor, ...]:
@@ -77,7 +83,8 @@ def rows_of(name: str, program: Any, dataset: Any, seed: int = 0) -> tuple[Tenso
     return rows
 
 
-def _check_program(name: str, program: Program) -> None:
+def check_program(name: str, program: Any) -> None:
+    """Raises for what has no model and guide."""
     for part in ("model", "guide"):
         if not callable(getattr(program, part, None)):
             raise TypeError(
@@ -86,7 +93,7 @@ def _check_program(name: str, program: Program) -> None:
             )
 
 
-def _check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
+def check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
     """Raises for data and contexts that are no tensors with a row for each datum, and data of another shape."""
     for value in rows:
         if not isinstance(value, Tensor):
