@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "svi": STEPS,
     "schedules": set(),
     "training": STEPS | {"models", "schedules", "data", "checkpoint"},
-    "evaluation": MODELS | {"traces", "elbo", "graphs"},
+    "evaluation": MODELS | {"traces", "elbo", "graphs", "data"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),
     "plots": {"training", "evaluation"},

@@ -15,6 +15,7 @@ from pyro_vae.evaluation.distortion import (
 from pyro_vae.evaluation.findings import Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.imputation import Imputation, condition, impute
+from pyro_vae.evaluation.latents import latent_means, write_latents
 from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.rates import Rate
@@ -59,6 +60,7 @@ __all__ = [
     "elbo_terms",
     "importance_bounds",
     "impute",
+    "latent_means",
     "log_conditional_likelihood",
     "log_marginal_likelihood",
     "posterior_samples",
@@ -69,4 +71,5 @@ __all__ = [
     "report",
     "score",
     "simulate",
+    "write_latents",
 ]
