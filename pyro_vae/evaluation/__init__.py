@@ -15,6 +15,7 @@ from pyro_vae.evaluation.distortion import (
 from pyro_vae.evaluation.findings import Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.imputation import Imputation, condition, impute
+from pyro_vae.evaluation.inference_data import to_inference_data
 from pyro_vae.evaluation.latents import latent_means, write_latents
 from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
@@ -71,5 +72,6 @@ __all__ = [
     "report",
     "score",
     "simulate",
+    "to_inference_data",
     "write_latents",
 ]
