@@ -40,6 +40,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """Modules that are imported when they are used, since not all users need what they import."""
-    if name in ("export", "plots", "testing", "trackers"):
+    if name in ("export", "lightning", "plots", "testing", "trackers"):
         return importlib.import_module(f"pyro_vae.{name}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": {"training", "evaluation"},
     "trackers": STEPS | {"models", "training", "evaluation"},
     "export": MODELS,
-    "lightning": STEPS | {"models"},
+    "lightning": STEPS | {"models", "training"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
     "__init__": PUBLIC,
