@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro.infer
@@ -20,6 +20,7 @@ from pyro_vae.svi.parameters import Declared
 from pyro_vae.traces.modules import roots_of
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.training.figures import seeded
+from pyro_vae.training.loop import ADAM
 
 try:
     from lightning import LightningModule
@@ -73,7 +74,7 @@ class SVIModule(LightningModule):
         program: Program,
         loss: pyro.infer.ELBO | None = None,
         *,
-        optimizer: OptimizerFactory = partial(torch.optim.Adam, lr=1e-3),
+        optimizer: OptimizerFactory = ADAM,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
@@ -94,8 +95,7 @@ class SVIModule(LightningModule):
 
     def forward(self, *args: Any) -> Tensor:
         """The loss of a batch, summed over its data, in nats; its gradient is the estimator's."""
-        self._svi.parameters.refresh()
-        with running_programs(), self._svi.scope():
+        with self._scope():
             with Declared() as declared:
                 loss: Any = self.loss
                 value: Tensor = loss.differentiable_loss(self.program.model, self.program.guide, *args)
@@ -120,7 +120,7 @@ class SVIModule(LightningModule):
         """Logs the ELBO of a batch and its two terms."""
         args = self.arguments(batch)
         n = len(args[0])
-        with running_programs(), self._svi.scope(), seeded(batch_idx, args[0].device):
+        with self._scope(), seeded(batch_idx, args[0].device):
             terms = ELBO(plate=getattr(self.loss, "plate", "data")).terms(self.program.model, self.program.guide, *args)
         told = {"elbo": terms.elbo, "expected_log_likelihood": terms.expected_log_likelihood, "kl": terms.kl}
         self.log_dict({f"val_{name}": value.mean() for name, value in told.items()}, batch_size=n)
@@ -131,6 +131,13 @@ class SVIModule(LightningModule):
         if self.make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
+
+    @contextlib.contextmanager
+    def _scope(self) -> Iterator[None]:
+        """Context manager in which the programs find their parameters."""
+        self._svi.parameters.refresh()
+        with running_programs(), self._svi.scope():
+            yield
 
     def _calibrate(self, args: tuple[Any, ...]) -> None:
         """Sets in closed form what no gradient learns, of the first batch of an epoch."""
@@ -180,6 +187,6 @@ def _check(program: Any, loss: Any, optimizer: Any) -> None:
         )
     if isinstance(optimizer, pyro.optim.PyroOptim):
         raise TypeError(
-            f"SVIModule: expected a function from parameters to a torch.optim optimizer; got {type(optimizer).__name__} "
+            f"SVIModule: expected a function that makes a torch.optim optimizer; got {type(optimizer).__name__}, "
             "of Pyro. Use functools.partial(torch.optim.Adam, lr=1e-3), for example."
         )
