@@ -465,6 +465,7 @@ def test_Dataset_refuses_labels_that_are_no_classes(labels: list[Any], message: 
         data.as_dataset(Items(*((np.ones(2), label) for label in labels)))
 
 
+@pytest.mark.filterwarnings("ignore:Dataset .array.")
 def test_as_dataset_refuses_loaders_that_select_beneath_their_batches() -> None:
     whole = TensorDataset(torch.arange(8.0).reshape(4, 2))
     some = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler([0, 1]), 2, False)
@@ -634,6 +635,7 @@ class Doubled(DataLoader[Any]):
         (pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}).set_index("a"), "the index is left out: a"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Dataset 'array'")  # of the first and the third, see test_data_sets.py
 def test_what_was_changed_on_the_way_is_noted(x: Any, note: str) -> None:
     assert data.as_dataset(x).note.endswith(note)
     assert bool(note) == bool(data.as_dataset(x).note)

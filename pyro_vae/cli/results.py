@@ -80,7 +80,7 @@ def report(folder: str, data: str | None = None, split: Split = "test", max_data
     chosen: Any = run.dataset(data, split).take(max_data)
     found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
     print(*found.telling(), sep="\n")
-    print(plots.report(folder, data=chosen, seed=seed))
+    print(plots.report(folder, chosen, verdicts=found, seed=seed))
 
 
 def compare(

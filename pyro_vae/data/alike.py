@@ -1,6 +1,8 @@
-"""Whether the numbers of two sets mean the same."""
+"""Whether the numbers of two sets mean the same, and whether a program takes them as they are."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -37,6 +39,14 @@ def check_alike(subject: str, train: Dataset, validation: Dataset) -> None:
                 f"by 1/{scaled.levels}, and whole numbers up to {float(other.images.nan_to_num(0).max()):g}. Give both "
                 "in one dtype."
             )
+
+
+def as_taken(program: object, dataset: Dataset) -> Dataset:
+    """A set in the shape that a program takes: gray images get the axis of one channel that its likelihood asks for."""
+    event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
+    if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
+        return replace(dataset, images=dataset.images.unsqueeze(1))
+    return dataset
 
 
 def _categories(dataset: Dataset) -> tuple[tuple[str, ...], ...]:

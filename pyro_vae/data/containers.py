@@ -13,12 +13,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.data.arrays import Numbers, no_pixels, of_part, to_float32
 from pyro_vae.data.columns import Kinds
+from pyro_vae.data.hugging_face import of_hugging_face
 from pyro_vae.data.tables import of_anndata, of_pandas, of_scipy
 from pyro_vae.data.torch_sets import of_set
 
 
 def numbers(subject: str, x: Any, kinds: Kinds | None = None) -> Numbers:
-    """The numbers of a tensor, an array, nested lists, a pandas table, a scipy matrix, AnnData, or a set of torch.
+    """The numbers of a tensor, an array, nested lists, a pandas table, a scipy matrix, AnnData, or a set.
 
     Masked and missing values become NaN, categories their codes.
 
@@ -50,8 +51,10 @@ def _found(subject: str, x: Any, kinds: Kinds | None) -> Numbers:
         return of_scipy(subject, x)
     if "pandas" in packages and (hasattr(x, "to_frame") or hasattr(x, "to_records")):
         return of_pandas(subject, x, kinds)
+    if "datasets" in packages and (hasattr(x, "features") or isinstance(x, dict)):
+        return of_hugging_face(subject, x, lambda frame: of_pandas(subject, frame, kinds), lambda x: of_set(subject, x))
     if "anndata" in packages and hasattr(x, "var_names"):
-        return of_anndata(x, numbers(f"{subject}, X of AnnData", x.X))
+        return of_anndata(subject, x, numbers)
     if isinstance(x, str):
         raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(

@@ -26,12 +26,19 @@ def as_dataset(x: Any, name: str = "array", *, kinds: Kinds | None = None) -> Da
     categories are binary where there are two, ordinal where pandas has an order, else categories.
 
     Args:
-        x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix, AnnData, or a
-            Dataset or DataLoader of torch, read once, whose second parts are labels where they are whole numbers.
+        x: a tensor, a numpy array (masked or not), nested lists, a pandas DataFrame, a scipy matrix; AnnData, of which
+            X is taken, or its ``raw``, or a layer, ``adata.layers["counts"]``; a Dataset or DataLoader of torch, read
+            once, whose second parts are labels where they are whole numbers, or of which each datum is a dictionary
+            with an image or x and a label or y; a Dataset of Hugging Face's, of which a column of images or arrays is
+            taken, or else all columns as a table, and labels from a column of classes.
         name: What errors, histories and plots call the set.
         kinds: of columns of a DataFrame, by name, in place of those found: ``real``, ``positive``, ``count``,
             ``binary``, ``ordinal`` or ``category``; or the values of an ordinal in their order. The ``table`` of the
             training data reads a further frame, such as test data, in its columns and codes.
+
+    Warns:
+        UserWarning: What a set or a loader of torch does to data that is not done to these: other data at each reading,
+            as random transforms give, a ``collate_fn``, an ``__iter__`` of its own.
 
     Raises:
         TypeError: Something else, or values that are not real numbers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,16 @@ def of_scipy(subject: str, x: Any) -> Numbers:
     return Numbers(of_array(subject, x.toarray()), note=f"made dense from {x.nnz} stored values")
 
 
-def of_anndata(x: Any, inner: Numbers) -> Numbers:
-    """AnnData, given the numbers of its X."""
+def of_anndata(subject: str, x: Any, numbers: Callable[[str, Any], Numbers]) -> Numbers:
+    """AnnData, or its ``raw``: the numbers of X, read from the file where it is backed by one."""
+    if getattr(x, "isbacked", False):
+        x = x.to_memory()
+    if x.X is None:
+        names = first(list(getattr(x, "layers", ()) or ())) or "none"
+        raise TypeError(
+            f"{subject}: expected AnnData with an X; got none, and layers: {names}. Give a layer, adata.layers[...]."
+        )
+    inner = numbers(f"{subject}, X of AnnData", x.X)
     parts = {part: list(getattr(x, part, None) or ()) for part in ("layers", "obsm")}
     parts["obs"] = list(getattr(getattr(x, "obs", None), "columns", ()))
     left = [listed(f"its {part} are left out", list(map(str, names))) for part, names in parts.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch.utils.data import (
     default_convert,
 )
 
-from pyro_vae.data.arrays import Numbers, joined, of_part, stacked
+from pyro_vae.data.arrays import Numbers, first, joined, of_part, stacked
 
+_VALUES = "image", "images", "x", "data", "pixel_values"
+_LABELS = "label", "labels", "y", "target"
 _READ_AGAIN = 8  # data of a set, to see whether it draws them: a flip at random escapes once in 256 times
 
 
@@ -39,6 +42,10 @@ def of_set(subject: str, x: Any) -> Numbers:
     again = [_item(subject, of, i)[0] for i in range(min(size, _READ_AGAIN))]
     if not all(_equal(item[0], other) for item, other in zip(items, again, strict=False)):
         notes.append("its data differ from one reading to the next, and are those of the first")
+        warnings.warn(
+            f"{subject}: {notes[-1]}, at every epoch too. For fresh ones take steps over a DataLoader: svi.step(x).",
+            stacklevel=2,
+        )
     values = stacked(subject, [item[0] for item in items])
     labels = _labels(subject, [item[1] for item in items]) if widths[0] > 1 else None
     if widths[0] > 1 and labels is None:
@@ -63,11 +70,14 @@ def _loader_notes(subject: str, loader: Any) -> list[str]:
     _size(subject, loader.dataset)
     _check_order(subject, loader)
     notes = ["of a DataLoader, whose batches and order are left out"]
+    ignored = []
     if loader.collate_fn not in (default_collate, default_convert):
-        notes.append("its collate_fn is not applied")
+        ignored.append("its collate_fn is not applied")
     if type(loader).__iter__ is not DataLoader.__iter__:
-        notes.append(f"what {type(loader).__name__} does to batches is not applied")
-    return notes
+        ignored.append(f"what {type(loader).__name__} does to batches is not applied")
+    for note in ignored:
+        warnings.warn(f"{subject}: {note}. Let the set itself do what changes data.", stacklevel=2)
+    return notes + ignored
 
 
 def _check_order(subject: str, loader: Any) -> None:
@@ -86,9 +96,14 @@ def _item(subject: str, x: Any, i: int) -> tuple[Any, ...]:
     """The values of a datum and its further parts, copied: a set may hand out one buffer for all its data."""
     try:
         item = x[i]
-        parts = tuple(item) if isinstance(item, list | tuple) else (item,)
+        parts = _by_name(item) if isinstance(item, dict) else tuple(item) if isinstance(item, list | tuple) else (item,)
         if isinstance(parts[0] if parts else None, Image.Image):
             parts[0].load()
+    except _NamesError as error:
+        raise TypeError(
+            f"{subject}: expected data named {', '.join(_VALUES)}, with labels named {', '.join(_LABELS)}; got "
+            f"{first(item)}. Name them so, or give (values, label)."
+        ) from error
     except Exception as error:
         raise ValueError(
             f"{subject}: expected a set of {len(x)} readable data; got {type(error).__name__} ({error}) at {i}. Mend "
@@ -104,6 +119,22 @@ def _item(subject: str, x: Any, i: int) -> tuple[Any, ...]:
     except TypeError as error:
         raise TypeError(f"{error} It was the datum {i}, a {type(item).__name__}.") from error
     return values, *(int(part) if _is_whole(part) else part for part in parts[1:])
+
+
+class _NamesError(Exception):
+    """A dictionary of which it is not clear what the values are."""
+
+
+def _by_name(item: dict[Any, Any]) -> tuple[Any, ...]:
+    """The values, the label and what else is in a dictionary."""
+    values = [name for name in item if name in _VALUES]
+    labels = [name for name in item if name in _LABELS]
+    if not values and len(item) == 1:
+        values = list(item)
+    if len(values) != 1 or len(labels) > 1:
+        raise _NamesError
+    others = [name for name in item if name not in (*values, *labels)]
+    return tuple(item[name] for name in (*values, *labels, *others))
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:

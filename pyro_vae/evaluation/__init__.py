@@ -15,6 +15,8 @@ from pyro_vae.evaluation.distortion import (
 from pyro_vae.evaluation.findings import Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood, posterior_samples
 from pyro_vae.evaluation.imputation import Imputation, condition, impute
+from pyro_vae.evaluation.inference_data import to_inference_data
+from pyro_vae.evaluation.latents import latent_means, write_latents
 from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.rates import Rate
@@ -59,6 +61,7 @@ __all__ = [
     "elbo_terms",
     "importance_bounds",
     "impute",
+    "latent_means",
     "log_conditional_likelihood",
     "log_marginal_likelihood",
     "posterior_samples",
@@ -69,4 +72,6 @@ __all__ = [
     "report",
     "score",
     "simulate",
+    "to_inference_data",
+    "write_latents",
 ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def rate_distortion(
 @partial(checks.arguments, "rate_distortion_curve")
 def rate_distortion_curve(
     programs: Mapping[float, Program],
-    x: Tensor,
+    x: Any,
     *context: Tensor,
     num_particles: int = 1,
     analytic_kl: bool = False,

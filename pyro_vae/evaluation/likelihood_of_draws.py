@@ -53,7 +53,7 @@ def check_likelihood(subject: str, program: Program, args: tuple[Tensor, ...], b
     few = tuple(a[: batch_size or 2] for a in args)
     # Unchecked, since reduce_runs says what is wrong with data, and without the guide, which may belong to all of them.
     with unchanged_param_store(), pyro.validation_enabled(False), random_state(args):
-        site = _site_of_x(subject, poutine.trace(program.model).get_trace(*few), few[0])
+        site = site_of(subject, poutine.trace(program.model).get_trace(*few), few[0])
     fn = site["fn"]
     while isinstance(fn, Independent):
         fn = fn.base_dist
@@ -112,7 +112,7 @@ def at_draws(
                 f"{subject}: expected a guide that draws every latent of the model; got {sorted(traces.enumerated)}, "
                 "which the model sums out. Draw them in the guide."
             )
-        site = _site_of_x(subject, traces.model, batch[0])
+        site = site_of(subject, traces.model, batch[0])
         values = by_draw(site, function(site["fn"], site["value"]), traces, plate)
         assert values.shape == (num_samples, *batch[0].shape)
         return values
@@ -138,7 +138,7 @@ def _at(latents: dict[str, Tensor], program: Program, args: tuple[Tensor, ...], 
         )
 
 
-def _site_of_x(subject: str, trace: Trace, x: Tensor) -> Site:
+def site_of(subject: str, trace: Trace, x: Tensor) -> Site:
     """The site at which the model observes x."""
     sites = [trace.nodes[name] for name in trace.observation_nodes if trace.nodes[name]["value"] is x]
     if len(sites) != 1:

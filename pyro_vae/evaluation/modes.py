@@ -11,8 +11,12 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae import checks
+from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data.alike import as_taken
 from pyro_vae.models import Program
 from pyro_vae.tables import check_table
 from pyro_vae.traces.threads import running_programs
@@ -24,7 +28,8 @@ T = TypeVar("T")
 def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
     """Runs a function of a program, its first argument, with the program's modules as ``eval()`` sets them.
 
-    Its data may be a Dataset, of which all rows are taken, with their contexts. What training adds, such as dropout or
+    Its data may be a Dataset, of which all rows are taken, with their contexts, or what is made into one: a set or
+    loader of torch, a set of Hugging Face's, AnnData. What training adds, such as dropout or
     the site ``"classification"`` of SemiSupervisedVAE, is no part of a density. Afterwards every module is in
     the mode that it was in.
     """
@@ -37,7 +42,7 @@ def in_evaluation_mode(function: Callable[P, T]) -> Callable[P, T]:
         program = cast(Program, given["program"])
         check_program(function.__name__, program)
         call = signature.bind(*args, **kwargs)
-        if hasattr(given.get("x"), "conditioned_on"):
+        if is_set(given.get("x")):
             given["x"], *context = rows_of(function.__name__, program, given["x"])
             given["context"] = (*context, *given.get("context", ()))
             call.arguments |= {name: given[name] for name in ("x", "context") if name in signature.parameters}
@@ -71,16 +76,22 @@ def evaluation_mode(program: Program) -> Iterator[None]:
                 module.training = mode
 
 
-def rows_of(name: str, program: Any, dataset: Any, seed: int = 0) -> tuple[Tensor, ...]:
-    """All data of a Dataset and their contexts; the bits of a dynamic one are drawn once, by a seed.
+def is_set(x: object) -> bool:
+    """Whether x is a set of data that says by itself what its numbers are: ours, one of torch or of other libraries."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(x).__mro__}
+    return isinstance(x, Dataset | DataLoader | TorchDataset) or bool(packages & {"anndata", "datasets"})
+
+
+def rows_of(name: str, program: Any, given: Any, seed: int = 0) -> tuple[Tensor, ...]:
+    """All data of a set and their contexts; the bits of a dynamic one are drawn once, by a seed.
 
     Raises:
         ValueError: a table whose columns mean something else than the program's.
     """
+    dataset = as_taken(program, as_dataset(given))
     check_table(name, program, dataset)
     generator = torch.Generator(dataset.device).manual_seed(seed)
-    rows: tuple[Tensor, ...] = dataset.batch(torch.arange(len(dataset)), generator)
-    return rows
+    return dataset.batch(torch.arange(len(dataset)), generator)
 
 
 def check_program(name: str, program: Any) -> None:

@@ -135,7 +135,7 @@ def active_units(
     run = guide_run(program.guide, args, num_particles)
     variance, error, mean, how = {}, {}, {}, {}
     for name, _, site in run.latents():
-        means, how[name] = _means(name, site, run, plate)
+        means, how[name] = means_of("active_units", site, run, plate)
         averages = means.mean(0)
         centered = averages - averages.mean(0)
         biased = centered.square().mean(0)
@@ -146,7 +146,7 @@ def active_units(
     return ActiveUnits(variance, error, mean, threshold, len(x), num_particles, how)
 
 
-def _means(name: str, site: Site, run: Traces, plate: str) -> tuple[Tensor, str]:
+def means_of(subject: str, site: Site, run: Traces, plate: str) -> tuple[Tensor, str]:
     """E_q[z|x] given the draws of other latents, (K, N, ...), or the draws themselves; and which of these it is."""
     try:
         mean = site["fn"].mean
@@ -156,8 +156,8 @@ def _means(name: str, site: Site, run: Traces, plate: str) -> tuple[Tensor, str]
         return by_draw(site, mean.expand(site["value"].shape), run, plate), "means in closed form"
     if run.num_particles < 2:
         raise ValueError(
-            f"active_units: expected several draws at site {name!r}, whose distribution has no mean in closed form; "
-            "got 1. Use num_particles=100."
+            f"{subject}: expected several draws at site {site['name']!r}, whose distribution has no mean in closed "
+            "form; got 1. Use num_particles=100."
         )
     return by_draw(site, site["value"], run, plate), "means of draws"
 

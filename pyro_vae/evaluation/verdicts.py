@@ -17,7 +17,7 @@ from pyro_vae.evaluation.amortization import amortization_gap
 from pyro_vae.evaluation.distortion import rate_distortion
 from pyro_vae.evaluation.findings import CHECKS, Finding
 from pyro_vae.evaluation.importance import LogMarginalLikelihood, log_marginal_likelihood
-from pyro_vae.evaluation.modes import in_evaluation_mode, rows_of
+from pyro_vae.evaluation.modes import in_evaluation_mode, is_set, rows_of
 from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.results import Estimate, Result, plain
@@ -172,7 +172,7 @@ def report(
     checks.whole("report", "max_data", max_data, MIN_DATA)
     checks.whole("report", "seed", seed, 0)
     args = (x, *context)
-    if hasattr(train, "conditioned_on"):
+    if is_set(train):
         train = rows_of("report", program, train, seed)
     given = None if train is None else train if isinstance(train, tuple) else (train,)
     _check_rows(args, given, labels)

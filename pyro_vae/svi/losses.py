@@ -75,6 +75,11 @@ def as_number(loss: Any) -> float:
     return sum(map(float, loss)) if isinstance(loss, tuple) else float(loss)
 
 
+def leaves_value_out(loss: Any) -> bool:
+    """Whether a loss has gradients but no value, for which it returns infinity."""
+    return isinstance(loss, pyro.infer.TraceTailAdaptive_ELBO)
+
+
 def is_sound(loss: Any, value: float, named: Mapping[str, Tensor]) -> bool:
     """Whether the value of a loss is finite; of a loss that has gradients alone, and infinity, whether these are.
 
@@ -83,7 +88,7 @@ def is_sound(loss: Any, value: float, named: Mapping[str, Tensor]) -> bool:
         value: what it returned.
         named: the parameters, with their gradients, by name.
     """
-    if math.isfinite(value) or math.isnan(value) or not isinstance(loss, pyro.infer.TraceTailAdaptive_ELBO):
+    if math.isfinite(value) or math.isnan(value) or not leaves_value_out(loss):
         return math.isfinite(value)
     gradients = [p.grad for p in named.values() if p.grad is not None]
     return all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
 from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.data.alike import check_alike
+from pyro_vae.data.alike import as_taken, check_alike
 from pyro_vae.distributed import Ranks, ranks
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
@@ -346,9 +345,7 @@ def _data_for(program: Program, name: str, given: Any, like: Dataset | None = No
     if like is not None:
         check_alike("fit", like, dataset)
     check_table(f"fit, {name} data", program, dataset)
-    event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
-    if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
-        dataset = replace(dataset, images=dataset.images.unsqueeze(1))
+    dataset = as_taken(program, dataset)
     _check_data(program, name, dataset)
     return dataset
 
