@@ -49,6 +49,10 @@ class Enumerate(Gradient):
                 f"ELBO(analytic_kl=False). {remedy}."
             )
 
+    def check_programs(self, call: Call) -> None:
+        assert call.structure is not None
+        call.check_sums([name for name, latent in call.structure.guide.items() if latent.enumerable])
+
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
@@ -130,6 +134,9 @@ class BySite(Gradient):
                     f"{type(estimator).__name__}: expected a gradient that mixes, for this bound, at site {name!r}; "
                     "got stl, which does for ELBO(analytic_kl=False). Use 'pathwise'."
                 )
+
+    def check_programs(self, call: Call) -> None:
+        call.check_sums(list(self._of(Enumerate)))
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
