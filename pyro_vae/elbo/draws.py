@@ -90,7 +90,8 @@ class Call:
         latents = self.structure.guide
         summed = [n for n in names if n in latents and latents[n].enumerable and latents[n].num_samples is None]
         if summed and not self.structure.enumerated:
-            check_sums(self.model, self.guide, self.args, self.kwargs, self.structure, summed)
+            size = self.num_particles if self.vectorize else 1
+            check_sums(self.model, self.guide, self.args, self.kwargs, self.structure, size, summed)
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_vae.traces.dry_run import dry_run
@@ -25,6 +25,7 @@ def check_sums(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     structure: Structure,
+    num_particles: int,
     summed: Collection[str],
 ) -> None:
     """Raises for programs that mix the values of a latent that is summed over, as ``x.mean()`` without a dim does.
@@ -39,18 +40,16 @@ def check_sums(
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         structure: of :func:`~pyro_vae.traces.tracing.inspect`.
+        num_particles: K, of one pass.
         summed: sites of the guide that take every value of their support.
 
     Raises:
         ValueError: naming the first site whose log-density is another one.
     """
-
-    def alone(draws: Trace) -> dict[str, Tensor]:
-        return _log_probs(trace_programs(model, guide, args, kwargs, structure=structure, subsamples=draws))
-
+    traced = partial(trace_programs, model, guide, args, kwargs, num_particles=num_particles, structure=structure)
     device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
     with dry_run(args), _evaluation((model, guide)), torch.autocast(device, enabled=False):
-        run = trace_programs(model, guide, args, kwargs, structure=structure, enumerate_=summed)
+        run = traced(enumerate_=summed)
         dims = [site["infer"]["_enumerate_dim"] for name, _, site in run.latents() if name in summed]
         together = _log_probs(run)
         for last in (False, True):
@@ -58,9 +57,10 @@ def check_sums(
             for name, _, site in run.latents():
                 fn = site["fn"]
                 value = _as_drawn(_at(site["value"], dims, len(fn.event_shape), last), fn, dims)
-                draws.nodes[name] = {**site, "value": value}
-            first, second = alone(draws), alone(draws)
-            if any(not torch.equal(first[name], second[name]) for name in first):
+                node: Site = {**site, "value": value}
+                draws.nodes[name] = node
+            first, second = (_log_probs(traced(subsamples=draws)) for _ in range(2))
+            if first.keys() != second.keys() or any(not torch.equal(first[name], second[name]) for name in first):
                 return
             for name in first:
                 if name in together and not _same(_at(together[name], dims, 0, last), first[name]):
