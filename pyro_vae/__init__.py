@@ -3,7 +3,19 @@
 import importlib
 from types import ModuleType
 
-from pyro_vae import checkpoint, conditionals, data, elbo, evaluation, lab, likelihoods, nets, priors, schedules
+from pyro_vae import (
+    checkpoint,
+    conditionals,
+    data,
+    defaults,
+    elbo,
+    evaluation,
+    lab,
+    likelihoods,
+    nets,
+    priors,
+    schedules,
+)
 from pyro_vae.checkpoint.hub import from_pretrained, push_to_hub
 from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.losses import explain
@@ -22,6 +34,7 @@ __all__ = [
     "checkpoint",
     "conditionals",
     "data",
+    "defaults",
     "elbo",
     "evaluation",
     "explain",

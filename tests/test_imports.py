@@ -19,7 +19,19 @@ FAMILIES = DENSITIES | {"family"}
 PARTS = FAMILIES | {"likelihoods", "priors", "conditionals"}
 MODELS = PARTS | {"models"}
 STEPS = {"traces", "elbo", "graphs", "compilation", "svi"}
-PUBLIC = MODELS | {"losses", "elbo", "schedules", "svi", "training", "evaluation", "lab", "data", "plots", "checkpoint"}
+PUBLIC = MODELS | {
+    "losses",
+    "elbo",
+    "schedules",
+    "svi",
+    "training",
+    "evaluation",
+    "lab",
+    "data",
+    "defaults",
+    "plots",
+    "checkpoint",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),  # everything may import it, and internals
     "internals": set(),
@@ -45,9 +57,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": MODELS | {"traces", "elbo", "graphs"},
     "lab": MODELS | STEPS | {"evaluation", "data"},
     "data": set(),
+    "defaults": MODELS | {"data"},
     "plots": {"training", "evaluation"},
     "checkpoint": MODELS | {"schedules"},
     "testing": PARTS,
+    "cli": PUBLIC | {"__init__"},
+    "__main__": {"cli"},
     "__init__": PUBLIC,
 }
 # The third-party packages of the modules that are to be usable without the rest.
@@ -142,9 +157,9 @@ def test_circles_sees_one() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "wrong"),
     [
-        ("nets.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
-        ("nets.py", "import pyro", ["pyro"]),
-        ("nets.py", "def lazily():\n    from . import models", ["pyro_vae.models"]),
+        ("nets/mlp.py", "from pyro_vae.models import VAE", ["pyro_vae.models.VAE"]),
+        ("nets/mlp.py", "import pyro", ["pyro"]),
+        ("nets/mlp.py", "def lazily():\n    from .. import models", ["pyro_vae.models"]),
         ("family.py", "from pyro_vae import nets, __version__", ["pyro_vae.__version__"]),
         ("likelihoods/base.py", "from ..priors import Prior", ["pyro_vae.priors.Prior"]),
         ("likelihoods/__init__.py", "from .base import Likelihood", []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import VAE, data, elbo
+from pyro_vae import VAE, cli, data, elbo
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 _, USE, REPLACEMENTS, TABLES, EXPLAIN, KEEP, MEASURE, COMPARE, RANK, SPEED = re.findall(
     r"```python\n(.*?)```", README, re.DOTALL
 )
+DIGITS = ["train", "--data", "digits", "--likelihood", "Binomial", "--epochs", "2"]
 
 
 @pytest.fixture
@@ -50,6 +52,22 @@ def test_README_parts_are_replaced_by_one_line_each(names: dict[str, Any]) -> No
         else:
             assert part in parts
             assert VAE(**{**parts, part: value}).sample(1).shape == (1, 1, 28, 28)
+
+
+@pytest.mark.slow
+def test_README_commands_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"```bash\n(pyro-vae train.*?)```", README, re.DOTALL)
+    lines = block.replace("\\\n", " ").replace("--epochs 50", "--epochs 2").replace("--epochs 100", "--epochs 3")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*DIGITS, "--out", "runs/b"]) == 0
+    for line in lines.splitlines():
+        command = shlex.split(line, comments=True)
+        assert command[0] == "pyro-vae"
+        assert cli.main(command[1:]) == 0, line
+        assert capsys.readouterr().out
+    assert {"samples.png", "report.html", "evaluation.json"} <= {path.name for path in Path("runs/a").iterdir()}
 
 
 def test_README_code_of_tables_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ REASONS = {
 
 LONG_FILES = {
     "svi/svi.py": "one class, the step, and the documentation of its arguments",
-    "nets.py": "bodies and heads, to be told apart",
 }
 
 

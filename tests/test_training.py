@@ -227,7 +227,7 @@ def test_fit_bar_is_shown_when_asked_for(capfd: pytest.CaptureFixture[str]) -> N
     out, err = capfd.readouterr()
     assert out == ""
     assert "2/2" in err
-    assert "-elbo=" in err
+    assert "train -ELBO " in err
     assert err.splitlines()[-1].startswith("completed after 2 epochs")
 
 

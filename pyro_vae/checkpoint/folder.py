@@ -34,7 +34,7 @@ from pyro_vae.checkpoint.programs import (
     write_weights,
 )
 
-_HISTORY, _LOCK = "history.jsonl", ".lock"
+HISTORY, _LOCK = "history.jsonl", ".lock"
 
 
 class RunFolder:
@@ -210,11 +210,11 @@ class RunFolder:
     def write_history(self, rows: Iterable[Mapping[str, float]]) -> None:
         """Begins the file of epochs with those that a checkpoint holds."""
         with self.writing("the history"):
-            files.replace(self.path / _HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            files.replace(self.path / HISTORY, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def append_row(self, row: Mapping[str, float]) -> None:
         """Adds an epoch to it."""
-        with self.writing("the history"), (self.path / _HISTORY).open("a", encoding="utf-8") as file:
+        with self.writing("the history"), (self.path / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def write_best(self, program: object) -> None:
@@ -256,7 +256,7 @@ class RunFolder:
     def _check_links(self) -> None:
         """Raises for links where files are emptied and removed: whoever made the folder chose what they lead to."""
         files.check_links(self.path, [self.path / name for name in OF_FOLDER if name != CHECKPOINTS])
-        for name in {_LOCK, _HISTORY, CARD, *OF_FOLDER}:
+        for name in {_LOCK, HISTORY, CARD, *OF_FOLDER}:
             path, kind = self.path / name, "a folder" if name == CHECKPOINTS else "a file"
             emptied = name in (_LOCK, CHECKPOINTS)
             if (emptied and path.is_symlink()) or (path.exists() and path.is_dir() != (name == CHECKPOINTS)):

@@ -26,38 +26,48 @@ from pyro_vae.data.parsing import file_of, folder_of
 # Of the images of a folder: this much, or this many times the sizes of the files, of which blank ones take little.
 _ROOM, _GROWTH = 2**29, 250
 _DEEPEST = 32  # folders within folders
+TABLES, ANNDATA = (".csv", ".parquet"), ".h5ad"
 
 
 def read(path: Path, kinds: Kinds | None = None) -> Dataset:
-    """The set in a ``.npy``, ``.npz`` or ``.csv`` file or a folder of images."""
+    """The set in a ``.npy``, ``.npz``, ``.csv``, ``.parquet`` or ``.h5ad`` file or a folder of images."""
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{file_of(path)}: expected a file or folder; got none. Check the path.")
-    if path.suffix.lower() not in (".npy", ".npz", ".csv"):
+    if path.suffix.lower() not in (".npy", ".npz", *TABLES, ANNDATA):
         raise ValueError(
-            f"{file_of(path)}: expected a .npy, .npz or .csv file or a folder of images; got "
+            f"{file_of(path)}: expected a .npy, .npz, .csv, .parquet or .h5ad file or a folder of images; got "
             f"{path.suffix or 'no suffix'!r}. Read it yourself and pass the array."
         )
     if not path.is_file():
         kind = stat.filemode(path.stat().st_mode)
         raise ValueError(f"{file_of(path)}: expected a file that ends; got a pipe or device, {kind}. Copy it.")
-    if path.suffix.lower() == ".csv":
-        return as_dataset(_frame(path), name=path.stem, kinds=kinds)
+    if path.suffix.lower() in TABLES:
+        return as_dataset(read_frame(path), name=path.stem, kinds=kinds)
+    if path.suffix.lower() == ANNDATA:
+        return as_dataset(read_anndata(path), name=path.stem)
     values, labels, note = read_arrays(path)
     dataset = as_dataset(values, name=path.stem)
     dataset = replace(dataset, note=joined(dataset.note, note))
     return dataset if labels is None else replace(dataset, labels=torch.from_numpy(check_labels(path, labels)))
 
 
-def _frame(path: Path) -> Any:
-    """A table of words and numbers, with names in its first line, as pandas reads it."""
+def read_frame(path: Path) -> Any:
+    """A ``.csv`` table, with names in its first line, or a ``.parquet`` one, as pandas reads it.
+
+    Raises:
+        ImportError: pandas is not installed, or pyarrow for a parquet file.
+        ValueError: the file is no such table.
+    """
     try:
         import pandas
     except ImportError as error:
         raise ImportError(
-            f"{file_of(path)}: expected pandas to read tables; got none. Use pip install pandas."
+            f"{file_of(path)}: expected pandas to read tables; got none. Use pip install 'pyro-vae[tables]'."
         ) from error
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path, pandas)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # of lines with more cells than names
@@ -73,6 +83,41 @@ def _frame(path: Path) -> Any:
         raise ValueError(
             f"{file_of(path)}: expected a table of comma-separated values with names in its first line; got "
             f"{checks.printable(error)}. Read it with pandas.read_csv and its options, and pass the DataFrame."
+        ) from error
+
+
+def _read_parquet(path: Path, pandas: Any) -> Any:
+    try:
+        return pandas.read_parquet(path)
+    except ImportError as error:
+        raise ImportError(
+            f"{file_of(path)}: expected pyarrow to read a parquet file; got none. Use pip install 'pyro-vae[tables]'."
+        ) from error
+    except (ValueError, OSError) as error:  # pyarrow's own errors are such
+        raise ValueError(
+            f"{file_of(path)}: expected a parquet file; got {checks.printable(error)}. Write it again."
+        ) from error
+
+
+def read_anndata(path: Path) -> Any:
+    """The AnnData of an ``.h5ad`` file.
+
+    Raises:
+        ImportError: anndata is not installed.
+        ValueError: the file is none.
+    """
+    try:
+        import anndata
+    except ImportError as error:
+        raise ImportError(
+            f"{file_of(path)}: expected anndata to read cells; got none. Use pip install 'pyro-vae[cells]'."
+        ) from error
+    try:
+        return anndata.read_h5ad(path)
+    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file_of(path)}: expected an AnnData file of cells by genes; got {checks.printable(error)}. Write it "
+            "again with adata.write_h5ad."
         ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae import checks
 from pyro_vae.distributions import MixtureOfDiagonalNormals, shaped
 from pyro_vae.family import Family
 from pyro_vae.priors.base import Prior
@@ -29,6 +30,7 @@ class VampPrior(Prior):
     Args:
         pseudo_inputs: where the pseudo-inputs start, data of shape (K, \*event_shape), for instance
             ``train.tensor()[:500]``; integers are taken for pixels in 0, ..., 255 and divided by 255.
+        num_components: K, where it is less than the pseudo-inputs given, of which the first are taken.
         clamp: keep the pseudo-inputs in [0, 1], as gray pixels are, by clamping them in the forward pass. False for
             data of another range.
 
@@ -47,14 +49,21 @@ class VampPrior(Prior):
         True
     """
 
-    def __init__(self, pseudo_inputs: Tensor, *, clamp: bool = True) -> None:
+    def __init__(self, pseudo_inputs: Tensor, num_components: int | None = None, *, clamp: bool = True) -> None:
         super().__init__(())
         if pseudo_inputs.dim() < 2 or len(pseudo_inputs) < 1:
             raise ValueError(
                 f"VampPrior: expected pseudo_inputs of shape (K, *event_shape); got {tuple(pseudo_inputs.shape)}. "
                 "Give a batch of data, for example train.tensor()[:500]."
             )
-        values = pseudo_inputs.detach().clone()
+        if num_components is not None:
+            checks.whole("VampPrior", "num_components", num_components)
+            if num_components > len(pseudo_inputs):
+                raise ValueError(
+                    f"VampPrior: expected at least num_components={num_components} pseudo_inputs; got "
+                    f"{len(pseudo_inputs)}. Give more data, or fewer components."
+                )
+        values = pseudo_inputs[:num_components].detach().clone()
         if not values.is_floating_point():
             values = values.to(torch.get_default_dtype()) / 255
         self.pseudo_inputs = nn.Parameter(values)

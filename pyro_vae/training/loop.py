@@ -180,7 +180,7 @@ def _train(
             while not run.is_over:
                 row = run.epoch(after_step)
                 bar.update()
-                bar.set_postfix({"loss": f"{row['loss']:.2f}", "-elbo": f"{-run.watched(row):.2f}"})
+                bar.set_postfix_str(_figures(row))
                 if on_epoch is not None:
                     on_epoch(row)
                     _check_row(row)
@@ -207,6 +207,13 @@ def _train(
             saving.finish(run)
     if progress:
         print(*run.history.telling(), sep="\n", file=sys.stderr)  # where the bar is
+
+
+def _figures(row: Row) -> str:
+    """The figures of an epoch beside the bar: -ELBO and its two terms, of the validation data where there are some."""
+    part = "validation" if "validation_elbo" in row else "train"
+    elbo, likelihood, kl = (row[f"{part}_{term}"] for term in ("elbo", "expected_log_likelihood", "kl"))
+    return f"loss {row['loss']:.2f}, {part} -ELBO {-elbo:.2f} = {-likelihood:.2f} + KL {kl:.2f}"
 
 
 def _settings(

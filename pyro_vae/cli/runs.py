@@ -1,0 +1,63 @@
+"""The folder of a run, opened: its options, data and trained program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from torch import Tensor
+
+from pyro_vae import data, load
+from pyro_vae.cli import programs, sources
+from pyro_vae.cli.train import arguments, options_of
+
+
+@dataclass
+class OpenedRun:
+    """A run of ``pyro-vae train``.
+
+    Attributes:
+        folder: where it is.
+        options: that it was made with.
+        program: with its last weights, in evaluation mode.
+    """
+
+    folder: Path
+    options: Namespace
+    program: Any
+
+    @cached_property
+    def splits(self) -> data.Splits:
+        """The data that it was made with, read again."""
+        found = sources.read(**{name: self.options[name] for name in arguments(sources.read)})
+        return programs.with_contexts(self.options, found)
+
+    def dataset(self, source: str | None, split: str = "test") -> data.Dataset:
+        """A part of the run's data, or all of another source, read in the columns and codes of the run's."""
+        if source is None:
+            return getattr(self.splits, split)
+        table = getattr(self.program.likelihood, "table", None)
+        columns = self.options.columns if table is None else None
+        found = sources.selected(source, columns, None, table)
+        if isinstance(found, str):
+            found = sources.part(found, split, self.options)
+        return programs.with_context(self.options, found)
+
+    def contexts(self, num: int) -> tuple[Tensor, ...]:
+        """What the likelihood takes beside z, that of the first test data, again and again."""
+        test = self.splits.test
+        return test.batch(torch.arange(num) % len(test), torch.Generator().manual_seed(0))[1:] if test.context else ()
+
+
+def opened(folder: str) -> OpenedRun:
+    """The run of a folder.
+
+    Raises:
+        FileNotFoundError: there is none, or one not made by ``train``.
+    """
+    options = options_of(folder)
+    return OpenedRun(Path(folder), options, load(folder))
