@@ -2,6 +2,7 @@
 
     python benchmarks/pyro_suite.py ../pyro
     python benchmarks/pyro_suite.py ../pyro --modes eager compiled --files nn infer/test_gradient.py -k plate --verbose
+    python benchmarks/pyro_suite.py ../pyro --modes compiled --files infer/test_gradient.py --every 16
     python benchmarks/pyro_suite.py ../pyro --examples    # Pyro's examples in place of its tests
 
 Each file of a checkout of Pyro runs in a process of its own with the installed Pyro, not the checkout's, and with names
