@@ -38,6 +38,9 @@ class Enumerate(Gradient):
     Every latent whose distribution can list its support is summed over, in parallel; others are differentiated where
     they are reparameterized, and have the score-function gradient where they are not. In a mapping from sites, it is
     one site that is summed over.
+
+    Programs must keep the values apart, which lie in a dim left of all plates: one that reduces over all dims, as
+    ``x.mean()`` does, is an error. It is looked for when the structure of the programs is learned.
     """
 
     def check(self, estimator: Bound) -> None:
