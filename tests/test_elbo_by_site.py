@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import re
@@ -17,6 +18,8 @@ from bounds import BOUNDS, GivenNormal, Noise, assert_mean, grid, log_normal
 from torch import Tensor, nn
 
 from pyro_vae.elbo import ELBO, IWELBO, MIWELBO, VIMCO, BySite, DReG, Estimator, Score
+from pyro_vae.elbo.draws import Call
+from pyro_vae.traces.tracing import inspect
 
 pytestmark = pytest.mark.usefixtures("global_store")
 
@@ -536,7 +539,8 @@ def test_BySite_looks_again_at_a_guide_that_changes() -> None:
         loss.loss(model, guide, torch.ones(3))
 
 
-def test_Enumerate_refuses_a_bit_of_a_plate_outside_of_which_it_counts() -> None:
+@pytest.mark.parametrize("random", [False, True])  # what is random beside its sites is not run by single values
+def test_Enumerate_refuses_a_bit_of_a_plate_outside_of_which_it_counts(random: bool) -> None:
     """Summed over in parallel, all elements of the plate would have the same value."""
 
     def guide(x: Tensor) -> None:
@@ -546,15 +550,71 @@ def test_Enumerate_refuses_a_bit_of_a_plate_outside_of_which_it_counts() -> None
     def model(x: Tensor) -> None:
         with pyro.plate("data", 3):
             k = pyro.sample("k", dist.Bernoulli(torch.full((3,), 0.4)))
-        pyro.sample("x", dist.Normal(k.sum(-1, keepdim=True), 1.0), obs=x)
+        noise = torch.randn(()) if random else 0.0
+        pyro.sample("x", dist.Normal(k.sum(-1, keepdim=True) + noise, 1.0), obs=x)
 
-    message = (
-        "Site 'x': expected to be inside the plate 'data', as the enumerated site 'k' is on which it depends; got it "
-        "outside, where it depends on all elements of the plate together. Use 'score' at site 'k'."
-    )
+    message = "Site 'x': expected programs that keep the values of ['k'] apart, in dims left of all plates; got a log-"
+    if random:
+        message = (
+            "Site 'x': expected to be inside the plate 'data', as the enumerated site 'k' is on which it depends; got "
+            "it outside, where it depends on all elements of the plate together. Use 'score' at site 'k'."
+        )
     with pytest.raises(ValueError, match=re.escape(message)):
         ELBO(1, "enumerate").loss(model, guide, torch.ones(1))
     assert ELBO(1, {"k": "score"}).loss(model, guide, torch.ones(1)) > 0
+
+
+# Programs that mix the values of a latent that is summed over
+
+
+def _one_hot_program(reduce: Callable[[Tensor], Tensor]) -> tuple[Callable[..., None], Callable[..., None]]:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.OneHotCategorical(torch.tensor([0.2, 0.3, 0.5])))
+            pyro.sample("x", dist.Normal(reduce(k * torch.tensor([-1.0, 0.5, 2.0])), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.OneHotCategorical(torch.tensor([0.6, 0.3, 0.1])))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("reduce", [torch.sum, torch.mean, torch.max, torch.min, lambda k: k[0].sum(-1)])
+@pytest.mark.parametrize("gradient", ["enumerate", {"k": "enumerate"}])
+def test_enumerate_of_programs_that_mix_values_is_refused(reduce: Callable[[Tensor], Tensor], gradient: Any) -> None:
+    loss = ELBO(1, gradient)
+    for _ in range(2):  # not the first time alone
+        with pytest.raises(ValueError, match=r"^Site 'x': expected programs that keep the values of \['k'\] apart"):
+            loss.loss(*_one_hot_program(reduce), torch.full((1,), 0.4))
+
+
+def test_enumerate_of_programs_that_reduce_by_number_is_exact() -> None:
+    p, q, loc = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.6, 0.3, 0.1]), torch.tensor([-1.0, 0.5, 2.0])
+    x = torch.tensor([0.3, -2.0])
+    log_likelihood = dist.Normal(loc, 1.0).log_prob(x[:, None])
+    expected = float((q * (log_likelihood + p.log() - q.log())).sum())
+    found = ELBO(1, "enumerate").loss(*_one_hot_program(lambda k: k.sum(-1)), x)
+    assert found == pytest.approx(-expected, rel=1e-6)
+
+
+def test_enumerate_looks_at_programs_with_dropout_and_batch_norm_and_leaves_them() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model, guide = _one_hot_program(lambda k: network(k.reshape(-1, 3)).reshape(k.shape[:-1]))
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    loss = ELBO(1, "enumerate")
+    loss.gradient.check_programs(
+        Call(model, guide, (torch.ones(5),), {}, 1, inspect(model, guide, (torch.ones(5),), {}), None, True)
+    )
+    assert all(module.training for module in network.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_enumerate_of_programs_that_are_random_beside_their_sites_is_passed() -> None:
+    model, guide = _one_hot_program(lambda k: k.sum(-1) + torch.randn(()))
+    assert math.isfinite(ELBO(1, "enumerate").loss(model, guide, torch.ones(2)))
 
 
 # What is refused

@@ -38,6 +38,9 @@ class Enumerate(Gradient):
     Every latent whose distribution can list its support is summed over, in parallel; others are differentiated where
     they are reparameterized, and have the score-function gradient where they are not. In a mapping from sites, it is
     one site that is summed over.
+
+    Programs must keep the values apart, which lie in a dim left of all plates: one that reduces over all dims, as
+    ``x.mean()`` does, is an error. It is looked for when the structure of the programs is learned.
     """
 
     def check(self, estimator: Bound) -> None:
@@ -48,6 +51,10 @@ class Enumerate(Gradient):
                 f"{type(estimator).__name__}: expected a sampling gradient; got enumerate, which is for "
                 f"ELBO(analytic_kl=False). {remedy}."
             )
+
+    def check_programs(self, call: Call) -> None:
+        assert call.structure is not None
+        call.check_sums([name for name, latent in call.structure.guide.items() if latent.enumerable])
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
@@ -130,6 +137,9 @@ class BySite(Gradient):
                     f"{type(estimator).__name__}: expected a gradient that mixes, for this bound, at site {name!r}; "
                     "got stl, which does for ELBO(analytic_kl=False). Use 'pathwise'."
                 )
+
+    def check_programs(self, call: Call) -> None:
+        call.check_sums(list(self._of(Enumerate)))
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None

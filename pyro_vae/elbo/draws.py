@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.traces.broadcast import check_sums
 from pyro_vae.traces.densities import LogDensities, log_densities
 from pyro_vae.traces.structure import Structure
 from pyro_vae.traces.tracing import PyroProgram, Site, Traces, across, counted, trace_programs
@@ -78,6 +79,19 @@ class Call:
             if self.plate is not None:  # what is computed per datum takes all of its draws for the same datum
                 subsamples = draws.runs[0].subsamples()
         return draws
+
+    def check_sums(self, names: Collection[str]) -> None:
+        """Raises for programs that mix the values of latents that are summed over.
+
+        Args:
+            names: of their sites; those that the guide cannot sum over are left to other checks.
+        """
+        assert self.structure is not None
+        latents = self.structure.guide
+        summed = [n for n in names if n in latents and latents[n].enumerable and latents[n].num_samples is None]
+        if summed and not self.structure.enumerated:
+            size = self.num_particles if self.vectorize else 1
+            check_sums(self.model, self.guide, self.args, self.kwargs, self.structure, size, summed)
 
 
 @dataclass

@@ -227,6 +227,7 @@ class Estimator(pyro.infer.ELBO):
 
     def _inspect(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
         structure = inspect(key[0], key[1], args, kwargs)
+        self.gradient.check_programs(self._call(key[0], key[1], args, kwargs, structure))
         self._remember(key, structure)
         return structure
 

@@ -77,6 +77,9 @@ class Gradient(ABC):
             ValueError: with a combination that works.
         """
 
+    def check_programs(self, call: Call) -> None:  # noqa: B027 - most take any programs
+        """Raises for programs this gradient is wrong for; called when their structure is learned."""
+
     def parts(self) -> list[Gradient]:
         """The gradients that this one is made of."""
         return [self]

@@ -21,7 +21,7 @@ from pyro_vae.traces.modules import modules_of
 
 
 def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
-    """Which smaller batch, and which smaller number of draws, have room, found by trying."""
+    """Which smaller batch, and which smaller number of draws, fit into memory, found by trying."""
 
     def has_room(loss: Any, rows: Tensor) -> bool:
         former = svi.parameters.named
@@ -118,7 +118,7 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
 
 
 def _largest(most: int, has_room: Callable[[int], bool], least: int = 1) -> int:
-    """The first of ``most``, half of it, and so on, that has room; 0 where none has."""
+    """The first of ``most``, half of it, and so on, that fits; 0 where none does."""
     while most >= least and not has_room(most):
         most //= 2
     return most if most >= least else 0
