@@ -167,6 +167,19 @@ def test_resume_makes_a_run_longer_as_if_it_had_been_so_at_once(run: Run, tmp_pa
     assert "epochs: 3" in (tmp_path / "a" / "config.yaml").read_text()
 
 
+def test_train_tracks_epochs_once_and_changes_nothing(run: Run, tmp_path: Path, digits_run: Path) -> None:
+    assert run(*DIGITS, "--epochs", "1", "--track", "tensorboard", "--out", "a")[0] == 0
+    assert run("resume", "a", "--epochs", "2")[0] == 0
+    assert equal(tmp_path / "a", digits_run)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
+    found.Reload()
+    tags = found.Tags()["scalars"]
+    (elbo,) = [tag for tag in tags if "validation" in tag and "elbo" in tag]
+    assert [each.step for each in found.Scalars(elbo)] == [1, 2]
+
+
 @pytest.mark.slow
 def test_resume_of_a_killed_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pyro_vae"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from pyro_vae.checkpoint.folder import HISTORY
 from pyro_vae.checkpoint.programs import checkpoints
 from pyro_vae.cli import programs, sources
 from pyro_vae.cli.parser import Parser
-from pyro_vae.training import History
+from pyro_vae.training import History, Row
 from pyro_vae.version import __version__
 
 CONFIG = "config.yaml"
@@ -62,6 +63,11 @@ def parser() -> Parser:
     made.add_function_arguments(fit, skip=_NOT_OPTIONS)
     made.titled("training")
     made.add_argument("--seed", type=int, default=0, help="of the first weights, the order of the data and all draws")
+    known = Literal["tensorboard", "mlflow"]
+    made.add_argument(
+        "--track", type=list[known] | known | None, default=None,
+        help="also write each epoch to tensorboard, in the run's folder, or mlflow; history.jsonl is always written",
+    )  # fmt: skip
     made.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     return made
 
@@ -69,15 +75,21 @@ def parser() -> Parser:
 def train(options: Namespace) -> None:
     """Trains, prints what was found and chosen, and writes the folder."""
     folder = Path(options.out) if options.out else _free(options.data)
-    if (folder / CONFIG).exists():
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if restarted and options.out and (folder / CONFIG).exists():  # by torchrun, after a rank has died
+        resume(str(folder))
+        return
+    if (folder / CONFIG).exists() and not is_other_rank():
         raise ValueError(
             f"--out: expected a folder without a run; got {folder}. Go on with it by pyro-vae resume {folder}, or give "
             "another one."
         )
     splits, vae = prepared(options)
+    if is_other_rank():
+        run(options, splits, vae, folder, resume=False)
+        return
     with _made(folder):
-        written = folder / CONFIG
-        files.replace(written, configuration(options).encode())
+        files.replace(folder / CONFIG, configuration(options).encode())
         history = run(options, splits, vae, folder, resume=False)
     finished(vae, splits, history, folder, options.seed)
 
@@ -95,6 +107,8 @@ def resume(folder: str, epochs: int | None = None, steps: int | None = None) -> 
         options.epochs, options.steps = epochs, steps
     splits, vae = prepared(options)
     history = run(options, splits, vae, Path(folder), resume=True)
+    if is_other_rank():
+        return
     files.replace(Path(folder) / CONFIG, configuration(options).encode())
     finished(vae, splits, history, Path(folder), options.seed)
 
@@ -123,7 +137,7 @@ def configuration(options: Namespace) -> str:
     return f"# pyro_vae {__version__}: pyro-vae train --config {CONFIG}\n{text}"
 
 
-def prepared(options: Namespace, *, quiet: bool = False) -> tuple[data.Splits, VAE]:
+def prepared(options: Namespace) -> tuple[data.Splits, VAE]:
     """Data and program of the options, which become those that were chosen."""
     programs.bits(options)
     splits = sources.read(**{name: options[name] for name in arguments(sources.read)})
@@ -132,7 +146,7 @@ def prepared(options: Namespace, *, quiet: bool = False) -> tuple[data.Splits, V
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         vae, chosen = programs.build(options, splits.train)
-    if not quiet:
+    if not is_other_rank():
         print(sources.described(splits), *chosen, *said, programs.described(vae), sep="\n", flush=True)
     return splits, vae.to(options.device)
 
@@ -159,6 +173,7 @@ def run(options: Namespace, splits: data.Splits, vae: VAE, folder: Path, *, resu
         folder=folder,
         resume=resume,
         progress=sys.stderr.isatty(),
+        on_epoch=None if is_other_rank() else _tracker(options.track, vae, splits.test, folder, resume),
         **{name: options[name] for name in names},
     )
 
@@ -183,6 +198,27 @@ def finished(vae: VAE, splits: data.Splits, history: History, folder: Path, seed
 def arguments(function: Callable[..., Any]) -> list[str]:
     """The names of a function's arguments."""
     return list(inspect.signature(function).parameters)
+
+
+def _tracker(
+    names: list[str] | str | None, vae: VAE, test: data.Dataset, folder: Path, resume: bool
+) -> Callable[[Row], None] | None:
+    """What writes an epoch's figures elsewhere, with pictures of some test data where they are images."""
+    if not names:
+        return None
+    from pyro_vae import trackers
+
+    batch = test.batch(torch.arange(min(8, len(test))), torch.Generator(test.device).manual_seed(0))
+    make: dict[str, Callable[[], Callable[[Row], None]]] = {
+        "tensorboard": lambda: trackers.tensorboard(folder / "tensorboard", vae, *batch, resume=resume),
+        "mlflow": lambda: trackers.mlflow(vae, *batch, resume=resume),
+    }
+    return trackers.all_of(*(make[name]() for name in ([names] if isinstance(names, str) else names)))
+
+
+def is_other_rank() -> bool:
+    """Whether this is one of torchrun's processes that writes and says nothing, since the first does."""
+    return int(os.environ.get("RANK", "0")) > 0
 
 
 def _free(source: str) -> Path:
