@@ -4,13 +4,17 @@
     python examples/mnist_svi.py --likelihood continuous-bernoulli # gray pixels, another likelihood
     python examples/mnist_svi.py --prior mixture --elbo mean-field --device cuda
 
+    torchrun --nproc-per-node=2 examples/mnist_svi.py              # two processes, each on a part of every batch
+
 It leaves metrics.json, the trained program and pictures in the folder of --out. Every figure is in nats per image.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +26,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, plots, priors, save
+
+FIRST = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, which writes and speaks
 
 
 def main() -> None:
@@ -41,7 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_svi"))
     arguments = parser.parse_args()
     try:
-        run(arguments)
+        with contextlib.nullcontext() if FIRST else contextlib.redirect_stdout(None):
+            run(arguments)
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -71,6 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
         progress=False,
         on_epoch=partial(report, every=-(-steps // per_epoch // 20) or 1),
     )
+    if not FIRST:
+        return
     terms = [evaluation.elbo_terms(vae, *batch) for batch in test.batches(1000)]
     names = ("elbo", "expected_log_likelihood", "kl")
     metrics = {f"test_{name}": torch.cat([getattr(t, name) for t in terms]).mean().item() for name in names}

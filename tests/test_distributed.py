@@ -21,19 +21,26 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without t
 
 
 def launch(jobs: str, folder: Path, ranks: int = 2, restarts: int = 0, **environment: str) -> None:
+    result = torchrun([str(WORKER), jobs, str(folder)], folder, ranks, restarts, **environment)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
+def torchrun(
+    command: list[str], folder: Path, ranks: int = 2, restarts: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-    result = subprocess.run(
-        [*command, f"--master-port={port}", str(WORKER), jobs, str(folder)],
+    options = [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}", f"--master-port={port}"]
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *command],
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1]), **environment},
         capture_output=True,
         text=True,
         timeout=1500,
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
 
 
 def read(folder: Path, name: str, ranks: int = 2) -> list[Any]:
@@ -122,3 +129,16 @@ def test_fit_of_ranks_that_are_killed_ends_as_one_that_was_not(tmp_path: Path) -
     assert set(counts) == {step for step, _ in steps[whole]}
     assert sum(counts.values()) - len(counts) <= 3 * len(deaths)  # again: at most those since the last checkpoint
     assert {tuple(each) for each in steps[killed]} == {tuple(each) for each in steps[whole]}  # equal losses too
+
+
+@pytest.mark.slow
+def test_examples_and_commands_run_by_torchrun(tmp_path: Path) -> None:
+    example = WORKER.parents[1] / "examples" / "mnist_svi.py"
+    train = ["-m", "pyro_vae", "train", "--data", "digits", "--network", "mlp", "--steps", "6", "--out", "run"]
+    for command in ([str(example), "--dataset", "digits", "--steps", "6", "--out", "example"], train):
+        result = torchrun(command, tmp_path)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("test: -ELBO") == 1  # the first rank's
+    assert (tmp_path / "example" / "vae" / "weights.safetensors").is_file()
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+    assert "steps: 6" in (tmp_path / "run" / "config.yaml").read_text()

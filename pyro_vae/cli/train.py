@@ -140,15 +140,16 @@ def configuration(options: Namespace) -> str:
 def prepared(options: Namespace) -> tuple[data.Splits, VAE]:
     """Data and program of the options, which become those that were chosen."""
     programs.bits(options)
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if options.device == "cuda" else options.device
     splits = sources.read(**{name: options[name] for name in arguments(sources.read)})
-    splits = programs.with_contexts(options, data.Splits(*(part.to(options.device) for part in splits)))
+    splits = programs.with_contexts(options, data.Splits(*(part.to(device) for part in splits)))
     said = _length(options, len(splits.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         vae, chosen = programs.build(options, splits.train)
     if not is_other_rank():
         print(sources.described(splits), *chosen, *said, programs.described(vae), sep="\n", flush=True)
-    return splits, vae.to(options.device)
+    return splits, vae.to(device)
 
 
 def _length(options: Namespace, num_train: int) -> list[str]:
