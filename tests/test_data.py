@@ -686,7 +686,11 @@ def save_garbled(path: Path) -> None:
         ("a.npz", lambda path: np.savez(path), "named images, x or data; got none"),
         ("a.npz", lambda path: np.savez(path, x=np.zeros((2, 2)), y=np.zeros(2)), "labels of integers.*got float64"),
         ("a.npz", lambda path: np.savez(path, x=np.zeros((2, 2)), y=np.arange(3)), "labels of length 2; got shape"),
-        ("a.txt", lambda path: path.touch(), r"a \.npy, \.npz or \.csv file or a folder of images; got '\.txt'"),
+        (
+            "a.txt",
+            lambda path: path.touch(),
+            r"a \.npy, \.npz, \.csv, \.parquet or \.h5ad file or a folder of images; got '\.txt'",
+        ),
         ("a", lambda path: path.mkdir(), "expected images; got none"),
     ],
 )

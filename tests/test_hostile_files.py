@@ -359,8 +359,12 @@ def test_bomb_is_an_archive_that_unpacks() -> None:
     [
         ("a.npz", lambda: bomb("images.npy", 3 * 2**30, 3 * 2**30), "expected at most .* bytes packed into its"),
         ("a.npz", lambda: bomb("images.npy", 3 * 2**30, 1000), "expected a complete file"),
-        ("a.zip", lambda: bomb("images.npy", 3 * 2**30, 3 * 2**30), "expected a .npy, .npz or .csv file"),
-        ("a.gz", lambda: gzip.compress(b""), "expected a .npy, .npz or .csv file"),
+        (
+            "a.zip",
+            lambda: bomb("images.npy", 3 * 2**30, 3 * 2**30),
+            "expected a .npy, .npz, .csv, .parquet or .h5ad file",
+        ),
+        ("a.gz", lambda: gzip.compress(b""), "expected a .npy, .npz, .csv, .parquet or .h5ad file"),
         ("a.npy", lambda: b"\x1f\x8b\x08" + bytes(7) + zeros(2**31), "neither an array nor an archive"),
         ("a.npz", lambda: archived(np_head((2**40,))), "for which there are .* bytes"),
         ("a.npy", lambda: np_head((2**31, 2**31)), "for which there are .* bytes"),

@@ -237,7 +237,10 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        begun = (folder / HISTORY).exists() or any(not p.stem.endswith("-000000000") for p in checkpoints(folder))
+        history = folder / HISTORY
+        begun = (history.exists() and history.stat().st_size > 0) or any(
+            not p.stem.endswith("-000000000") for p in checkpoints(folder)
+        )
         if not begun:
             (folder / CONFIG).unlink(missing_ok=True)
             if folder in new:
