@@ -24,14 +24,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pyro_vae import internals
 
 __all__ = ["Ranks", "ranks"]
 
-_ATTEMPTS, _CONNECT, _WAIT = 5, timedelta(seconds=30), timedelta(minutes=30)
+_CONNECT, _WAIT = timedelta(minutes=1), timedelta(minutes=30)
 
 
 class Ranks:
@@ -172,26 +171,18 @@ def ranks() -> Ranks | None:
 def _join() -> None:
     """Joins the group of ``torchrun``'s processes.
 
-    Connections between processes that were just restarted can be lost, upon which gloo waits for ever: hence a short
-    time for them, several attempts, and in between all wait for each other in the store.
+    A connection between processes that were just started can be lost, upon which gloo waits for ever. Hence all wait
+    for each other first, and then a short time for the connections: where one is lost the process ends, and torchrun
+    begins again if it may (``--max-restarts``).
     """
     store, rank, size = next(iter(rendezvous("env://")))
+    if store.add("pyro_vae/waiting", 1) == size:
+        store.set("pyro_vae/ready", "1")
+    store.wait(["pyro_vae/ready"])
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    for attempt in range(_ATTEMPTS):
-        if store.add(f"pyro_vae/waiting/{attempt}", 1) == size:
-            store.set(f"pyro_vae/ready/{attempt}", "1")
-        store.wait([f"pyro_vae/ready/{attempt}"])
-        try:
-            own = PrefixStore(f"pyro_vae/{attempt}", store)
-            dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=_CONNECT)
-            dist.all_reduce(torch.zeros(1))
-        except RuntimeError:
-            _leave()
-            if attempt == _ATTEMPTS - 1:
-                raise
-        else:
-            internals.set_timeout(_WAIT)
-            return
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_CONNECT)
+    dist.all_reduce(torch.zeros(1))
+    internals.set_timeout(_WAIT)
 
 
 def _leave() -> None:
