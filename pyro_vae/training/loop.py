@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
-from pyro_vae.data import Dataset, as_dataset
+from pyro_vae.data import Dataset, Stream, as_dataset
 from pyro_vae.data.alike import check_alike
 from pyro_vae.elbo import ELBO
 from pyro_vae.internals import BatchNorm
@@ -73,7 +73,8 @@ def fit(
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
-        train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
+        train: training data: a Dataset, what :func:`~pyro_vae.data.as_dataset` makes one of, or a
+            :func:`~pyro_vae.data.stream` of data that do not fit into memory.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
         optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimizer; Adam at 1e-3 by default.
@@ -217,8 +218,8 @@ def _figures(row: Row) -> str:
 
 
 def _settings(
-    train: Dataset,
-    validation: Dataset | None,
+    train: Dataset | Stream,
+    validation: Dataset | Stream | None,
     loss: pyro.infer.ELBO,
     budget: Budget,
     epochs: int | None,
@@ -231,7 +232,7 @@ def _settings(
         "data": train.name,
         "num_train": len(train),
         "num_validation": 0 if validation is None else len(validation),
-        "binarization": train.binarization,
+        "binarization": train.sample.binarization,
         "loss": type(loss).__name__,
         "epochs": epochs if steps is not None else budget.num_epochs,
         "steps": steps,
@@ -270,7 +271,7 @@ def _check_settings(
     loss: pyro.infer.ELBO,
     beta: float | Schedule | None,
     patience: int | None,
-    validation: Dataset | None,
+    validation: Dataset | Stream | None,
     seed: int | None,
     progress: bool,
     on_step: object,
@@ -300,20 +301,23 @@ def _check_settings(
             raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
 
 
-def _data_for(program: Program, name: str, given: Any, like: Dataset | None = None) -> Dataset:
+def _data_for(program: Program, name: str, given: Any, like: Dataset | Stream | None = None) -> Dataset | Stream:
     """Data that a program can be trained on; gray images get the axis of one channel that it asks for.
 
     Raises:
         TypeError, ValueError: other data, or validation data that are not like the training data.
     """
-    dataset = as_dataset(given)
+    dataset = given if isinstance(given, Stream) else as_dataset(given)
     if like is not None:
-        check_alike("fit", like, dataset)
-    check_table(f"fit, {name} data", program, dataset)
+        check_alike("fit", like.sample, dataset.sample)
+    check_table(f"fit, {name} data", program, dataset.sample)
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
-        dataset = replace(dataset, images=dataset.images.unsqueeze(1))
-    _check_data(program, name, dataset)
+        dataset = dataset.with_channel()
+    _check_data(program, name, dataset.sample)
+    if isinstance(dataset, Stream):  # figures of validation data are of all of them, on every rank
+        whole = {} if like is None else {"rank": 0, "world_size": 1}
+        return replace(dataset, check=getattr(program, "check_data", None), **whole)
     return dataset
 
 
