@@ -60,7 +60,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
 
 
 def read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and dtype of an array, whose header claims no more than the bytes that there are."""
+    """Shape, whether in Fortran order, and dtype of an array, once its header claims no more bytes than there are."""
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"format {version}, which is none of plain numbers")

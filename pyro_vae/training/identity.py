@@ -78,7 +78,7 @@ def _settings_of(optimizer: Any) -> Any:
 
 
 def fingerprint(dataset: Dataset | Stream | None) -> Any:
-    """What tells a data set from others: its shape, how it is read, and a checksum of its values; of a stream's sample."""
+    """What tells a data set from others: shape, how it is read, a checksum of values; of a stream, of its sample's."""
     if dataset is None:
         return None
     if isinstance(dataset, Stream):

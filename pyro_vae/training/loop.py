@@ -316,8 +316,8 @@ def _data_for(program: Program, name: str, given: Any, like: Dataset | Stream | 
         dataset = dataset.with_channel()
     _check_data(program, name, dataset.sample)
     if isinstance(dataset, Stream):  # figures of validation data are of all of them, on every rank
-        whole = {} if like is None else {"rank": 0, "world_size": 1}
-        return replace(dataset, check=getattr(program, "check_data", None), **whole)
+        rank, world_size = (dataset.rank, dataset.world_size) if like is None else (0, 1)
+        return replace(dataset, check=getattr(program, "check_data", None), rank=rank, world_size=world_size)
     return dataset
 
 

@@ -21,10 +21,10 @@ from pyro_vae.data.conversion import as_dataset
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.options import present_device, unknown
 from pyro_vae.data.parsing import file_of
+from pyro_vae.data.streams.batches import Stream, sampled
 from pyro_vae.data.streams.decoded import HuggingFace, Images, Tars, TorchSet
 from pyro_vae.data.streams.sequences import Ordered
 from pyro_vae.data.streams.sources import Arrays, Source
-from pyro_vae.data.streams.batches import Stream, sampled
 from pyro_vae.data.torch_sets import changes_batches, takes_whole_set
 
 __all__ = ["Stream", "stream"]
@@ -45,25 +45,27 @@ def stream(
 
     **Order.** Data that can be read in any order go through a permutation of all of them, a new one for each epoch,
     computed place by place from a seed (see :mod:`pyro_vae.data.streams.order`): it takes no memory, starts at any
-    place, and needs no window that is only nearly random. Each datum is read by itself, so rows of a few bytes on a disk
-    that is slow to seek are the worst case; the system is told of them some batches ahead. Data that come in an order of
-    their own, loaders that choose or combine and sets without a length, are shuffled within windows of 8,192.
+    place, and is not only nearly random, as one within windows is. Each datum is read by itself, so that small rows on
+    a disk that is slow to seek are the worst case; the system is told of them some batches ahead. Data that come in an
+    order of their own, of loaders that choose or combine and sets without places, are shuffled within windows of 8,192.
 
     **Ranks.** Of each batch, whose size is that of all ranks together, a rank takes the data at places rank,
-    rank + world_size, ...; a last batch that is smaller is shared in the same way, and refused where it has none for some.
+    rank + world_size, ...; so it does of a last, smaller batch, which is refused where some rank would have none.
 
-    **Reading ahead.** A thread reads batches before they are asked for, with ``workers`` in processes, and copies them to
-    a GPU from pinned memory, beside its work. **Checks.** Every batch is compared with what the stream and the program
-    take, in that thread. What is looked at before training, the fingerprint by which a run is known again, and the
-    training figures of an epoch are of ``sample``: 5,000 data, or as many as 64 MB hold, drawn once for all, the first of
-    a sequence. The fingerprint has names and sizes of the files too, and neither their places nor their times. A file
-    whose size, time or inode changes while it is used is an error.
+    **Reading ahead.** A thread reads batches before they are asked for, with ``workers`` in processes, and copies them
+    to a GPU from pinned memory, beside its work.
+
+    **Checks.** Every batch is compared with what the stream and the program take, in that thread. What is looked at
+    before training, the fingerprint by which a run is known again, and the training figures of an epoch are of
+    ``sample``: 5,000 data, or as many as 64 MB hold, drawn once for all; the first of a sequence. The fingerprint has
+    names and sizes of the files too, and neither their folders nor their times. A file whose size, time of change or
+    inode differs from what it was when the stream was made is an error as soon as it is read.
 
     Args:
-        source: A ``.npy`` file, which is never read as a whole; several that are one set, as a list or a pattern such as
-            ``"train/*.npy"``; ``.tar`` archives of samples in the manner of WebDataset, likewise; a folder of images; a
-            set of Hugging Face's ``datasets``; a set or a loader of torch. A loader that goes through a whole set as it
-            is counts as its set and number of workers.
+        source: A ``.npy`` file, which is never read as a whole; several that are one set, as a list or a pattern such
+            as ``"train/*.npy"``; ``.tar`` archives of samples in the manner of WebDataset, likewise; a folder of
+            images; a set of Hugging Face's ``datasets``; a set or a loader of torch. A loader that goes through a whole
+            set as it is counts as its set, with its number of workers.
         levels: The stored value that stands for 1, of whole numbers uint8: 255 when left out, 1 for bits.
         binarize: ``"dynamic"`` draws bits for every batch; others would have to be kept.
         length: Number of data in an epoch, where the source does not say it.
@@ -141,8 +143,8 @@ def _source(source: Any, length: int | None) -> Source | Ordered:
         return Ordered(type(getattr(source, "dataset", source)).__name__, source, size)
     if length is not None and length != len(found):
         raise ValueError(
-            f"data.stream: expected length={length} data in {found.name!r}; got {len(found)}. Leave length out, or mend "
-            "the files."
+            f"data.stream: expected length={length} data in {found.name!r}; got {len(found)}. Leave length out, or "
+            "mend the files."
         )
     return found
 
@@ -192,21 +194,21 @@ def _files(paths: Sequence[Path], source: Path | str) -> Source:
     if suffixes == {".tar"}:
         return Tars(paths)
     raise ValueError(
-        f"data.stream: expected .npy files or .tar archives, and not both; got {', '.join(sorted(suffixes))}. Unpack or "
-        "convert them."
+        f"data.stream: expected .npy files or .tar archives, and not both; got {', '.join(sorted(suffixes))}. Unpack "
+        "or convert them."
     )
 
 
 def _length(source: Any) -> int:
     """The number of data of a sequence that says it."""
     try:
-        size = len(source.sampler) if isinstance(source, DataLoader) and _by_sampler(source) else None
+        size = len(source.sampler) if isinstance(source, DataLoader) and _by_sampler(source) else None  # type: ignore[arg-type]
     except TypeError:
         size = None
     if size is None:
         raise ValueError(
-            f"data.stream: expected length, the number of data in an epoch, for a {type(source).__name__} that does not "
-            "say it; got none. Give length=..."
+            f"data.stream: expected length, the number of data in an epoch, for a {type(source).__name__} that does "
+            "not say it; got none. Give length=60_000, for example."
         )
     return size
 

@@ -24,7 +24,6 @@ from pyro_vae.data.streams.sequences import Ordered
 from pyro_vae.data.streams.sources import InMemory, Source
 from pyro_vae.data.streams.workers import ahead
 
-
 _SAMPLE, _SAMPLE_BYTES = 5_000, 2**26
 
 
@@ -95,8 +94,8 @@ class Stream:
             if isinstance(each, str):
                 if each != "labels" or sample.labels is None:
                     raise ValueError(
-                        f"{subject}: expected 'labels' of a source that has them, or rows, as context; got {each!r:.60} "
-                        f"and {'no ' if sample.labels is None else ''}labels. Pass an array."
+                        f"{subject}: expected 'labels' of a source that has them, or rows, as context; got "
+                        f"{each!r:.60} and {'no ' if sample.labels is None else ''}labels. Pass an array."
                     )
                 added.append(each)
                 sample = sample.conditioned_on(sample.labels)
@@ -242,20 +241,19 @@ class Stream:
         for each, rows in zip(self.context, context, strict=True):
             if isinstance(each, str):
                 check_labels(subject, rows)
-        x = floats(images, levels)
-        if self.sample.binarization == "dynamic":
+        dynamic = self.sample.binarization == "dynamic"
+        if dynamic and levels is None:
             check_unit(self.name, images, levels)
-            x = (x > 0.5).float()
-        if self.check is not None:
-            self.check(x, *context)
+        if self.check is not None and (context or not dynamic):  # bits are what the sample's are
+            x = floats(images, levels)
+            self.check((x > 0.5).float() if dynamic else x, *context)
 
 
 def sampled(source: Source | Ordered) -> tuple[Tensor, Tensor | None]:
     """Values and labels of at most 5,000 data and 64 MB: drawn once for all; of a sequence the first."""
     n = len(source)
     if isinstance(source, Ordered):
-        with contextlib.closing(source.windows(None)) as windows:
-            _, _, (values, labels) = next(windows)
+        _, _, (values, labels) = next(source.windows(None))
         size = _size(n, values)
         return values[:size], None if labels is None else labels[:size]
     first, _ = source.read(np.zeros(1, np.int64))

@@ -59,7 +59,7 @@ def _opaque(path: Path, file: IO[bytes]) -> Tensor:
 
 
 class Tars(Items):
-    """Archives ``.tar`` of samples in the manner of WebDataset: files of one name are a sample, their suffixes its parts.
+    """Archives ``.tar`` of samples, as WebDataset has them: files of one name are a sample, their suffixes its parts.
 
     The value is a ``.npy`` array or an image, the label a ``.cls`` file with a whole number. Places of all of them are
     read from the archives' headers at once, so that samples can be taken in any order.
@@ -117,8 +117,10 @@ class Tars(Items):
 
 
 def _samples(path: Path) -> tuple[Stamp, npt.NDArray[np.int64], list[str], set[str]]:
-    """The stamp of an archive; of each sample where its value and label begin and how long they are, the suffix of its
-    value; and the suffixes of what is left out."""
+    """The stamp of an archive, where the values and labels of its samples lie, and the suffixes of values and others.
+
+    Places are rows of begin and size of the value, begin and size of the label, which has size 0 where there is none.
+    """
     readable = {".npy", *suffixes()}
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     with reading(path), path.open("rb") as file:

@@ -1,8 +1,8 @@
 r"""A permutation of any number of data that is computed place by place, so that it takes no memory and starts anywhere.
 
-A Feistel network on pairs :math:`(l, r) \in \mathbb{Z}_a \times \mathbb{Z}_b` with :math:`ab \ge N`: each round adds to
-one half a keyed hash of the other, which the same hash would take away again, so that a round, and all of them together,
-are a bijection on :math:`0, \dots, ab - 1`,
+A Feistel network on pairs :math:`(l, r) \in \mathbb{Z}_a \times \mathbb{Z}_b` with :math:`ab \ge N`: each round adds
+to one half a keyed hash of the other, which can be taken away again, so that a round, and all of them together, are a
+bijection on :math:`0, \dots, ab - 1`,
 
 .. math:: (l, r) \mapsto (l + h_k(r) \bmod a,\; r), \qquad (l, r) \mapsto (l,\; r + h_{k+1}(l) \bmod b).
 
@@ -44,8 +44,8 @@ class Permutation:
         self._n = n
         self._a = math.isqrt(max(n - 1, 0)) + 1
         self._b = -(-n // self._a)
-        keys = [] if seed is None else np.random.SeedSequence(seed).generate_state(2 * _ROUNDS, np.uint64)
-        self._keys = [np.uint64(key) for key in keys]
+        words = 0 if seed is None else 2 * _ROUNDS
+        self._keys = list(np.random.SeedSequence(seed or 0).generate_state(words, np.uint64)) if words else []
 
     def __call__(self, places: Index) -> Index:
         """The data at some places, int64 (B,)."""

@@ -38,7 +38,7 @@ class Ordered:
 
     def __init__(self, name: str, items: Any, length: int) -> None:
         self.name, self._items, self._length = name, items, length
-        # Without a sampler of batches a loader's set makes the batches, or gives single data; it is taken for the latter.
+        # Without a sampler of batches a loader passes on what its set gives: single data, as far as can be known.
         self._batched = isinstance(items, DataLoader) and items.batch_sampler is not None
         self.note = "in its own order, shuffled within windows"
 
@@ -56,8 +56,8 @@ class Ordered:
         if place.get("checksum", checksum) != checksum:
             raise ValueError(
                 f"Stream {self.name!r}: expected the sequence to be the same again, to go on at datum "
-                f"{place['position']} of it; got other data before that. Begin the epoch again, or make what draws their "
-                "order follow a seed."
+                f"{place['position']} of it; got other data before that. Begin the epoch again, or make what draws "
+                "their order follow a seed."
             )
 
     def __iter__(self) -> Iterator[Rows]:

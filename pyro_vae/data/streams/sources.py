@@ -158,7 +158,7 @@ class Arrays:
             )
 
     def ahead(self, index: Index) -> None:
-        """Lets the system read rows that are wanted soon, all at once, so that a disk is not asked for one at a time."""
+        """Lets the system read rows that are wanted soon, many at once, for which a disk is else asked one by one."""
         if not hasattr(os, "posix_fadvise"):  # as on macOS
             return
         for part, _, rows in self._parts(index):
