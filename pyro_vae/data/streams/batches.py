@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,10 @@ from pyro_vae.data.containers import beside
 from pyro_vae.data.dataset import Dataset, Place, check_place
 from pyro_vae.data.options import present_device
 from pyro_vae.data.requirements import check_images, check_labels
-from pyro_vae.data.streams.epochs import DEPTH, Epoch, Read
+from pyro_vae.data.streams.epochs import DEPTH, Epoch, Read, context_of
 from pyro_vae.data.streams.order import Permutation
 from pyro_vae.data.streams.sequences import Ordered
-from pyro_vae.data.streams.sources import InMemory, Source
+from pyro_vae.data.streams.sources import Arrays, InMemory, Source
 from pyro_vae.data.streams.workers import ahead
 
 _SAMPLE, _SAMPLE_BYTES = 5_000, 2**26
@@ -85,34 +87,37 @@ class Stream:
         """The same data, of which each batch also carries these, after those it carries already.
 
         Args:
-            context: ``"labels"`` for the source's own; tensors, arrays or tables of N rows, which stay in memory.
+            context: ``"labels"`` for the source's own; the path of a ``.npy`` file of N rows, read as the data are;
+                tensors, arrays or tables of N rows, which stay in memory. Whole numbers become int64, all others
+                float32.
         """
         subject, sample = f"Stream {self.name!r}", self.sample
         added: list[str | Source] = []
-        numbers = self.sample_numbers()
         for each in context:
             if isinstance(each, str):
                 if each != "labels" or sample.labels is None:
                     raise ValueError(
-                        f"{subject}: expected 'labels' of a source that has them, or rows, as context; got "
+                        f"{subject}: expected 'labels' of a source that has them, rows, or a Path, as context; got "
                         f"{each!r:.60} and {'no ' if sample.labels is None else ''}labels. Pass an array."
                     )
                 added.append(each)
                 sample = sample.conditioned_on(sample.labels)
                 continue
-            rows, _ = beside(f"{subject}, context", each)
+            if isinstance(self.source, Ordered):
+                raise ValueError(
+                    f"{subject}: expected 'labels' as the context of a sequence, which numbers its data as they come; "
+                    f"got {type(each).__name__}. Let the sequence give pairs."
+                )
+            is_path = isinstance(each, os.PathLike)
+            rows: Source = Arrays([Path(each)]) if is_path else InMemory(beside(f"{subject}, context", each)[0].cpu())
             if len(rows) != len(self):
                 raise ValueError(
-                    f"{subject}: expected context of length {len(self)}; got {len(rows)}. Give one row each."
+                    f"{subject}: expected context of length {len(self)}; got {len(rows)}. Give one row for each datum."
                 )
-            added.append(InMemory(rows.cpu()))
-            sample = sample.conditioned_on(rows.cpu()[numbers])
+            added.append(rows)
+            numbers = Permutation(len(self), 0)(np.arange(len(sample)))  # of the sample's data
+            sample = sample.conditioned_on(context_of(rows, numbers))
         return replace(self, sample=sample, context=(*self.context, *added))
-
-    def sample_numbers(self) -> Tensor:
-        """The numbers of the data in the sample, int64: drawn once for all, or the first of a sequence."""
-        places = np.arange(len(self.sample))
-        return torch.from_numpy(places if isinstance(self.source, Ordered) else Permutation(len(self), 0)(places))
 
     @property
     def held(self) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyro_vae.data.arrays import no_pixels
 from pyro_vae.data.dataset import Place
 from pyro_vae.data.streams.order import Index, Permutation
 from pyro_vae.data.streams.sequences import Ordered
@@ -89,7 +90,12 @@ class Epoch:
             end = self._after(begin)
             while seen < end:
                 checksum, numbers, (values, labels) = next(windows)
-                window = [numbers, values, *(each for each in (labels,) if each is not None and self.context)]
+                if self.context and labels is None:
+                    raise ValueError(
+                        f"Stream {source.name!r}: expected labels of all data; got none from datum {seen} on. Give all "
+                        "of them one."
+                    )
+                window = [numbers, values, *(labels for _ in self.context if labels is not None)]
                 if seen < self.place["position"] <= seen + len(numbers):
                     source.check_same(self.place, checksum)
                 seen += len(numbers)
@@ -110,10 +116,16 @@ def rows_of(source: Source, context: Sequence[str | Source], numbers: Index) -> 
     values, labels = source.read(numbers)
     found = [torch.from_numpy(numbers), values]
     for each in context:
-        rows = labels if isinstance(each, str) else each.read(numbers)[0]
+        rows = labels if isinstance(each, str) else context_of(each, numbers)
         assert rows is not None
         found.append(rows)
     return found
+
+
+def context_of(source: Source, numbers: Index) -> Tensor:
+    """Rows of a context: whole numbers as int64, all others as float32."""
+    rows = no_pixels(source.read(numbers)[0])
+    return rows if rows.dtype == torch.int64 else rows.to(torch.float32)
 
 
 def _in_runs(begins: range, size: int) -> Iterator[range]:

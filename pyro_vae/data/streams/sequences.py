@@ -41,6 +41,7 @@ class Ordered:
         # Without a sampler of batches a loader passes on what its set gives: single data, as far as can be known.
         self._batched = isinstance(items, DataLoader) and items.batch_sampler is not None
         self.note = "in its own order, shuffled within windows"
+        self._first: Rows | None = None  # what is read first, which all else is to be like
 
     def __len__(self) -> int:
         return self._length
@@ -125,27 +126,32 @@ class Ordered:
     def _filled(self, chunks: Iterator[Rows], rest: Rows | None, begin: int) -> tuple[Rows, int]:
         """Rows of which the first so many are a window."""
         parts = [] if rest is None else [rest]
-        have, size = sum(len(values) for values, _ in parts), 1
-        while not parts or have < size:
+        have = sum(len(values) for values, _ in parts)
+        while self._first is None or have < self._window(begin):
             chunk = next(chunks, None)
             if chunk is None:
                 raise ValueError(
                     f"Stream {self.name!r}: expected {self._length} data in an epoch, as length says; got "
                     f"{begin + have}. Give their number, or what is missing."
                 )
-            self._check(parts[0] if parts else chunk, chunk, begin + have)
+            self._first = self._first or chunk
+            self._check(self._first, chunk, begin + have)
             parts.append(chunk)
             have += len(chunk[0])
-            row = max(1, chunk[0][:1].nbytes)
-            size = min(_WINDOW, max(1, _WINDOW_BYTES // row), self._length - begin)
         labels = [each for _, each in parts if each is not None]
-        return (torch.cat([values for values, _ in parts]), torch.cat(labels) if labels else None), size
+        return (torch.cat([values for values, _ in parts]), torch.cat(labels) if labels else None), self._window(begin)
+
+    def _window(self, begin: int) -> int:
+        """The size of the window that begins at a place."""
+        assert self._first is not None
+        row = max(1, self._first[0][:1].nbytes)
+        return min(_WINDOW, max(1, _WINDOW_BYTES // row), self._length - begin)
 
     def _check(self, first: Rows, chunk: Rows, number: int) -> None:
         (before, labels_before), (values, labels) = first, chunk
         if values.shape[1:] != before.shape[1:] or values.dtype != before.dtype:
             raise ValueError(
-                f"Stream {self.name!r}: expected data like those before, {tuple(before.shape[1:])} of {before.dtype}; "
+                f"Stream {self.name!r}: expected data like the first, {tuple(before.shape[1:])} of {before.dtype}; "
                 f"got {tuple(values.shape[1:])} of {values.dtype} from datum {number} on. Make them alike."
             )
         if (labels is None) != (labels_before is None) or (labels is not None and len(labels) != len(values)):
