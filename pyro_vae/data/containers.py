@@ -52,6 +52,11 @@ def _found(subject: str, x: Any, kinds: Kinds | None) -> Numbers:
         return of_pandas(subject, x, kinds)
     if "anndata" in packages and hasattr(x, "var_names"):
         return of_anndata(x, numbers(f"{subject}, X of AnnData", x.X))
+    if hasattr(x, "feed") and hasattr(x, "sample"):
+        raise TypeError(
+            f"{subject}: expected data in memory; got a Stream, which is not read as a whole. Pass its sample, or the "
+            "stream to fit."
+        )
     if isinstance(x, str):
         raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(

@@ -22,6 +22,7 @@ from pyro_vae.data.streams.workers import Reading, of_workers
 from pyro_vae.data.torch_sets import is_whole
 
 _WINDOW, _WINDOW_BYTES = 8_192, 2**28  # data among which a sequence is shuffled, at most
+_TOGETHER = 64
 
 
 class Ordered:
@@ -63,8 +64,18 @@ class Ordered:
 
     def __iter__(self) -> Iterator[Rows]:
         """Data some at a time, in this process."""
+        if self._batched:
+            yield from map(self._rows, self._items)
+            return
+        waiting: list[Rows] = []  # alike, since one by one they take long to come from another process
         for item in self._items:
-            yield self._rows(item)
+            found = self._rows(item)
+            if waiting and (len(waiting) == _TOGETHER or not _alike(waiting[0], found)):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(found)
+        if waiting:
+            yield _joined(waiting)
 
     def _rows(self, item: Any) -> Rows:
         subject = f"Stream {self.name!r}"
@@ -138,8 +149,7 @@ class Ordered:
             self._check(self._first, chunk, begin + have)
             parts.append(chunk)
             have += len(chunk[0])
-        labels = [each for _, each in parts if each is not None]
-        return (torch.cat([values for values, _ in parts]), torch.cat(labels) if labels else None), self._window(begin)
+        return _joined(parts), self._window(begin)
 
     def _window(self, begin: int) -> int:
         """The size of the window that begins at a place."""
@@ -159,6 +169,16 @@ class Ordered:
                 f"Stream {self.name!r}: expected labels of all data or of none; got the contrary from datum {number} "
                 "on. Give all of them one."
             )
+
+
+def _alike(one: Rows, other: Rows) -> bool:
+    (x, x_labels), (y, y_labels) = one, other
+    return x.shape[1:] == y.shape[1:] and x.dtype == y.dtype and (x_labels is None) == (y_labels is None)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    labels = [each for _, each in parts if each is not None]
+    return torch.cat([values for values, _ in parts]), torch.cat(labels) if labels else None
 
 
 @contextlib.contextmanager

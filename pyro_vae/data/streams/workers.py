@@ -75,21 +75,20 @@ def of_workers(name: str, loader: Iterable[T]) -> Iterator[T]:
         RuntimeError: a worker has died.
     """
     results = iter(loader)
-    while True:
-        try:
-            result = next(results)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"Stream {name!r}: expected worker processes that live; got one that died ({error}). If the system "
-                "killed it for want of memory, use fewer workers; then go on from the last checkpoint."
-            ) from error
-        if isinstance(result, Failure):
-            raise result.error
-        yield result
+    try:
+        for result in results:
+            if isinstance(result, Failure):
+                raise result.error
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            f"Stream {name!r}: expected worker processes that live; got one that died ({error}). If the system "
+            "killed it for want of memory, use fewer workers; then go on from the last checkpoint."
+        ) from error
+    finally:
+        del results  # else an error holds the workers
 
 
 def announced(requests: Iterable[T], announce: Callable[[T], None], depth: int) -> Iterator[T]:
