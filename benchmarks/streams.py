@@ -4,10 +4,10 @@
     python benchmarks/streams.py --gigabytes 20 --steps 2000 --only memory
 
 Each source is trained on by ``fit`` in a process of its own: 784-400-20 with Adam, batches of 128, bits of each batch
-drawn, the compiled step; the same pixels in all but the large file, which is sparse: of zeros that take no disk, so that
-it costs what reading costs where the system has the file in its cache. ``input`` is what the loop waits for batches, in
-milliseconds and as a share of all its time, which ``step`` has; ``ratio`` is of that to data in memory. ``reading`` is a
-pass without training. Figures are medians of blocks of steps, without the first, in which the step is compiled.
+drawn, the compiled step; the same pixels in all but the large file, which is sparse: of zeros that take no disk, so
+that it costs what reading costs where the system has the file in its cache. ``input`` is what the loop waits for
+batches, in milliseconds and as a share of all its time, which ``step`` has; ``ratio`` is of that to data in memory.
+``reading`` is a pass without training. Figures are medians of blocks of steps, without the first, which compiles.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ SEQUENCES: dict[str, Callable[[], Any]] = {
         TensorDataset(torch.from_numpy(rows())),
         3,
         shuffle=True,
-        collate_fn=lambda items: torch.stack(*zip(*items)),  # noqa: B905
+        collate_fn=lambda items: torch.stack([x for (x,) in items]),
     ),
     "a sequence of Hugging Face": lambda: hugging_face(Path()).to_iterable_dataset(),
 }

@@ -169,7 +169,8 @@ def test_stream_notices_a_file_that_is(make: Callable[[Path], Any], name: str, w
     source = make(tmp_path)
     stream = data.stream(source, workers=workers)
     harm, kind, message = HARM[name]
-    path = {shards: tmp_path / "c.npy", images: tmp_path / "images" / "1" / "001.png", tars: tmp_path / "1.tar"}[make]
+    paths = {"shards": "c.npy", "images": "images/1/001.png", "tars": "1.tar"}
+    path = tmp_path / paths[make.__name__]
     assert len(passed(stream, 4)) == 6
     harm(path)
     with pytest.raises(kind, match=f"{path.name}: .*{message}"):
@@ -370,6 +371,14 @@ def test_stream_refuses_batches_that_some_rank_has_no_part_of(tmp_path: Path) ->
 def test_stream_refuses_places_that_are_none(place: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"expected a place with a position up to {N}"):
         data.stream(file(tmp_path)).feed(4, place=place)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_stream_refuses_to_go_on_in_another_order(shuffle: bool, tmp_path: Path) -> None:
+    stream = data.stream(file(tmp_path))
+    place, _ = next(stream.feed(4, shuffle=not shuffle, generator=generator()))
+    with pytest.raises(ValueError, match=f"expected a place of a pass that is {'' if shuffle else 'not '}shuffled"):
+        stream.feed(4, shuffle=shuffle, generator=generator(), place=place)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from pyro_vae import VAE, conditionals, data, elbo, fit, likelihoods, nets, priors
-from pyro_vae.checkpoint import Recorded
+from pyro_vae.checkpoint import Recorded, tree
 from pyro_vae.data.streams.order import Permutation
 from pyro_vae.training import saving
 
@@ -167,7 +167,7 @@ def test_fit_refuses_a_place_to_which_steps_do_not_lead(position: int, tmp_path:
         return state
 
     with pytest.MonkeyPatch.context() as patch:
-        unpack = saving.unpack
+        unpack = tree.unpack
         patch.setattr(saving, "unpack", lambda packed, tensors: other(unpack(packed, tensors), tensors))
         with pytest.raises(ValueError, match="a place"):
             train(shards(tmp_path / "data"), resume=True, **given)

@@ -187,6 +187,11 @@ class Stream:
             checks.flag(f"{subject}.feed", name, value)
         place = check_place(subject, place, n)
         seed: int | None = place.get("seed")
+        if place["position"] and shuffle != (seed is not None):
+            raise ValueError(
+                f"{subject}: expected a place of a pass that is {'' if shuffle else 'not '}shuffled, to "
+                f"go on with such a one; got {place}. Give shuffle={not shuffle}."
+            )
         if shuffle and seed is None:
             generator = given(generator, "shuffling")
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -202,56 +207,58 @@ class Stream:
             )
         epoch = Epoch(self.source, self.context, self.workers, self.rank, self.world_size, begins, end, place)
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        return self._fed(ahead(map(partial(self._ready, side), epoch), DEPTH))
+        return _given(ahead(map(partial(_ready, self, side), epoch), DEPTH))
 
-    def _fed(self, batches: Iterator[Read]) -> Iterator[tuple[Place, tuple[Tensor, ...]]]:
-        for place, (numbers, images, *context) in batches:
-            arguments = numbers, images, numbers, *context
-            for tensor in (
-                arguments if numbers.is_cuda else ()
-            ):  # made on another stream of the device than it is used on
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-            yield place, arguments
 
-    def _ready(self, side: torch.cuda.Stream | None, read: Read) -> Read:
-        """A batch as it is stored, checked, on the device; made in the thread that reads ahead.
+def _given(batches: Iterator[Read]) -> Iterator[tuple[Place, tuple[Tensor, ...]]]:
+    """Places and arguments of ``gather``."""
+    for place, (numbers, images, *context) in batches:
+        arguments = numbers, images, numbers, *context
+        for tensor in arguments:
+            if tensor.is_cuda:  # it was made on another stream of the device than it is used on
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        yield place, arguments
 
-        Raises:
-            TypeError, ValueError: naming the first datum that cannot be.
-        """
-        place, (numbers, values, *context) = read
-        with contextlib.nullcontext() if side is None else torch.cuda.stream(side):
-            images = values.to(self.sample.images.dtype)
-            tensors = [self._there(each) for each in (images.unsqueeze(1) if self.channel else images, *context)]
-            try:
-                self._check(*tensors)
-            except (TypeError, ValueError):
-                for i, number in enumerate(numbers.tolist()):
-                    try:
-                        self._check(*(each[i : i + 1] for each in tensors))
-                    except (TypeError, ValueError) as error:
-                        raise type(error)(f"Datum {number}, {self.source.where(number)}: {error}") from error
-                raise
-            tensors = [self._there(numbers), *tensors]
+
+def _ready(stream: Stream, side: torch.cuda.Stream | None, read: Read) -> Read:
+    """A batch as it is stored, checked, on the device; made in the thread that reads ahead.
+
+    Raises:
+        TypeError, ValueError: naming the first datum that cannot be.
+    """
+    place, (numbers, values, *context) = read
+    images = values.to(stream.sample.images.dtype)
+    tensors = [numbers, images.unsqueeze(1) if stream.channel else images, *context]
+    with contextlib.nullcontext() if side is None else torch.cuda.stream(side):
         if side is not None:
-            side.synchronize()
-        return place, tensors
+            tensors = [tensor.pin_memory().to(stream.device, non_blocking=True) for tensor in tensors]
+        try:
+            _check(stream, *tensors[1:])
+        except (TypeError, ValueError):
+            for i, number in enumerate(numbers.tolist()):
+                try:
+                    _check(stream, *(each[i : i + 1] for each in tensors[1:]))
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"Datum {number}, {stream.source.where(number)}: {error}") from error
+            raise
+    if side is not None:
+        side.synchronize()
+    return place, tensors
 
-    def _there(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _check(self, images: Tensor, *context: Tensor) -> None:
-        subject, levels = f"Stream {self.name!r}", self.sample.levels
-        check_images(subject, images, levels)
-        for each, rows in zip(self.context, context, strict=True):
-            if isinstance(each, str):
-                check_labels(subject, rows)
-        dynamic = self.sample.binarization == "dynamic"
-        if dynamic and levels is None:
-            check_unit(self.name, images, levels)
-        if self.check is not None and (context or not dynamic):  # bits are what the sample's are
-            x = floats(images, levels)
-            self.check((x > 0.5).float() if dynamic else x, *context)
+def _check(stream: Stream, images: Tensor, *context: Tensor) -> None:
+    """Raises for data that the stream, or the program, does not take."""
+    subject, levels = f"Stream {stream.name!r}", stream.sample.levels
+    check_images(subject, images, levels)
+    for each, rows in zip(stream.context, context, strict=True):
+        if isinstance(each, str):
+            check_labels(subject, rows)
+    dynamic = stream.sample.binarization == "dynamic"
+    if dynamic and levels is None:
+        check_unit(stream.name, images, levels)
+    if stream.check is not None and (context or not dynamic):  # bits are what the sample's are
+        x = floats(images, levels)
+        stream.check((x > 0.5).float() if dynamic else x, *context)
 
 
 def sampled(source: Source | Ordered) -> tuple[Tensor, Tensor | None]:

@@ -40,7 +40,7 @@ class Images(Items):
 
     def item(self, number: int) -> tuple[Tensor, int | None]:
         path = self._paths[number]
-        with os.fdopen(opened(path, Stamp(*self._stamps[number].tolist())), "rb") as file:
+        with io.BufferedReader(opened(path, Stamp(*self._stamps[number].tolist()))) as file:
             image = _opaque(path, file)
         return image, None if self._labels is None else int(self._labels[number])
 
@@ -89,11 +89,11 @@ class Tars(Items):
         part = int(np.searchsorted(self._starts, number, side="right")) - 1
         path = self._paths[part]
         begin, size, label_begin, label_size = self._places[number].tolist()
-        file = opened(path, self._stamps[part])
-        try:
-            content, words = os.pread(file, size, begin), os.pread(file, label_size, label_begin)
-        finally:
-            os.close(file)
+        with io.BufferedReader(opened(path, self._stamps[part])) as file:
+            file.seek(begin)
+            content = file.read(size)
+            file.seek(label_begin)
+            words = file.read(label_size)
         if len(content) < size or len(words) < label_size:
             raise ValueError(f"{file_of(path)}: expected a whole archive; got one cut short. Write it again.")
         if self._suffixes[self._kinds[number]] == ".npy":

@@ -7,11 +7,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
@@ -73,20 +73,20 @@ class Stamp:
             )
 
 
-def opened(path: Path, stamp: Stamp) -> int:
-    """The descriptor of a file to read, which is what it was.
+def opened(path: Path, stamp: Stamp) -> FileIO:
+    """A file to read, which is what it was.
 
     Raises:
         FileNotFoundError, ValueError: it has vanished; it is another.
     """
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        file = FileIO(path)
     except FileNotFoundError as error:
         raise vanished(path) from error
     try:
-        stamp.check(path, os.fstat(file))
+        stamp.check(path, os.fstat(file.fileno()))
     except ValueError:
-        os.close(file)
+        file.close()
         raise
     return file
 
@@ -137,23 +137,21 @@ class Arrays:
     def read(self, index: Index) -> Rows:
         found = np.empty((len(index), self._row), np.uint8)
         for part, places, rows in self._parts(index):
-            file = opened(self._paths[part], self._stamps[part])
-            try:
+            with opened(self._paths[part], self._stamps[part]) as file:
                 for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                    self._read(file, part, row, found[place])
-            finally:
-                os.close(file)
+                    self._read(file, part, row, found[place].data)
         values = found.reshape(-1).view(self._dtype).reshape(len(index), *self._shape)
         return of_array(f"Stream {self.name!r}", values), None
 
-    def _read(self, file: int, part: int, row: int, into: npt.NDArray[np.uint8]) -> None:
-        got = os.preadv(file, [into.data], self._offsets[part] + row * self._row)
-        while 0 < got < self._row:  # a signal may come in between
-            more = os.preadv(file, [into.data[got:]], self._offsets[part] + row * self._row + got)
-            got = got + more if more else 0
+    def _read(self, file: FileIO, part: int, row: int, into: memoryview) -> None:
+        file.seek(self._offsets[part] + row * self._row)
+        got = more = file.readinto(into)
+        while more and got < self._row:  # a signal may come in between
+            more = file.readinto(into[got:])
+            got += more
         if got < self._row:
             raise ValueError(
-                f"{file_of(self._paths[part])}: expected {self._row} bytes for row {row}; got fewer. Write the file "
+                f"{file_of(self._paths[part])}: expected {self._row} bytes for row {row}; got {got}. Write the file "
                 "again."
             )
 
@@ -162,12 +160,9 @@ class Arrays:
         if not hasattr(os, "posix_fadvise"):  # as on macOS
             return
         for part, _, rows in self._parts(index):
-            file = opened(self._paths[part], self._stamps[part])
-            try:
-                for row in rows.tolist():
-                    os.posix_fadvise(file, self._offsets[part] + row * self._row, self._row, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(file)
+            with opened(self._paths[part], self._stamps[part]) as file:
+                for offset in (self._offsets[part] + rows * self._row).tolist():
+                    os.posix_fadvise(file.fileno(), offset, self._row, os.POSIX_FADV_WILLNEED)
 
     def _parts(self, index: Index) -> Iterable[tuple[int, Index, Index]]:
         """The files that hold some data, the places of these in the index, and their rows in the file."""
