@@ -103,40 +103,47 @@ def announced(requests: Iterable[T], announce: Callable[[T], None], depth: int) 
 
 
 def ahead(results: Iterator[T], depth: int) -> Iterator[T]:
-    """The same results, up to so many of them made in a thread before they are asked for.
+    """The same results, made in a thread before they are asked for, so many together.
 
-    Whoever waits for the first one does nothing else meanwhile, so that the thread may use global generators for it.
+    Handed over one by one, the thread would be woken at each, and whoever asks, a training step, would then have to wait
+    for the interpreter's lock. Whoever waits for the first ones does nothing else meanwhile, so that the thread may use
+    global generators for them.
     """
-    made: queue.Queue[T | Failure | None] = queue.Queue(depth)
+    made: queue.Queue[list[T | Failure | None]] = queue.Queue(1)
     stop = threading.Event()
 
-    def give(result: T | Failure | None) -> bool:
+    def give(several: list[T | Failure | None]) -> bool:
         while not stop.is_set():
             try:
-                made.put(result, timeout=0.1)
+                made.put(several, timeout=0.1)
             except queue.Full:
                 continue
             return True
         return False
 
     def make() -> None:
+        several: list[T | Failure | None] = []
         try:
             for result in results:
-                if not give(result):
-                    return
-            give(None)
+                several.append(result)
+                if len(several) == depth:
+                    if not give(several):
+                        return
+                    several = []
+            give([*several, None])
         except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
-            give(Failure(error))
-        finally:
-            getattr(results, "close", lambda: None)()
+            give([*several, Failure(error)])
 
     thread = threading.Thread(target=make, name="pyro_vae stream", daemon=True)
     thread.start()
     try:
-        while (result := made.get()) is not None:
-            if isinstance(result, Failure):
-                raise result.error
-            yield result
+        while True:
+            for result in made.get():
+                if result is None:
+                    return
+                if isinstance(result, Failure):
+                    raise result.error
+                yield result
     finally:
         stop.set()
         thread.join()
