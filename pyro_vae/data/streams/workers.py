@@ -105,9 +105,9 @@ def announced(requests: Iterable[T], announce: Callable[[T], None], depth: int) 
 def ahead(results: Iterator[T], depth: int) -> Iterator[T]:
     """The same results, made in a thread before they are asked for, so many together.
 
-    Handed over one by one, the thread would be woken at each, and whoever asks, a training step, would then have to wait
-    for the interpreter's lock. Whoever waits for the first ones does nothing else meanwhile, so that the thread may use
-    global generators for them.
+    Handed over one by one, the thread would be woken at each, and whoever asks, a training step, would then have to
+    wait for the interpreter's lock. Whoever waits for the first ones does nothing else meanwhile, so that the thread
+    may use global generators for them.
     """
     made: queue.Queue[list[T | Failure | None]] = queue.Queue(1)
     stop = threading.Event()
