@@ -118,3 +118,23 @@ def test_step_time_compares_equal_contenders(particles: str) -> None:
     assert names[:2] == ["pyro_vae, compiled", "pyro_vae, eager"]
     assert {"by hand, eager", "Pyro, no validation", "Pyro, fused, no validation"} <= set(names)
     assert ("NumPyro, jitted loop" in names) != ("NumPyro is left out" in result.stdout)
+
+
+@pytest.mark.parametrize(
+    "name", ["64 shards .npy", "images, thread", "tar of .npy", "Hugging Face", "mapped .npy, sparse"]
+)
+def test_streams_all_sources_are_of_the_same_pixels(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    streams = importlib.import_module("streams")
+    if name.startswith("mapped"):
+        stream = streams.SOURCES[name](tmp_path, 64, gigabytes=1e-3)
+        assert len(stream) == 1e6 // 784
+        assert int(stream.sample.images.max()) == 0
+        assert os.stat(tmp_path / "x.npy").st_blocks * 512 < 1e5 < os.path.getsize(tmp_path / "x.npy")
+        return
+    if name == "Hugging Face":
+        pytest.importorskip("datasets")
+    stream = streams.SOURCES[name](tmp_path, 64)
+    values = torch.cat([images for _, (_, images, *_) in stream.feed(64)]).flatten(1)
+    assert torch.equal(values, torch.from_numpy(streams.pixels(64)))
+    assert stream.sample.binarization == streams.in_memory(tmp_path, 64).binarization == "dynamic"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from pyro_vae import data, evaluation, priors
 from pyro_vae.cli import main
 from pyro_vae.cli.calls import made
 from pyro_vae.cli.parser import plain
+from pyro_vae.cli.sources import codes
 
 SMALL = ["--hidden", "16", "--latent_dim", "2", "--batch_size", "512"]
 DIGITS = ["train", "--data", "digits", *SMALL]
@@ -209,7 +211,7 @@ def test_evaluate_has_the_figures_of_the_functions(run: Run, digits_run: Path) -
     assert kept["-ELBO"]["value"] == pytest.approx(-terms.elbo.mean().item(), rel=1e-6)
     assert kept["-log p(x)"]["value"] == pytest.approx(-marginal.value.mean().item(), rel=1e-6)
     assert f"{-terms.elbo.mean().item():.2f}" in out
-    assert "40 data of the test part, nats per datum" in out
+    assert "the first 40 of 299 data of the test part, nats per datum, K = 50" in out
 
 
 def test_evaluate_of_a_table_reads_other_rows_by_its_codes(run: Run, wine: Path, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_evaluate_of_a_table_reads_other_rows_by_its_codes(run: Run, wine: Path,
     vae = pyro_vae.load("a")
     table = vae.likelihood.table
     x = data.as_dataset(rows, kinds=table).tensor()
-    assert np.allclose(pd.read_csv("z.csv").to_numpy(), vae.encode(x).mean.detach(), atol=1e-6)
+    assert np.allclose(pd.read_csv("z.csv")[["z0", "z1"]], vae.encode(x).mean.detach(), atol=1e-6)
 
 
 def test_encode_writes_latents_and_labels_in_the_order_of_the_data(run: Run, digits_run: Path) -> None:
@@ -232,10 +234,101 @@ def test_encode_writes_latents_and_labels_in_the_order_of_the_data(run: Run, dig
     with np.load("z.npz") as kept:
         assert np.allclose(kept["latents"], expected, atol=1e-6)
         assert test.labels is not None
-        assert (kept["labels"] == test.labels.numpy()).all()
+        assert (kept["label"] == test.labels.numpy()).all()
+        whole = as_file(data.load("digits"))
+        assert np.array_equal(whole[kept["row"]], test.tensor().numpy())
     frame = pd.read_csv("z.csv")
-    assert list(frame.columns) == ["z0", "z1", "label"]
+    assert list(frame.columns) == ["row", "z0", "z1", "label"]
     assert np.allclose(frame[["z0", "z1"]], expected, atol=1e-6)
+
+
+def as_file(splits: data.Splits) -> np.ndarray[Any, Any]:
+    """The digits in the order in which scikit-learn has them."""
+    from sklearn.datasets import load_digits
+
+    assert splits.train.levels == 16
+    return load_digits().images[:, None].astype(np.float32) / 16
+
+
+def test_encode_writes_the_words_and_rows_of_a_file(run: Run, wine: Path) -> None:
+    assert run("train", "--data", wine, "--labels", "cultivar", *SMALL, "--epochs", "1", "--out", "a")[0] == 0
+    for split in ("train", "validation", "test"):
+        assert run("encode", "a", "--split", split, "--out", f"{split}.csv")[0] == 0
+    frame = pd.concat([pd.read_csv(f"{split}.csv") for split in ("train", "validation", "test")])
+    assert sorted(frame.row) == list(range(60))
+    assert list(pd.read_csv(wine).cultivar[frame.row]) == list(frame.label)
+    assert run("encode", "a", "--data", wine, "--out", "all.csv")[0] == 0  # whose label is no datum
+    whole = pd.read_csv("all.csv").set_index("row")
+    assert np.allclose(whole.loc[frame.row, ["z0", "z1"]], frame[["z0", "z1"]], atol=1e-5)
+
+
+def test_labels_that_are_numbers_are_in_the_order_of_their_size() -> None:
+    assert codes("k", np.array([10, 2, 3, 10])).tolist() == [2, 0, 1, 2]
+    assert codes("k", np.array(["b", "a", "b"])).tolist() == [1, 0, 1]
+
+
+def test_data_of_another_file_are_read_by_the_names_of_the_run(run: Run, wine: Path) -> None:
+    frame = pd.read_csv(wine)[["alcohol", "acid"]].fillna(12.0)
+    frame.to_csv("a.csv", index=False)
+    frame[["acid", "alcohol"]].to_csv("b.csv", index=False)
+    assert run("train", "--data", "a.csv", "--likelihood", "Normal", *SMALL, "--epochs", "1", "--out", "run")[0] == 0
+    for name in "ab":
+        assert run("encode", "run", "--data", f"{name}.csv", "--out", f"z{name}.csv")[0] == 0
+    assert Path("za.csv").read_text() == Path("zb.csv").read_text()
+    frame.iloc[:-5].to_csv("a.csv", index=False)
+    status, _, err = run("evaluate", "run")
+    assert status == 2
+    assert "expected the data that it was trained on" in err
+
+
+def test_train_says_which_part_alone_has_missing_values(run: Run, wine: Path) -> None:
+    frame = pd.read_csv(wine)[["alcohol", "acid"]].fillna(12.0)
+    frame.loc[7, "acid"] = np.nan
+    frame.to_csv("a.csv", index=False)
+    statuses = {}
+    for seed in range(12):
+        status, _, err = run(
+            "train", "--data", "a.csv", *SMALL, "--steps", "1", "--split_seed", str(seed), "--out", f"r{seed}"
+        )
+        statuses[seed] = status
+        if status:
+            assert "expected missing values in the training data where the" in err
+    assert set(statuses.values()) == {0, 2}
+
+
+def test_compare_refuses_runs_of_other_data(run: Run, digits_run: Path) -> None:
+    assert run(*DIGITS, "--epochs", "1", "--split_seed", "4", "--out", "b")[0] == 0
+    status, _, err = run("compare", digits_run, "b")
+    assert status == 2
+    assert "expected runs with the same test data" in err
+    assert run("compare", digits_run, digits_run)[0] == 2
+
+
+def test_likelihood_option_of_the_default_value_is_taken(run: Run) -> None:
+    options = ["--likelihood", "Binomial", "--likelihood.total_count", "255", "--steps", "1", "--out", "a"]
+    assert run(*DIGITS, *options)[0] == 0
+    assert pyro_vae.load("a").likelihood.total_count == 255  # the data's own are 16
+
+
+def test_Normal_of_a_table_is_standardized(run: Run, wine: Path) -> None:
+    frame = pd.read_csv(wine)[["alcohol", "acid"]].fillna(12.0) * [1, 1000]
+    frame.to_csv("a.csv", index=False)
+    figures = {}
+    for standardize in ("true", "false"):
+        options = ["--likelihood", "Normal", "--standardize", standardize, "--epochs", "30", "--out", standardize]
+        assert run("train", "--data", "a.csv", *SMALL, *options)[0] == 0
+        assert run("evaluate", standardize)[0] == 0
+        figures[standardize] = json.loads(Path(standardize, "evaluation.json").read_text())["-ELBO"]["value"]
+    assert figures["true"] < 20 < figures["false"]
+
+
+def test_evaluate_does_not_call_k_hat_good_where_it_is_not_known(run: Run, digits_run: Path) -> None:
+    status, out, _ = run("evaluate", digits_run, "--num_particles", "1", "--max_data", "10")
+    assert status == 0
+    assert "not known" in out
+    kept = json.loads((digits_run / "evaluation.json").read_text())
+    assert kept["part"] == "test"
+    assert kept["num_data"] == 10
 
 
 def test_sample_of_images_is_a_picture_and_by_seed(run: Run, digits_run: Path) -> None:
@@ -243,7 +336,9 @@ def test_sample_of_images_is_a_picture_and_by_seed(run: Run, digits_run: Path) -
     with Image.open("x.png") as picture:
         assert min(picture.size) > 100
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        assert run("sample", digits_run, "--num", "6", "--seed", seed, "--out", f"{name}.npz")[0] == 0
+        assert (
+            run("sample", digits_run, "--mean", "false", "--num", "6", "--seed", seed, "--out", f"{name}.npz")[0] == 0
+        )
     a, b, c = (np.load(f"{name}.npz")["x"] for name in "abc")
     assert a.shape == (6, 1, 8, 8)
     assert (a == b).all()
@@ -382,6 +477,7 @@ ERRORS = [
     ("train --data bad.npy", "neither an array nor an archive"),
     ("train --data bad.h5ad", "expected an AnnData file"),
     ("train --data bad.parquet", "expected a parquet file"),
+    ("train --data good.csv --columns a,class --labels class --likelihood Poissn", "Did you mean Poisson"),
     ("train --data good.csv --columns a,bb", "Did you mean bbb"),
     ("train --data good.csv --labels klass", "Did you mean class"),
     ("train --config bad.yaml", "Did you mean --epochs"),

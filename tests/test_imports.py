@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": MODELS | {"schedules"},
     "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,
-    "cli": PUBLIC | {"__init__"},
+    "cli": PUBLIC | {"trackers", "__init__"},
     "__main__": {"cli"},
     "__init__": PUBLIC,
 }

@@ -99,7 +99,8 @@ def _with_underscores(argument: str) -> str:
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning in a line, without the place in the code that it comes from."""
-    print(f"warning: {_one_line(message)}", file=sys.stderr)
+    words = _one_line(message).replace("go on with resume=True", "go on with pyro-vae resume")
+    print(f"warning: {words}", file=sys.stderr)
 
 
 def _one_line(error: BaseException | str) -> str:

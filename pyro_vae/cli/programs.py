@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from pyro_vae import VAE, conditionals, data, defaults, elbo, likelihoods, nets, priors, schedules
 from pyro_vae.cli.calls import made
-from pyro_vae.cli.parser import FROM_DATA, is_option
+from pyro_vae.cli.parser import FROM_DATA, given_value, is_option
 
 
 def build(options: Namespace, train: data.Dataset) -> tuple[VAE, list[str]]:
@@ -41,7 +41,7 @@ def build(options: Namespace, train: data.Dataset) -> tuple[VAE, list[str]]:
     if options.likelihood is None:
         said.append(choice.because)
         options.likelihood = Namespace(class_path=f"pyro_vae.likelihoods.{choice.name}", init_args=Namespace())
-    likelihood = _likelihood(options.likelihood, networks.decoder, train, choice)
+    likelihood = _likelihood(options.likelihood, networks.decoder, train, choice, options.standardize)
     prior = _prior(options.prior, options.latent_dim, train)
     posterior = _posterior(options, prior)(networks.encoder, options.latent_dim)
     return VAE(prior=prior, likelihood=likelihood, posterior=posterior), said
@@ -58,7 +58,7 @@ def _sizes(hidden: list[int] | int | str | None) -> list[int] | None:
 
 
 def _likelihood(
-    chosen: Namespace, body: nets.Body, train: data.Dataset, choice: defaults.Choice
+    chosen: Namespace, body: nets.Body, train: data.Dataset, choice: defaults.Choice, standardize: bool
 ) -> likelihoods.Likelihood:
     """The likelihood of a name: its levels, first mean and units are those of the data where no option says others.
 
@@ -74,11 +74,15 @@ def _likelihood(
         return likelihoods.Tabular.for_data(train, body)
     takes = inspect.signature(made_by).parameters
     own = made_by.__name__ == choice.name
-    said = {name: value for name, value in given.items() if value != takes[name].default}
+    said = {n: v for n, v in given.items() if v != takes[n].default or given_value(f"--likelihood.{n}") is not None}
     arguments = {**given, **_levels(train), **(choice.arguments if own else _of_data(train, choice)), **said}
     arguments = {name: value for name, value in arguments.items() if name in takes}
     chosen.init_args = Namespace({name: value for name, value in arguments.items() if name not in FROM_DATA})
-    return choice.make(body) if own and not said else _fitted(made_by(body=body, **arguments), train)
+    return (
+        choice.make(body)
+        if own and not said and standardize
+        else _fitted(made_by(body=body, **arguments), train, standardize)
+    )
 
 
 def _of_data(train: data.Dataset, choice: defaults.Choice) -> dict[str, Any]:
@@ -98,10 +102,11 @@ def _levels(train: data.Dataset) -> dict[str, Any]:
     return levels if train.levels is None else {**levels, "levels": most + 1}
 
 
-def _fitted(likelihood: likelihoods.Likelihood, train: data.Dataset) -> likelihoods.Likelihood:
+def _fitted(likelihood: likelihoods.Likelihood, train: data.Dataset, standardize: bool) -> likelihoods.Likelihood:
     """The likelihood of the data's units, and of the values that are not missing."""
-    if likelihood.support is constraints.real and (standardize := defaults.standardize(train)) is not None:
-        likelihood = likelihoods.Standardized(likelihood, standardize)
+    if likelihood.support is constraints.real and standardize:
+        scale = defaults.standardize(train) if train.table is None else nets.Standardize.of(train.tensor())
+        likelihood = likelihood if scale is None else likelihoods.Standardized(likelihood, scale)
     missing = train.levels is None and bool(train.images.isnan().any())
     return likelihoods.MissingAtRandom(likelihood) if missing else likelihood
 
@@ -191,8 +196,10 @@ def made_by_optimizer(chosen: Namespace) -> Callable[[Any], torch.optim.Optimize
     return make
 
 
-def _class(chosen: Namespace) -> tuple[Any, dict[str, Any]]:
+def _class(chosen: Namespace | None) -> tuple[Any, dict[str, Any]]:
     """A class and its arguments, of what jsonargparse makes of a class's options."""
+    if chosen is None:
+        raise ValueError("train: expected a class for prior, loss and optimizer; got null. Leave the option out.")
     module, _, name = chosen.class_path.rpartition(".")
     arguments = dict(vars(chosen.get("init_args", None) or Namespace()))
     return getattr(importlib.import_module(module), name), arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ def evaluate(
     """
     run = opened(folder)
     chosen = run.dataset(data, split)
+    num_all = len(chosen)
     chosen = chosen if max_data is None else chosen.take(max_data)
     x, *context = chosen.batch(torch.arange(len(chosen)), torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=[]):
@@ -46,21 +48,25 @@ def evaluate(
         marginal = evaluation.log_marginal_likelihood(
             run.program, x, *context, num_particles=num_particles, progress=False
         )
-        units = evaluation.active_units(run.program, x, *context)
-    of = evaluation.Estimate.of
+        units = evaluation.active_units(run.program, x, *context) if len(x) > 1 else None
+    estimate = evaluation.Estimate.of
     figures = {
-        "-ELBO": of(-terms.elbo, 1),
-        "-E_q[log p(x|z)]": of(-terms.expected_log_likelihood, 1),
-        "KL": of(terms.kl, 1),
-        "-log p(x)": of(-marginal.value, num_particles),
+        "-ELBO": estimate(-terms.elbo, 1),
+        "-E_q[log p(x|z)]": estimate(-terms.expected_log_likelihood, 1),
+        "KL": estimate(terms.kl, 1),
+        "-log p(x)": estimate(-marginal.value, num_particles),
     }
-    unreliable = len(marginal.unreliable) / len(x)
-    print(f"{chosen.name}, {len(x):,} data{'' if data else f' of the {split} part'}, nats per datum")
+    unreliable = len(marginal.unreliable) / len(x) if bool(marginal.pareto_k.isfinite().any()) else math.nan
+    of = f"{len(x):,} of {num_all:,} data{'' if data else f' of the {split} part'}"
+    print(f"{chosen.name}, the first {of}, nats per datum, K = {num_particles:,}")
     for name, figure in figures.items():
         print(f"{name:20} {figure.value:10.2f} ± {figure.standard_error:.2f}")
-    print(f"{'active units':20} {units.count:7} of {run.program.prior.event_shape.numel()}")
-    print(f"{'k-hat above 0.7':20} {unreliable:10.0%} of the data: -log p(x) is that much in doubt")
-    kept = {**figures, "active units": units.count, "share of k-hat above 0.7": unreliable}
+    active = math.nan if units is None else units.count
+    print(f"{'active units':20} {active:7} of {run.program.prior.event_shape.numel()}")
+    doubt = "not known: take more --num_particles" if math.isnan(unreliable) else f"{unreliable:.0%} of the data"
+    print(f"{'k-hat above 0.7':20} {doubt:>10}, whose -log p(x) is likely too high")
+    kept: dict[str, Any] = {"data": chosen.name, "part": None if data else split, "num_data": len(x), "seed": seed}
+    kept |= {**figures, "active units": active, "share of k-hat above 0.7": unreliable}
     files.replace(Path(folder, "evaluation.json"), json.dumps(plain(kept), indent=2).encode())
 
 
@@ -78,8 +84,13 @@ def report(folder: str, data: str | None = None, split: Split = "test", max_data
 
     run = opened(folder)
     chosen: Any = run.dataset(data, split).take(max_data)
-    found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
-    print(*found.telling(), sep="\n")
+    found: evaluation.Report | None = None
+    try:
+        found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
+    except ValueError as error:  # of too few data, for example; the pictures can be drawn all the same
+        print(f"no verdicts: {error}")
+    if found is not None:
+        print(*found.telling(), sep="\n")
     print(plots.report(folder, chosen, verdicts=found, seed=seed))
 
 
@@ -105,6 +116,8 @@ def compare(
         draws: of each estimator's gradient.
         seed: of the draws.
     """
+    if len(set(folders)) < len(folders) or (len(folders) == 1 and not estimators):
+        raise ValueError("compare: expected two folders of runs or more, or one with --estimators. Name another one.")
     runs = {folder: opened(folder) for folder in folders}
     first = next(iter(runs.values()))
     chosen = first.dataset(data, split)
@@ -119,5 +132,12 @@ def compare(
             lab.compare(first.program.model, first.program.guide, batch, losses, draws=draws, seed=seed, progress=False)
         )
         return
+    for name, run in runs.items():
+        other = run.dataset(data, split).take(len(chosen)).tensor() if data is None else chosen.tensor()
+        if not torch.equal(other.nan_to_num(), chosen.tensor().nan_to_num()):
+            raise ValueError(
+                f"compare: expected runs with the same {split} data, on which they are judged; got other ones of "
+                f"{name} than of {folders[0]}. Train them on one set with one --split_seed, or give new --data."
+            )
     programs = {name: run.program for name, run in runs.items()}
     print(lab.rank(programs, chosen, num_particles=num_particles, seed=seed, progress=False))

@@ -12,8 +12,10 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from pyro_vae import data, load
+from pyro_vae.checkpoint.folder import RunFolder
 from pyro_vae.cli import programs, sources
 from pyro_vae.cli.train import arguments, options_of
+from pyro_vae.training.identity import fingerprint
 
 
 @dataclass
@@ -32,16 +34,28 @@ class OpenedRun:
 
     @cached_property
     def splits(self) -> data.Splits:
-        """The data that it was made with, read again."""
+        """The data that it was made with, read again.
+
+        Raises:
+            ValueError: they have changed, so that another split would mix data that were trained on with others.
+        """
         found = sources.read(**{name: self.options[name] for name in arguments(sources.read)})
-        return programs.with_contexts(self.options, found)
+        found = programs.with_contexts(self.options, found)
+        kept = RunFolder(self.folder).settings()["settings"]["train"]
+        if kept["sha256"] != fingerprint(found.train)["sha256"]:
+            raise ValueError(
+                f"{self.folder}: expected the data that it was trained on in {self.options.data}; got others. Put them "
+                "back, or name the data to look at with --data."
+            )
+        return found
 
     def dataset(self, source: str | None, split: str = "test") -> data.Dataset:
         """A part of the run's data, or all of another source, read in the columns and codes of the run's."""
         if source is None:
             return getattr(self.splits, split)
-        table = getattr(self.program.likelihood, "table", None)
-        columns = self.options.columns if table is None else None
+        train = self.splits.train
+        table = getattr(self.program.likelihood, "table", None) or train.table
+        columns = list(train.columns) if table is None and train.columns else None
         found = sources.selected(source, columns, None, table)
         if isinstance(found, str):
             found = sources.part(found, split, self.options)

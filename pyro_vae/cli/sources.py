@@ -13,7 +13,7 @@ import torch
 from pyro_vae import tables
 from pyro_vae.checks import printable
 from pyro_vae.cli.parser import nearest
-from pyro_vae.data import Binarize, Dataset, Splits, as_dataset, files, load
+from pyro_vae.data import Binarize, Dataset, Splits, as_dataset, files, load, named
 from pyro_vae.data.conversion import binarized
 
 
@@ -49,12 +49,36 @@ def read(
     return load(source, data_folder, binarize=mode, validation=validation, kinds=given, seed=split_seed)
 
 
+def rows(data: str, split: str, **options: Any) -> torch.Tensor:
+    """Which rows of the source, counted from 0, the data of a part are: a file that is not split is permuted.
+
+    Args:
+        data: as for :func:`read`.
+        split: train, validation or test.
+        options: further ones of :func:`read`.
+    """
+    source = selected(data, options["columns"], options["labels"], options["kinds"])
+    found = getattr(read(data, **options), split)
+    path = Path(data).expanduser()
+    if isinstance(source, str) and (data == "digits" or path.exists()):
+        source = named.digits() if data == "digits" else files.read_splits(path)[0]
+        if path.is_dir() and files.read_splits(path)[2] is not None:
+            return torch.arange(len(found))
+    if isinstance(source, str):
+        return torch.arange(len(found))
+    places = {"validation": options["validation"], "seed": options["split_seed"]}
+    counted = load(replace(source, context=(torch.arange(len(source)),)), **places)
+    return getattr(counted, split).context[0]
+
+
 def selected(
     source: str, columns: list[str] | str | None, labels: str | None, kinds: dict[str, str] | tables.Table | None
 ) -> Any:
     """The source itself, or the Dataset of its columns and labels where these are asked for."""
     path = Path(source).expanduser()
     chosen = columns.split(",") if isinstance(columns, str) else columns
+    if chosen and labels:
+        chosen = [name for name in chosen if name != labels]
     if path.suffix.lower() == files.ANNDATA and path.is_file() and (chosen or labels):
         return _cells(path, chosen, labels)
     if path.suffix.lower() in files.TABLES and path.is_file():
@@ -78,9 +102,8 @@ def _table(path: Path, columns: Sequence[str] | None, labels: str | None, kinds:
     if columns is not None:
         _check_names("--columns", columns, names)
         frame = frame[list(columns)]
-    if isinstance(kinds, tables.Table):
-        _check_names(str(path), [c.name for c in kinds.columns], list(frame.columns))
-        frame = frame[[c.name for c in kinds.columns]]
+    if isinstance(kinds, tables.Table):  # of which a frame may have more than the columns of the run
+        frame = frame[[c.name for c in kinds.columns if c.name in frame]]
     found = as_dataset(frame, name=path.stem, kinds=kinds)
     return found if classes is None else replace(found, labels=codes(labels or "", classes))
 
@@ -99,7 +122,7 @@ def _cells(path: Path, genes: Sequence[str] | None, labels: str | None) -> Datas
 
 
 def codes(name: str, classes: Any) -> torch.Tensor:
-    """Classes in the order of their names as numbers from 0, int64 (N,).
+    """Classes in their order, of numbers by size and of words by the alphabet, as numbers from 0, int64 (N,).
 
     Raises:
         ValueError: one is missing.
@@ -111,7 +134,21 @@ def codes(name: str, classes: Any) -> torch.Tensor:
             f"--labels: expected a class in every row; got {int(missing.sum())} missing in {name!r}. Fill them in, "
             "or leave --labels out."
         )
-    return torch.from_numpy(np.unique(values.astype(str), return_inverse=True)[1].astype(np.int64).reshape(-1))
+    if not np.issubdtype(values.dtype, np.number):
+        values = values.astype(str)
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64).reshape(-1))
+
+
+def class_names(source: str, labels: str | None) -> list[str]:
+    """What the codes of the labels of a file stand for, in their order; none where there are no names."""
+    path = Path(source).expanduser()
+    if labels is None or not path.is_file():
+        return []
+    column = (
+        files.read_anndata(path).obs[labels] if path.suffix.lower() == files.ANNDATA else files.read_frame(path)[labels]
+    )
+    values = np.asarray(column)
+    return [str(name) for name in np.unique(values if np.issubdtype(values.dtype, np.number) else values.astype(str))]
 
 
 def _check_names(option: str, chosen: Sequence[str], names: Sequence[str]) -> None:

@@ -52,6 +52,10 @@ def parser() -> Parser:
         default=None,
         help="sizes of the layers, or channels: 200,200",
     )
+    made.add_argument(
+        "--standardize", type=bool, default=True,
+        help="standardize reals within the likelihood; log-likelihoods are of the data's own units all the same",
+    )  # fmt: skip
     made.add_part("likelihood", None, "p(x|z); chosen by the data when left out")
     made.add_part("prior", "pyro_vae.priors.StandardNormal", "p(z)")
     made.add_part("posterior", None, "q(z|x); by the support of the prior when left out")
@@ -62,6 +66,8 @@ def parser() -> Parser:
     made.add_part("optimizer", "torch.optim.Adam", "of torch", lr=1e-3, fused=True)
     made.add_function_arguments(fit, skip=_NOT_OPTIONS)
     made.titled("training")
+    epochs = next(action for action in made._actions if action.dest == "epochs")
+    epochs.help = "passes through the training data; as many as have 8,000 steps, or 2,500 of a small set, if left out"
     made.add_argument("--seed", type=int, default=0, help="of the first weights, the order of the data and all draws")
     known = Literal["tensorboard", "mlflow"]
     made.add_argument(
@@ -143,6 +149,7 @@ def prepared(options: Namespace) -> tuple[data.Splits, VAE]:
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if options.device == "cuda" else options.device
     splits = sources.read(**{name: options[name] for name in arguments(sources.read)})
     splits = programs.with_contexts(options, data.Splits(*(part.to(device) for part in splits)))
+    _check_missing(splits)
     said = _length(options, len(splits.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -156,8 +163,22 @@ def _length(options: Namespace, num_train: int) -> list[str]:
     """Gives a run without a length the one of examples/mnist_svi.py, and says so."""
     if options.epochs is not None or options.steps is not None:
         return []
-    options.steps = 8000 if num_train > 10_000 else 2500
-    return [f"{options.steps:,} steps of {options.batch_size} data"]
+    steps, per_epoch = 8000 if num_train > 10_000 else 2500, -(-num_train // options.batch_size)
+    options.epochs = max(1, round(steps / per_epoch))
+    return [f"{options.epochs:,} epochs of {per_epoch:,} steps"]
+
+
+def _check_missing(splits: data.Splits) -> None:
+    """Raises for values that are missing in other parts than the training data, of which the VAE would know nothing."""
+    if splits.train.levels is not None or bool(splits.train.images.isnan().any()):
+        return
+    for name in ("validation", "test"):
+        part = getattr(splits, name)
+        if part.levels is None and bool(part.images.isnan().any()):
+            raise ValueError(
+                f"{part.name}: expected missing values in the training data where the {name} part has some; got none, "
+                "since they are few. Choose another --split_seed, or fill them in."
+            )
 
 
 def run(options: Namespace, splits: data.Splits, vae: VAE, folder: Path, *, resume: bool) -> History:

@@ -34,8 +34,19 @@ from pyro_vae.data.conversion import as_dataset, binarized
 from pyro_vae.data.dataset import Dataset
 from pyro_vae.data.named import DatasetNotFoundError
 from pyro_vae.data.options import present_device, unknown
+from pyro_vae.data.streams import Stream, stream
 
-__all__ = ["Binarize", "Dataset", "DatasetNotFoundError", "Splits", "as_dataset", "available", "load"]
+__all__ = [
+    "Binarize",
+    "Dataset",
+    "DatasetNotFoundError",
+    "Splits",
+    "Stream",
+    "as_dataset",
+    "available",
+    "load",
+    "stream",
+]
 
 
 class Splits(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from pyro_vae.data.dataset import Dataset
+
+D = TypeVar("D", bound=Any)  # a Dataset or a Stream
 
 
 def check_alike(subject: str, train: Dataset, validation: Dataset) -> None:
@@ -41,11 +43,11 @@ def check_alike(subject: str, train: Dataset, validation: Dataset) -> None:
             )
 
 
-def as_taken(program: object, dataset: Dataset) -> Dataset:
+def as_taken(program: object, dataset: D) -> D:
     """A set in the shape that a program takes: gray images get the axis of one channel that its likelihood asks for."""
     event_shape = getattr(getattr(program, "likelihood", None), "event_shape", None)
     if event_shape is not None and tuple(event_shape) == (1, *dataset.event_shape):
-        return replace(dataset, images=dataset.images.unsqueeze(1))
+        return dataset.with_channel()
     return dataset
 
 

@@ -59,17 +59,22 @@ def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
         return _read_array(path, file, member.file_size)
 
 
-def _read_array(path: Path, file: IO[bytes], size: int) -> npt.NDArray[Any]:
-    """An array, once its header claims no more than the bytes that there are."""
+def read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and dtype of an array, once its header claims no more bytes than there are."""
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"format {version}, which is none of plain numbers")
-    shape, _, dtype = _HEADERS[version](file)
+    shape, fortran, dtype = _HEADERS[version](file)
     left = size - file.tell()
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"an array of {dtype}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > left:
         raise ValueError(f"an array {shape} of {dtype}, for which there are {left} bytes")
+    return shape, fortran, dtype
+
+
+def _read_array(path: Path, file: IO[bytes], size: int) -> npt.NDArray[Any]:
+    read_header(file, size)
     file.seek(0)
     array = npy.read_array(file, allow_pickle=False)
     if file.read(1):

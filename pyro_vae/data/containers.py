@@ -55,6 +55,11 @@ def _found(subject: str, x: Any, kinds: Kinds | None) -> Numbers:
         return of_hugging_face(subject, x, lambda frame: of_pandas(subject, frame, kinds), lambda x: of_set(subject, x))
     if "anndata" in packages and hasattr(x, "var_names"):
         return of_anndata(subject, x, numbers)
+    if hasattr(x, "feed") and hasattr(x, "sample"):
+        raise TypeError(
+            f"{subject}: expected data in memory; got a Stream, which is not read as a whole. Pass its sample, or the "
+            "stream to fit."
+        )
     if isinstance(x, str):
         raise TypeError(f"{subject}: expected data; got the word {x!r}. Load a set with data.load({x!r}).train.")
     raise TypeError(

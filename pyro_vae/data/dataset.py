@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -17,6 +18,9 @@ from pyro_vae.data.containers import beside
 from pyro_vae.data.options import present_device, unknown
 from pyro_vae.data.requirements import check_images, check_labels, check_rows, check_width
 from pyro_vae.tables import Table
+
+Place = dict[str, int]
+"""Where an epoch is, in small numbers that a checkpoint keeps; ``position`` is how many data it has been through."""
 
 CHUNK = 4096  # data turned into floats at once where a float copy of the whole set would be too large
 
@@ -127,6 +131,20 @@ class Dataset:
         """The same set on another device."""
         there = present_device(device)
         return self._each(lambda tensor: tensor.to(there))
+
+    @property
+    def sample(self) -> Dataset:
+        """What checks and figures look at in place of all data: of a set in memory, itself."""
+        return self
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """What ``gather`` takes beside the index."""
+        return self.images, *self.context
+
+    def with_channel(self) -> Dataset:
+        """The same data with an axis of one channel before the others."""
+        return replace(self, images=self.images.unsqueeze(1))
 
     def take(self, n: int) -> Dataset:
         """The first n data, or all of them when there are fewer."""
@@ -255,6 +273,28 @@ class Dataset:
             order = torch.arange(len(self), device=self.device)
         return iter(order[:n].split(batch_size))
 
+    def feed(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        drop_last: bool = False,
+        place: Place | None = None,
+    ) -> Iterator[tuple[Place, tuple[Tensor, ...]]]:
+        """One pass as arguments of ``gather``, and the place after each batch; from a place on, if one is given."""
+        begin = check_place("Dataset.feed", place, len(self))["position"]
+        batch_size = checks.whole("Dataset.feed", "batch_size", batch_size)
+        if begin % batch_size and begin < len(self):
+            raise ValueError(
+                f"Dataset.feed: expected a place at which a batch of {batch_size} begins; got {begin}. Give the batch "
+                "size that it was reached with."
+            )
+        indices = self.indices(batch_size, shuffle=shuffle, generator=generator, drop_last=drop_last)
+        steps = -(-begin // batch_size)
+        left = enumerate(itertools.islice(indices, steps, None), start=steps)
+        return (({"position": min((i + 1) * batch_size, len(self))}, (index, *self.held)) for i, index in left)
+
     def mean(self) -> Tensor:
         """The mean of every element, float32 (*event_shape); of the grays of a dynamic set, of the values observed."""
         total = torch.zeros(self.event_shape, device=self.device)
@@ -276,3 +316,22 @@ class Dataset:
             labels=None if self.labels is None else change(self.labels),
             context=tuple(map(change, self.context)),
         )
+
+
+def check_place(subject: str, place: Place | None, n: int) -> Place:
+    """A place in an epoch of n data; its beginning where none is given.
+
+    Raises:
+        ValueError: something else than a place.
+    """
+    if place is None:
+        return {"position": 0}
+    names, values = set(place), list(place.values())
+    if "position" not in names or names - {"position", "seed", "checksum"} or not all(
+        type(value) is int and value >= 0 for value in values
+    ) or place["position"] > n:  # fmt: skip
+        raise ValueError(
+            f"{subject}: expected a place with a position up to {n}, as a pass over these data gives it; got "
+            f"{checks.printable(place)}. Give such a one."
+        )
+    return place

@@ -250,7 +250,13 @@ def _check_depth(folder: Path, parents: list[tuple[str, ...]]) -> None:
         )
 
 
-def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
+def listed_images(folder: Path, classes: list[str] | None = None) -> tuple[list[Path], list[int] | None, str]:
+    """The images of a folder in order, the classes that their subfolders are, if any, and a note of what is left out.
+
+    Args:
+        folder: its path.
+        classes: names of all classes; those of the folder where left out.
+    """
     paths, parents, note = _listed(folder)
     if not paths:
         raise ValueError(f"{folder_of(folder)}: expected images; got none. Give a folder of PNG or JPEG files.")
@@ -260,15 +266,20 @@ def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
             "the former into a subfolder."
         )
     _check_depth(folder, parents)
+    if not all(parents):
+        return paths, None, note
+    index = {name: i for i, name in enumerate(classes or _ordered({parts[0] for parts in parents}))}
+    return paths, [index[parts[0]] for parts in parents], note
+
+
+def _read_folder(folder: Path, classes: list[str] | None = None) -> Dataset:
+    paths, labels, note = listed_images(folder, classes)
     images, transparent = _read_images(folder, paths)
     if transparent:
         note = joined(note, f"transparency of {transparent} images is left out")
-    labels = None
-    if all(parents):
-        index = {name: i for i, name in enumerate(classes or _ordered({parts[0] for parts in parents}))}
-        labels = torch.tensor([index[parts[0]] for parts in parents])
     levels = 255 if images.dtype == np.uint8 else None
-    return Dataset(folder.name, torch.from_numpy(images), labels, levels=levels, note=note)
+    found = None if labels is None else torch.tensor(labels)
+    return Dataset(folder.name, torch.from_numpy(images), found, levels=levels, note=note)
 
 
 def _read_images(folder: Path, paths: list[Path]) -> tuple[npt.NDArray[Any], int]:

@@ -58,10 +58,14 @@ def opened(path: Path, file: IO[bytes]) -> Iterator[Image.Image]:
         yield image
 
 
-def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
+def read_image(path: Path, file: IO[bytes] | None = None) -> tuple[npt.NDArray[Any], bool]:
     """An image file, upright, and whether it had transparency, which is dropped.
 
     Shapes: H rows, W columns.
+
+    Args:
+        path: of the file.
+        file: holds the image, where it is opened already, or is a part of another.
 
     Returns:
         uint8 (1, H, W) of grays or (3, H, W) of colors; float32 k / 65535 of 16-bit grays.
@@ -70,9 +74,14 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
         ValueError: a damaged file, or one of which a part would be lost: several pages, more than 8 bits of color,
             channels beside the colors.
     """
-    with reading(path), path.open("rb") as file, opened(path, file) as image:
+    if file is None:
+        with path.open("rb") as file:
+            return read_image(path, file)
+    head = file.read(4096)
+    file.seek(0)
+    with reading(path), opened(path, file) as image:
         pages = getattr(image, "n_frames", 1)
-        depth, mode = _depth(path, image), image.mode
+        depth, mode = _depth(head, image), image.mode
         if pages > 1:
             raise lost(path, f"one image; got {pages} pages or frames", "Save each as a file, or pass an array")
         if depth > 8 and not mode.startswith("I"):
@@ -92,10 +101,8 @@ def read_image(path: Path) -> tuple[npt.NDArray[Any], bool]:
     raise lost(path, f"8 bits per channel; got mode {mode!r}", "Convert it, or pass an array")
 
 
-def _depth(path: Path, image: Image.Image) -> int:
+def _depth(head: bytes, image: Image.Image) -> int:
     """Bits per channel of a file, of which PIL keeps eight of colors; 0 where its kind has no more, or no colors."""
-    with path.open("rb") as file:
-        head = file.read(4096)
     tiles = getattr(image, "tile", [])  # how PIL is about to decode it
     if image.format == "PNG":
         return head[24]

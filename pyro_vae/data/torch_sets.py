@@ -33,13 +33,13 @@ def of_set(subject: str, x: Any) -> Numbers:
     size = _size(subject, of)
     if not size:
         raise ValueError(f"{subject}: expected at least one datum; got none. Give data.")
-    items = [_item(subject, of, i) for i in range(size)]
+    items = [item_of(subject, of, i) for i in range(size)]
     widths = sorted({len(item) for item in items})
     if len(widths) > 1:
         raise ValueError(
             f"{subject}: expected items of as many parts each; got {widths}. Give all of them a label, or none."
         )
-    again = [_item(subject, of, i)[0] for i in range(min(size, _READ_AGAIN))]
+    again = [item_of(subject, of, i)[0] for i in range(min(size, _READ_AGAIN))]
     if not all(_equal(item[0], other) for item, other in zip(items, again, strict=False)):
         notes.append("its data differ from one reading to the next, and are those of the first")
         warnings.warn(
@@ -80,19 +80,34 @@ def _loader_notes(subject: str, loader: Any) -> list[str]:
     return notes + ignored
 
 
-def _check_order(subject: str, loader: Any) -> None:
-    """Raises for a loader that selects or weighs data, which its set does not show."""
+def takes_whole_set(loader: Any) -> bool:
+    """Whether a loader goes through each datum of a set with a length once, without selecting or weighing."""
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        return False
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)  # the loader's own is unused beside batches
     whole = type(sampler) is SequentialSampler or (type(sampler) is RandomSampler and not sampler.replacement)
     whole = whole and type(loader.batch_sampler) in (BatchSampler, type(None))
-    if not whole or len(sampler) != len(loader.dataset):
+    return whole and len(sampler) == len(loader.dataset)
+
+
+def changes_batches(loader: Any) -> bool:
+    """Whether a loader makes something else of its set's data than batches of them."""
+    return (
+        loader.collate_fn not in (default_collate, default_convert) or type(loader).__iter__ is not DataLoader.__iter__
+    )
+
+
+def _check_order(subject: str, loader: Any) -> None:
+    """Raises for a loader that selects or weighs data, which its set does not show."""
+    if not takes_whole_set(loader):
+        sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
         raise ValueError(
             f"{subject}: expected a DataLoader of a whole set; got one with {type(sampler).__name__}, which may select "
             "or repeat. Pass the data themselves, torch.utils.data.Subset(set, indices) for a part."
         )
 
 
-def _item(subject: str, x: Any, i: int) -> tuple[Any, ...]:
+def item_of(subject: str, x: Any, i: int) -> tuple[Any, ...]:
     """The values of a datum and its further parts, copied: a set may hand out one buffer for all its data."""
     try:
         item = x[i]
@@ -118,7 +133,7 @@ def _item(subject: str, x: Any, i: int) -> tuple[Any, ...]:
         values = of_part(subject, parts[0]).clone()
     except TypeError as error:
         raise TypeError(f"{error} It was the datum {i}, a {type(item).__name__}.") from error
-    return values, *(int(part) if _is_whole(part) else part for part in parts[1:])
+    return values, *(int(part) if is_whole(part) else part for part in parts[1:])
 
 
 class _NamesError(Exception):
@@ -143,7 +158,7 @@ def _equal(x: Tensor, y: Tensor) -> bool:
 
 def _labels(subject: str, second: list[Any]) -> Tensor | None:
     """Classes, int64 (N,), or None where nothing is one."""
-    others = [i for i, label in enumerate(second) if not _is_whole(label)]
+    others = [i for i, label in enumerate(second) if not is_whole(label)]
     if len(others) == len(second):
         return None
     if others:
@@ -157,7 +172,8 @@ def _labels(subject: str, second: list[Any]) -> Tensor | None:
     return torch.tensor(labels)
 
 
-def _is_whole(label: Any) -> bool:
+def is_whole(label: Any) -> bool:
+    """Whether a part of a datum is one whole number, of Python, numpy or torch."""
     if isinstance(label, Tensor):
         return label.ndim == 0 and not label.is_floating_point() and not label.is_complex()
     return isinstance(label, int) or (

@@ -101,6 +101,7 @@ def capture(body: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.no_grad(), torch.cuda.graph(graph):
+    # Another thread, such as one that pins the next batches, may call CUDA meanwhile.
+    with torch.no_grad(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = body()
     return result, graph.replay

@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data import Dataset
+from pyro_vae.data import Dataset, Stream
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.possible import check_possible
 from pyro_vae.traces.structure import UndrawnLatentError
@@ -19,7 +19,7 @@ from pyro_vae.training.history import Row
 EVALUATION_BATCH = 1_000
 
 
-def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Dataset, plate: str) -> Row:
+def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Dataset | Stream, plate: str) -> Row:
     """ELBO, E_q[log p(x|z)] and KL in nats per datum, one draw of the latents for each.
 
     Args:

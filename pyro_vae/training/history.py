@@ -71,7 +71,7 @@ class History:
         """How training ended, and what its last tenth was good for."""
         epochs, last = len(elbos), -(-len(elbos) // 10)
         best = max(range(epochs), key=elbos.__getitem__) + 1
-        line = f"{self.stopped} after {epochs} epochs"
+        line = f"{self.stopped} after {epochs} epoch{'s' * (epochs != 1)}"
         if best <= epochs - last:
             return f"{line}; the ELBO was best after {best}" + ("" if self.best_epoch else ": use patience")
         if epochs == last or elbos[-1] <= elbos[0]:

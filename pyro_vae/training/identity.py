@@ -17,7 +17,7 @@ from pyro_vae import checks
 from pyro_vae.checkpoint.files import bytes_of
 from pyro_vae.checkpoint.fingerprints import class_of, described, others_of
 from pyro_vae.checkpoint.programs import attributes_of, tensors_of
-from pyro_vae.data import Dataset
+from pyro_vae.data import Dataset, Stream
 from pyro_vae.training.run import Run
 from pyro_vae.version import __version__
 
@@ -77,10 +77,13 @@ def _settings_of(optimizer: Any) -> Any:
     return described(settings[0] if len(settings) == 1 else settings)
 
 
-def fingerprint(dataset: Dataset | None) -> Any:
-    """What tells a data set from others: its shape, how it is read, and a checksum of its values."""
+def fingerprint(dataset: Dataset | Stream | None) -> Any:
+    """What tells a data set from others: shape, how it is read, a checksum of values; of a stream, of its sample's."""
     if dataset is None:
         return None
+    if isinstance(dataset, Stream):
+        source, sample = dataset.source.fingerprint(), fingerprint(dataset.sample)
+        return {**sample, "shape": [len(dataset), *dataset.event_shape], "source": source}
     digest = hashlib.sha256()
     for tensor in (dataset.images, *dataset.context):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -12,27 +12,23 @@ from typing import Any, Literal
 import pyro.infer
 import pyro.optim
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from pyro_vae import checks
 from pyro_vae.compilation import Compile, Precision
-from pyro_vae.data import Dataset, as_dataset
-from pyro_vae.data.alike import as_taken, check_alike
+from pyro_vae.data import Dataset, Stream
 from pyro_vae.distributed import Ranks, ranks
 from pyro_vae.elbo import ELBO
-from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
 from pyro_vae.svi import SVI, OptimizerFactory
-from pyro_vae.tables import check_table
-from pyro_vae.training.figures import EVALUATION_BATCH, seeded
+from pyro_vae.training.figures import seeded
 from pyro_vae.training.history import History, Row
 from pyro_vae.training.identity import identity
 from pyro_vae.training.interruption import Interrupted, Interruption
 from pyro_vae.training.length import Budget, EarlyStopping
-from pyro_vae.training.run import Run, modules_of_program
+from pyro_vae.training.requirements import check_batches, check_program, check_settings, data_for
+from pyro_vae.training.run import Run
 from pyro_vae.training.saving import Resume, Saving, keeping
 from pyro_vae.training.together import begin_together
 
@@ -74,7 +70,8 @@ def fit(
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
-        train: training data: a Dataset, or what :func:`~pyro_vae.data.as_dataset` makes one of.
+        train: training data: a Dataset, what :func:`~pyro_vae.data.as_dataset` makes one of, or a
+            :func:`~pyro_vae.data.stream` of data that do not fit into memory.
         validation: data for the figures of each epoch and for early stopping. Give no test data here.
         loss: any ``pyro.infer.ELBO``; ``elbo.ELBO()`` when left out.
         optimizer: parameters -> ``torch.optim.Optimizer``, or a ``pyro.optim`` optimizer; Adam at 1e-3 by default.
@@ -137,16 +134,16 @@ def fit(
         FloatingPointError: a loss, gradient or weight became NaN or infinite; names the step, the sites, the data and
             the parameters.
     """
-    _check_program(program)
-    train = _data_for(program, "training", train)
-    validation = None if validation is None else _data_for(program, "validation", validation, like=train)
+    check_program(program)
+    train = data_for(program, "training", train)
+    validation = None if validation is None else data_for(program, "validation", validation, like=train)
     loss = ELBO() if loss is None else loss
     saving = Saving.of(folder, resume, checkpoint_every, keep_last, keep_best)
     budget = Budget.of(len(train), batch_size, drop_last, epochs, steps)
-    _check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
-    _check_batches(program, len(train), batch_size, drop_last)
+    check_settings(loss, beta, patience, validation, seed, progress, on_step, on_epoch)
+    check_batches(program, len(train), batch_size, drop_last)
     how: dict[str, Any] = {"max_grad_norm": max_grad_norm, "compile": compile, "precision": precision}
-    how |= {"ema_decay": ema_decay, "ranks": _ranks(batch_size)}
+    how |= {"ema_decay": ema_decay, "ranks": _ranks(batch_size, train)}
     svi = SVI(program.model, program.guide, optimizer, loss, prepare=train.gather, **how)
     history = History(_settings(train, validation, loss, budget, epochs, steps, beta, seed))
     stopping = None if patience is None else EarlyStopping(patience)
@@ -155,13 +152,19 @@ def fit(
     return history
 
 
-def _ranks(batch_size: int) -> Ranks | None:
+def _ranks(batch_size: int, train: Dataset | Stream) -> Ranks | None:
     """The processes that share every batch.
 
     Raises:
-        ValueError: more than data in a batch.
+        ValueError: more than data in a batch, or others than a stream is shared by.
     """
     found = ranks()
+    size = 1 if found is None else found.size
+    if isinstance(train, Stream) and train.world_size != size:
+        raise ValueError(
+            f"fit: expected a stream of the {size} ranks that train; got one of world_size={train.world_size}, of "
+            "which the others' data would be lost. Train under torchrun, or give rank=0 and world_size=1."
+        )
     if found is not None and batch_size < found.size:
         raise ValueError(
             f"fit: expected a batch_size of at least the {found.size} ranks, which share it; got {batch_size}. Give "
@@ -252,8 +255,8 @@ def _figures(row: Row) -> str:
 
 
 def _settings(
-    train: Dataset,
-    validation: Dataset | None,
+    train: Dataset | Stream,
+    validation: Dataset | Stream | None,
     loss: pyro.infer.ELBO,
     budget: Budget,
     epochs: int | None,
@@ -266,7 +269,7 @@ def _settings(
         "data": train.name,
         "num_train": len(train),
         "num_validation": 0 if validation is None else len(validation),
-        "binarization": train.binarization,
+        "binarization": train.sample.binarization,
         "loss": type(loss).__name__,
         "epochs": epochs if steps is not None else budget.num_epochs,
         "steps": steps,
@@ -291,107 +294,3 @@ def _check_row(row: Row) -> None:
                     f"fit: expected the figures of an epoch to be numbers; got {type(value).__name__} as {name!r}. "
                     "Give a number, or keep it elsewhere."
                 ) from None
-
-
-def _check_program(program: object) -> None:
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"fit: expected a program with model and guide; got {type(program).__name__}. Pass a VAE, or an object "
-            "with these two attributes."
-        )
-
-
-def _check_settings(
-    loss: pyro.infer.ELBO,
-    beta: float | Schedule | None,
-    patience: int | None,
-    validation: Dataset | None,
-    seed: int | None,
-    progress: bool,
-    on_step: object,
-    on_epoch: object,
-) -> None:
-    if beta is not None:
-        if isinstance(beta, nn.Module | type) or not callable(beta):
-            checks.number("fit", "beta", beta, at_least=0)
-        else:
-            checks.takes("fit", "beta", beta, "the epoch")
-        if not hasattr(loss, "beta"):
-            raise ValueError(
-                f"fit: expected a loss with a beta for beta={beta!r}; got {type(loss).__name__}. "
-                "Use pyro_vae.elbo.ELBO, or leave beta out."
-            )
-    if patience is not None:
-        checks.whole("fit", "patience", patience)
-        if validation is None:
-            raise ValueError(
-                "fit: expected validation data for early stopping; got none. Pass validation=..., or no patience."
-            )
-    if seed is not None:
-        checks.whole("fit", "seed", seed, 0)
-    checks.flag("fit", "progress", progress)
-    for name, callback in (("on_step", on_step), ("on_epoch", on_epoch)):
-        if callback is not None and not callable(callback):
-            raise TypeError(f"fit: expected {name} callable; got {type(callback).__name__}. Pass a function or None.")
-
-
-def _data_for(program: Program, name: str, given: Any, like: Dataset | None = None) -> Dataset:
-    """Data that a program can be trained on; gray images get the axis of one channel that it asks for.
-
-    Raises:
-        TypeError, ValueError: other data, or validation data that are not like the training data.
-    """
-    dataset = as_dataset(given)
-    if like is not None:
-        check_alike("fit", like, dataset)
-    check_table(f"fit, {name} data", program, dataset)
-    dataset = as_taken(program, dataset)
-    _check_data(program, name, dataset)
-    return dataset
-
-
-def _check_batches(program: Program, n: int, batch_size: int, drop_last: bool) -> None:
-    """Raises for a batch of one datum where batch normalization would have no deviation to divide by."""
-    modules = (module for part in modules_of_program(program) for module in part.modules())
-    normalized = any(isinstance(module, BatchNorm) for module in modules)
-    if normalized and (batch_size == 1 or n == 1 or (n % batch_size == 1 and not drop_last)):
-        raise ValueError(
-            f"fit: expected batches of at least 2 data for batch normalization; got a last batch of 1, with {n} data "
-            f"and batch_size={batch_size}. Use drop_last=True, or another batch_size."
-        )
-
-
-def _check_bits(program: Program, dataset: Dataset) -> None:
-    """Raises for bits under a density, which can be made as large as one likes at 0 and 1."""
-    likelihood = getattr(program, "likelihood", None)
-    support = getattr(likelihood, "support", None)
-    if dataset.binarization != "none" and support is not None and not support.is_discrete:
-        raise ValueError(
-            f"fit: expected gray values for {type(likelihood).__name__}, a density; got {dataset.name!r} made binary, "
-            f"binarization={dataset.binarization!r}. Load it with binarize='none', or use likelihoods.Bernoulli."
-        )
-
-
-def _check_data(program: Program, name: str, dataset: Dataset) -> None:
-    """Raises for data before training: every datum, not only those of the first batch."""
-    parameter = next((p for m in modules_of_program(program) for p in m.parameters()), None)
-    if parameter is not None and parameter.device != dataset.device:
-        raise ValueError(
-            f"fit: expected {name} data and parameters on one device; got {dataset.device} and {parameter.device}. "
-            f'Move one: program.to("{dataset.device}"), or data.load(..., device="{parameter.device}").'
-        )
-    if parameter is not None and parameter.dtype != torch.float32:
-        raise ValueError(
-            f"fit: expected parameters of torch.float32, as batches are; got {parameter.dtype}. Use program.float(), "
-            "or SVI with data of that type."
-        )
-    _check_bits(program, dataset)
-    check = getattr(program, "check_data", None)
-    if check is None:
-        return
-    generator = torch.Generator(dataset.device).manual_seed(0)
-    for batch in dataset.batches(EVALUATION_BATCH, generator=generator):
-        try:
-            check(*batch)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"fit, {name} data {dataset.name!r}: {error}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyro_vae import checks
 from pyro_vae.compilation import AUTO_STEPS
-from pyro_vae.data import Dataset
+from pyro_vae.data import Dataset, Stream
+from pyro_vae.data.dataset import Place
 from pyro_vae.distributed import Ranks
 from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.internals import is_out_of_memory
@@ -49,6 +49,7 @@ class EpochSoFar:
         total: the sum of their losses.
         seconds: that they took.
         skipped: steps left out because something in them was not finite.
+        place: where the data of these steps end, as their feed says it.
     """
 
     order: Tensor
@@ -57,6 +58,7 @@ class EpochSoFar:
     total: Any = 0.0
     seconds: float = 0.0
     skipped: int = 0
+    place: Place | None = None
 
 
 class Run:
@@ -79,8 +81,8 @@ class Run:
         self,
         program: Program,
         svi: SVI,
-        train: Dataset,
-        validation: Dataset | None,
+        train: Dataset | Stream,
+        validation: Dataset | Stream | None,
         budget: Budget,
         history: History,
         beta: float | Schedule | None,
@@ -105,7 +107,6 @@ class Run:
         self.in_a_row = 0  # steps that were left out since the last that was not
         self.on_best: Callable[[], None] = lambda: None
         self.ranks, self.seed = svi.ranks, 0  # the seed of what ranks draw
-        self._data = train.images, *train.context
         self._plate = getattr(svi.loss, "plate", "data")
         # A long run compiles after its first epoch, so that a last smaller batch does not have a graph of its own.
         long = budget.num_steps >= 2 * AUTO_STEPS
@@ -119,11 +120,11 @@ class Run:
         if self.ranks is not None:
             self.seed = self.ranks.from_first(lambda: generator.initial_seed())
             generator.manual_seed(self.seed)
-        first = torch.arange(min(self.budget.batch_size, len(self.train)), device=self.train.device)
-        self.svi.initialize(first, *self._data)
-        check_parts(self.svi, self.accumulate, first, self._data)
+        first = torch.arange(min(self.budget.batch_size, len(self.train.sample)), device=self.train.device)
+        self.svi.initialize(first, *self.train.held)
+        check_parts(self.svi, self.accumulate, first, self.train.held)
         if self.ranks is not None:
-            check_parts(self.svi, self.ranks.size, first, self._data, f"{self.ranks.size} ranks")
+            check_parts(self.svi, self.ranks.size, first, self.train.held, f"{self.ranks.size} ranks")
         self._calibrate()
         if scheduler is not None:
             self.scheduler = _scheduler(scheduler, self.svi)
@@ -131,20 +132,22 @@ class Run:
     def epoch(self, after_step: Callable[[int, float], None]) -> Row:
         """Takes the steps of an epoch, or what is left of them; its row of the history."""
         svi = self.svi
-        index: Tensor | None = None
+        given: tuple[Tensor, ...] | None = None
         self.set_training(True)
         so_far, batches = self._batches()
         self.so_far = so_far
         start = time.perf_counter() - so_far.seconds
-        for _, index in zip(range(self.budget.num_steps - svi.num_steps), batches, strict=False):
+        for _, (place, given) in zip(range(self.budget.num_steps - svi.num_steps), batches, strict=False):
             self._set_beta()
-            step_loss = self._step(so_far, index)
+            size = place["position"] - (so_far.place or {"position": 0})["position"]  # of all ranks
+            step_loss = self._step(so_far, size, given)
             so_far.steps += 1
+            so_far.place = place
             so_far.seconds = time.perf_counter() - start
-            after_step(len(index), step_loss)
+            after_step(size, step_loss)
         total = float(so_far.total)
         if not math.isfinite(total):
-            svi.refuse(total, index, *self._data)
+            svi.refuse(total, *(given or ()))
         loss = total / so_far.seen if so_far.seen else math.nan
         row = {"epoch": len(self.history) + 1, "loss": loss, "seconds": so_far.seconds}
         if self.nonfinite == "skip":
@@ -155,15 +158,15 @@ class Run:
             row["beta"] = svi.loss.beta
         self.set_training(False)
         self.check_ranks()
-        row |= self._look(row, index)
+        row |= self._look(row, given)
         self.history.epochs.append(row)
         self.so_far = None
         return row
 
-    def _step(self, so_far: EpochSoFar, index: Tensor) -> Any:
+    def _step(self, so_far: EpochSoFar, size: int, given: tuple[Tensor, ...]) -> Any:
         """Takes a step, or leaves it out where something in it is not finite and that is asked for; its loss."""
         try:
-            loss: Any = self._advance(index)
+            loss: Any = self._advance(size, *given)
             if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
                 raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
         except FloatingPointError as error:
@@ -181,20 +184,20 @@ class Run:
             return math.nan
         self.in_a_row = 0
         so_far.total += loss  # read from the device once per epoch
-        so_far.seen += len(index)
+        so_far.seen += size
         return loss
 
-    def _advance(self, index: Tensor) -> Any:
+    def _advance(self, size: int, index: Tensor, *data: Tensor) -> Any:
         """A step of the SVI, in so many parts as memory asks for."""
         while True:
             self.svi.compiler.auto_steps = self._auto_steps * self.parts  # each part is one to the compiler
             try:
                 if self.ranks is not None:
-                    return self._advance_together(self.ranks, index)
+                    return self._advance_together(self.ranks, size, index, *data)
                 if self.parts == 1:
-                    return self.svi.advance(index, *self._data)
+                    return self.svi.advance(index, *data)
                 parts = index.tensor_split(min(self.parts, len(index)))
-                return self.svi.advance_in_parts([(part, *self._data) for part in parts])
+                return self.svi.advance_in_parts([(part, *data) for part in parts])
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -204,16 +207,16 @@ class Run:
             if self.accumulate != "auto" or self.parts >= len(index):
                 raise MemoryError(
                     f"fit: expected a step of {len(index)} data to fit into memory; got an error: {words}. "
-                    f"{what_fits(self.svi, index, self._data)}"
+                    f"{what_fits(self.svi, index, data)}"
                 )
             self.parts = min(2 * self.parts, len(index))
 
-    def _advance_together(self, ranks: Ranks, index: Tensor) -> float:
-        """A step of all ranks, by this one's part of the batch."""
+    def _advance_together(self, ranks: Ranks, size: int, index: Tensor, *data: Tensor) -> float:
+        """A step of all ranks, by this one's part of the batch, which is what a stream gives it."""
         ranks.seed(self.seed, self.svi.num_steps)
-        own = ranks.share(index)
+        own = index if isinstance(self.train, Stream) else ranks.share(index)
         parts = own.tensor_split(min(self.parts, len(own))) if len(own) else ()
-        loss = self.svi.advance_in_parts([(part, *self._data) for part in parts], len(own) / len(index))
+        loss = self.svi.advance_in_parts([(part, *data) for part in parts], len(own) / size)
         if self.svi.num_steps % _STEPS_BETWEEN_CHECKS == 0:
             self.check_ranks()
         return loss
@@ -223,26 +226,30 @@ class Run:
         if self.ranks is not None:
             self.ranks.check_equal(names_of(self.svi, self.modules()))
 
-    def _batches(self) -> tuple[EpochSoFar, Iterator[Tensor]]:
-        """An epoch and the indices of its batches; of one that is under way, of those that are left."""
+    def _batches(self) -> tuple[EpochSoFar, Iterator[tuple[Place, tuple[Tensor, ...]]]]:
+        """An epoch and the arguments of its steps; of one that is under way, of those that are left."""
         so_far, present = self.so_far, self.generator.get_state()
         if so_far is not None:
             self.generator.set_state(so_far.order)
-        batches = self.train.indices(
-            self.budget.batch_size, shuffle=True, generator=self.generator, drop_last=self.budget.drop_last
+        batches = self.train.feed(
+            self.budget.batch_size,
+            shuffle=True,
+            generator=self.generator,
+            drop_last=self.budget.drop_last,
+            place=None if so_far is None else so_far.place,
         )
         if so_far is None:
             return EpochSoFar(present), batches
         self.generator.set_state(present)
-        return so_far, itertools.islice(batches, so_far.steps, None)
+        return so_far, batches
 
-    def _look(self, row: Row, index: Tensor | None) -> Row:
+    def _look(self, row: Row, given: tuple[Tensor, ...] | None) -> Row:
         """The figures at the end of an epoch, which early stopping looks at."""
         with self._averaged():
             self._calibrate()
             found = self._figures()
-            if index is not None and any(math.isnan(value) for value in found.values()):
-                self.svi.refuse(math.nan, index, *self._data)
+            if given is not None and any(math.isnan(value) for value in found.values()):
+                self.svi.refuse(math.nan, *given)
             if self._settled(row):
                 watched = self.watched(found)
                 if self.stopping is not None:
@@ -337,11 +344,13 @@ class Run:
         if getattr(program, "calibrated", False):
             if self.ranks is not None:
                 self.ranks.seed(self.seed, self.svi.num_steps, everywhere=True)
-            some = torch.arange(min(len(self.train), _TRAIN_FIGURES), device=self.train.device)
-            program.calibrate(*self.train.batch(some, self.generator))
+            sample = self.train.sample
+            some = torch.arange(min(len(sample), _TRAIN_FIGURES), device=sample.device)
+            program.calibrate(*sample.batch(some, self.generator))
 
     def _figures(self) -> Row:
-        sets = {"train": self.train.take(min(len(self.train), _TRAIN_FIGURES)), "validation": self.validation}
+        train = self.train.sample
+        sets = {"train": train.take(min(len(train), _TRAIN_FIGURES)), "validation": self.validation}
         row: Row = {}
         with self.svi.scope():
             for prefix, dataset in sets.items():
@@ -349,9 +358,9 @@ class Run:
                     row |= self._figures_of(prefix, dataset)
         return row
 
-    def _figures_of(self, prefix: str, dataset: Dataset) -> Row:
-        """Those of a set, of which each rank takes a part."""
-        if self.ranks is None:
+    def _figures_of(self, prefix: str, dataset: Dataset | Stream) -> Row:
+        """Those of a set, of which each rank takes a part, and of a stream, which each reads as a whole."""
+        if self.ranks is None or isinstance(dataset, Stream):
             return figures(prefix, self.svi.model, self.svi.guide, dataset, self._plate)
         own = self.ranks.share(torch.arange(len(dataset), device=dataset.device))
         found = dict.fromkeys((f"{prefix}_{term}" for term in ("elbo", "expected_log_likelihood", "kl")), 0.0)

@@ -13,6 +13,7 @@ import torch
 from pyro_vae.checkpoint.fingerprints import others_of
 from pyro_vae.checkpoint.programs import attributes_of, set_attributes
 from pyro_vae.checkpoint.tree import alike
+from pyro_vae.data.dataset import check_place
 from pyro_vae.svi.state import restore, state_of
 from pyro_vae.training.run import EpochSoFar, Run
 
@@ -95,6 +96,10 @@ def _check_kinds(run: Run, state: dict[str, Any]) -> None:
     counts = [state["parts"] - 1, state["in_a_row"]]
     if so_far is not None:
         counts += [so_far[name] for name in ("steps", "seen", "skipped")]
+        position = min(so_far["steps"] * run.budget.batch_size, len(run.train))
+        place = so_far.setdefault("place", {"position": position})  # which checkpoints of earlier versions do not say
+        if check_place("fit", place, len(run.train))["position"] != position:
+            raise ValueError("a place in the data to which its steps do not lead")
         numbers += [so_far["seconds"], float(so_far["total"])]
         torch.Generator(run.generator.device).set_state(so_far["order"])
     if run.stopping is not None:
