@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,6 +121,10 @@ class BySite(Gradient):
 
     def buffers(self) -> list[Tensor]:
         return [buffer for own in self.gradients.values() for buffer in own.buffers()]
+
+    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
+        # Of the gradients that a site may have, Score alone has buffers.
+        return next(own for own in self.gradients.values() if own.buffers()).pooled(before, after)
 
     def check(self, estimator: Bound) -> None:
         for name, own in self.gradients.items():

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -91,6 +91,15 @@ class Gradient(ABC):
     def buffers(self) -> list[Tensor]:
         """Tensors that a step reads and writes, beside parameters."""
         return []
+
+    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
+        """One of :meth:`buffers` after a step in parts, as it would be after the whole.
+
+        Args:
+            before: the step.
+            after: each of the parts, which all began with ``before``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, estimator: Bound, call: Call) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro
@@ -69,7 +70,7 @@ class Score(ScoreFunction):
                 f"{baseline!r}. Use one of these."
             )
         self.baseline = baseline
-        self._running: Tensor | None = None  # the mean, and the number of steps in it
+        self._running: Tensor | None = None  # the mean, the number of steps in it, and the signals of the last step
         self._name = f"baseline{next(_baselines)}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,6 +79,13 @@ class Score(ScoreFunction):
 
     def buffers(self) -> list[Tensor]:
         return [] if self._running is None else [self._running]
+
+    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
+        # The mean of a part is what was before and its own average, weighed by numbers that are the same for all.
+        mean, steps, signals = torch.stack(list(after)).unbind(-1)
+        total = signals.sum()
+        pooled = torch.where(total > 0, (signals * mean).sum() / total.clamp(min=1), before[0])
+        return torch.stack([pooled, steps.max(), total])
 
     def check(self, estimator: Bound) -> None:
         if self.baseline == "leave_one_out":
@@ -113,8 +121,8 @@ class Score(ScoreFunction):
 
     def _running_mean(self, signal: Tensor, counted: Tensor | None) -> Tensor:
         """The mean of past steps' signals, which this step's joins."""
-        self._running = signal.new_zeros(2) if self._running is None else self._running.to(signal)
-        mean, steps = self._running.clone()
+        self._running = signal.new_zeros(3) if self._running is None else self._running.to(signal)
+        mean, steps, _ = self._running.clone()
         if torch.is_grad_enabled():  # evaluation is no step
             rows = torch.ones_like(signal) if counted is None else counted.expand_as(signal).to(signal)
             number_ = rows.sum()
@@ -122,6 +130,7 @@ class Score(ScoreFunction):
             average = torch.where(steps > 0, 0.9 * mean + 0.1 * average, average)
             self._running[0] = torch.where(number_ > 0, average, mean)
             self._running[1] += number_ > 0
+            self._running[2] = number_
         return mean
 
 

@@ -31,6 +31,7 @@ from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import as_number, is_sound, with_methods
 from pyro_vae.svi.optimizers import one_of
 from pyro_vae.svi.parameters import Declared, Parameters, restore
+from pyro_vae.svi.pool import Pool
 from pyro_vae.svi.programs import Forwards, trainable
 from pyro_vae.svi.update import OptimizerFactory, Update
 from pyro_vae.traces.threads import running_programs
@@ -257,9 +258,11 @@ class SVI:
             FloatingPointError: as :meth:`step`.
         """
         total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
+        pool = Pool(self.loss)
         with self._counted(), torch.inference_mode(False), torch.enable_grad():
             for args in parts:
-                loss = float(self._run(args, {}, captured=False)[0])
+                with pool.part():
+                    loss = float(self._run(args, {}, captured=False)[0])
                 if not is_sound(self.loss, loss, self.parameters.named):
                     self.refuse(loss, *args)
                 total += loss
@@ -268,6 +271,7 @@ class SVI:
                     if parameter.grad is not None:
                         sofar = gradients.get(parameter)
                         gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+            pool.join()
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
             check_gradients(self.parameters.named, self.num_steps)

@@ -10,6 +10,7 @@ from typing import Any
 import pyro.infer
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -18,6 +19,14 @@ from pyro_vae.internals import BatchNorm, is_out_of_memory
 from pyro_vae.svi import SVI
 from pyro_vae.traces.dry_run import dry_run
 from pyro_vae.traces.modules import modules_of
+
+# Their weights are of all data of a batch together, and of no datum.
+_OF_THE_BATCH = (
+    pyro.infer.RenyiELBO,
+    pyro.infer.ReweightedWakeSleep,
+    pyro.infer.Trace_MMD,
+    pyro.infer.TraceTailAdaptive_ELBO,
+)
 
 
 def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
@@ -66,12 +75,13 @@ def check_parts(svi: SVI, parts: int | str, index: Tensor, data: Sequence[Tensor
     """
     if parts == 1:
         return
-    if not isinstance(svi.loss, pyro.infer.ELBO):
+    if not isinstance(svi.loss, pyro.infer.ELBO) or isinstance(svi.loss, _OF_THE_BATCH):
         raise ValueError(
             f"fit: expected a bound that is a sum over the data for accumulate={parts!r}; got "
-            f"{type(svi.loss).__name__}. Leave accumulate out."
+            f"{type(svi.loss).__name__}. Use a bound of pyro_vae.elbo, or leave accumulate out."
         )
-    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide])):
+    learned = svi.loss.gradient.modules() if isinstance(svi.loss, Estimator) else []
+    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide, *learned])):
         raise ValueError(
             f"fit: expected networks that see one datum at a time for accumulate={parts!r}; got batch normalization. "
             "Use nn.LayerNorm or nn.GroupNorm, or leave accumulate out."
@@ -97,6 +107,7 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
     given = data if svi.prepare is None else svi.prepare(rows, *data)
     with dry_run(tuple(given)), svi.scope():
         guide = poutine.trace(svi.guide).get_trace(*given)
+        _check_baselines(guide)
         model = poutine.trace(poutine.replay(svi.model, trace=guide)).get_trace(*given)
     return {
         name: float(torch.as_tensor(site["scale"]).max())
@@ -106,6 +117,15 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site)
     }
+
+
+def _check_baselines(guide: Trace) -> None:
+    for name, site in guide.nodes.items():
+        if site["type"] == "sample" and site["infer"].get("baseline", {}).get("use_decaying_avg_baseline"):
+            raise ValueError(
+                f"fit: expected baselines that are the same for every part of a batch, for accumulate; got a decaying "
+                f"average at site {name!r}. Use elbo.ELBO(gradient=elbo.Score('running_mean')), or leave it out."
+            )
 
 
 def _largest(most: int, has_room: Callable[[int], bool], least: int = 1) -> int:
