@@ -49,6 +49,9 @@ class Enumerate(Gradient):
                 f"ELBO(analytic_kl=False). {remedy}."
             )
 
+    def in_chunks(self, estimator: Bound) -> bool:
+        return False
+
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
@@ -125,6 +128,9 @@ class BySite(Gradient):
     def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
         # Of the gradients that a site may have, Score alone has buffers.
         return next(own for own in self.gradients.values() if own.buffers()).pooled(before, after)
+
+    def in_chunks(self, estimator: Bound) -> bool:
+        return not estimator.linear  # a sum of terms has a cost at each site
 
     def check(self, estimator: Bound) -> None:
         for name, own in self.gradients.items():

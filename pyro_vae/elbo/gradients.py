@@ -101,6 +101,10 @@ class Gradient(ABC):
         """
         raise NotImplementedError
 
+    def in_chunks(self, estimator: Bound) -> bool:
+        """Whether the loss is a function of log-densities (K, N), so that draws can be made again to differentiate."""
+        return True
+
     @abstractmethod
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         """The estimator's loss, -F summed over the data, a scalar whose gradient is this estimator's."""
@@ -127,7 +131,7 @@ class STL(Gradient):
     linear = True
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
-        draws = call.draw()
+        draws = call.draw(constant="guide")
         check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         return -densities.scale * estimator.bound(_without_score(estimator, draws, densities)).sum()
@@ -149,7 +153,7 @@ class DReG(Gradient):
             )
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
-        draws = call.draw(scale_paths=True)
+        draws = call.draw(scale_paths=True, constant="guide")
         check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         draws.scale_paths(estimator.path_scale(estimator.weigh(densities).detach()))
@@ -163,7 +167,7 @@ def gradient_only(x: Tensor) -> Tensor:
 
 def _without_score(estimator: Bound, draws: Draws, densities: LogDensities) -> Tensor:
     """Log-weights with the guide's parameters held constant in log q: they act through the draws alone."""
-    constant = draws.guide_at_constants()
+    constant = draws.at_constants()
     _warn_of_slow_inverses(draws)
     return estimator.weigh(densities) + estimator.latent_weight * gradient_only(constant)
 

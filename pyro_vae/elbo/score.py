@@ -203,6 +203,9 @@ def leave_one_out_logsumexp(x: Tensor) -> Tensor:
 _baselines = itertools.count()
 
 
+_NUMBERS = 2**24  # that are held at once, of K x K x N of them
+
+
 def _left_out(estimator: Bound, log_weights: Tensor, mean: str) -> Tensor:
     """F minus F with log w_k replaced by a mean of the others, (K, N)."""
     k = len(log_weights)
@@ -210,10 +213,17 @@ def _left_out(estimator: Bound, log_weights: Tensor, mean: str) -> Tensor:
         others = (log_weights.sum(0) - log_weights) / (k - 1)
     else:
         others = leave_one_out_logsumexp(log_weights) - math.log(k - 1)
-    index = torch.arange(k, device=log_weights.device)
-    replaced = log_weights.unsqueeze(1).repeat(1, k, *[1] * (log_weights.dim() - 1))
-    replaced[index, index] = others
-    return estimator.bound(log_weights) - estimator.bound(replaced.flatten(1)).reshape(log_weights.shape)
+    rows = max(1, _NUMBERS // log_weights.numel())
+    replaced = [_replaced(estimator, log_weights, others, range(i, min(i + rows, k))) for i in range(0, k, rows)]
+    return estimator.bound(log_weights) - torch.cat(replaced)
+
+
+def _replaced(estimator: Bound, log_weights: Tensor, others: Tensor, which: range) -> Tensor:
+    """F with one log-weight replaced, for each of some, (len(which), N)."""
+    index = torch.arange(len(which), device=log_weights.device)
+    replaced = log_weights.unsqueeze(1).repeat(1, len(which), *[1] * (log_weights.dim() - 1))
+    replaced[index + which.start, index] = others[which.start : which.stop]
+    return estimator.bound(replaced.flatten(1)).reshape(len(which), *log_weights.shape[1:])
 
 
 def _check_several(estimator: Bound, what: str) -> None:
