@@ -53,7 +53,7 @@ class Features(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (\\*lead, C, H, W) for an image (\\*lead, channels, H, W)."""
-        h, maps = over_lead(self.entry, x), []
+        h, maps = run(self.entry, x), []
         for stage in self.stages:
             h = run(stage, h, again=self.checkpoint)
             maps.append(h)
@@ -69,7 +69,8 @@ class Group(nn.Module):
     Args:
         channels: C.
         latent_channels: L.
-        size: height and width.
+        sizes: heights and widths from that of the group above, which is left out, down to this group's; where the two
+            are the same, this alone.
         depth: number of groups.
         activation: class of the non-linearity.
         enlarge: whether the state comes from a coarser resolution.
@@ -79,7 +80,7 @@ class Group(nn.Module):
         self,
         channels: int,
         latent_channels: int,
-        size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
         depth: int,
         activation: Activation,
         *,
@@ -87,10 +88,11 @@ class Group(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
-        self.enlarge = Doubled(*size) if enlarge else None
+        self.enlarge = nn.Sequential(*(Doubled(*size) for size in sizes)) if enlarge else None
         # What a resolution begins with: nearest neighbors tell nothing of where in the image a pixel is.
-        self.start = nn.Parameter(torch.zeros(channels, *size)) if enlarge else None
-        scale, kernel = 1 / math.sqrt(depth), _kernel(size)
+        self.start = nn.Parameter(torch.zeros(channels, *sizes[-1])) if enlarge else None
+        self.kernel = kernel = _kernel(sizes[-1])
+        scale = 1 / math.sqrt(depth)
         self.prior = two_convolutions(channels, 2 * latent_channels + channels, activation, scale=0.0, kernel=kernel)
         self.entry = nn.Conv2d(latent_channels, channels, 1)
         with torch.no_grad():
@@ -100,39 +102,48 @@ class Group(nn.Module):
 
     def enlarged(self, h: Tensor) -> Tensor:
         """The state at this group's resolution."""
-        if self.enlarge is None:
-            return h
-        return over_lead(self.enlarge, h) + self.start
-
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Location and log-scale of p(z), (\\*lead, L, H, W) each, and the state that z is added to."""
-        loc, log_scale, added = over_lead(self.prior, h).split(
-            [self.latent_channels, self.latent_channels, h.shape[-3]], -3
-        )
-        return loc, log_scale, h + added
+        return h if self.enlarge is None else run(self.enlarge, h) + self.start
 
     def after(self, h: Tensor, z: Tensor) -> Tensor:
         """The state after z was drawn."""
-        return over_lead(self.block, h + over_lead(self.entry, z))
+        return self.block(h + self.entry(z))
 
 
-def run(function: Callable[..., Tensor], *maps: Tensor, again: bool) -> Tensor:
-    """What a function makes of maps; with ``again``, computed a second time when gradients are taken."""
+class Posterior(nn.Module):
+    """From the state and the features of the data, (C, H, W) each, to 2 L maps: location and log-scale of q(z).
+
+    Args:
+        group: of the latents.
+        channels: C.
+        scale: what the last convolution's weights are multiplied by at the start.
+        activation: class of the non-linearity.
+    """
+
+    def __init__(self, group: Group, channels: int, scale: float, activation: Activation) -> None:
+        super().__init__()
+        self.layers = two_convolutions(
+            2 * channels, 2 * group.latent_channels, activation, scale=scale, kernel=group.kernel
+        )
+
+    def forward(self, h: Tensor, features: Tensor) -> Tensor:
+        return self.layers(torch.cat([h, features], -3))
+
+
+def run(function: Callable[..., Tensor], *maps: Tensor, again: bool = False) -> Tensor:
+    """What a function of maps (B, C, H, W) makes of maps of any leading dims, which broadcast.
+
+    Args:
+        function: of maps.
+        maps: (\\*lead, C, H, W) each.
+        again: compute it a second time when gradients are taken, with the same random numbers.
+    """
+    lead = torch.broadcast_shapes(*(each.shape[:-3] for each in maps))
+    folded = [each.expand(lead + each.shape[-3:]).reshape(-1, *each.shape[-3:]) for each in maps]
     if again and torch.is_grad_enabled():
-        return checkpoint(over_lead, function, *maps, use_reentrant=False)
-    return over_lead(function, *maps)
-
-
-def over_lead(function: Callable[..., Tensor], *maps: Tensor) -> Tensor:
-    """What a function of (B, C, H, W) makes of maps of any leading dims, joined along their channels."""
-    if len(maps) > 1:
-        lead = torch.broadcast_shapes(*(each.shape[:-3] for each in maps))
-        maps = (torch.cat([each.expand(lead + each.shape[-3:]) for each in maps], -3),)
-    (h,) = maps
-    if h.dim() == 4:
-        return function(h)
-    result = function(h.reshape(-1, *h.shape[-3:]))
-    return result.reshape(h.shape[:-3] + result.shape[-3:])
+        result = checkpoint(function, *folded, use_reentrant=False)
+    else:
+        result = function(*folded)
+    return result.reshape(lead + result.shape[-3:])
 
 
 def _kernel(size: tuple[int, int]) -> int:
