@@ -17,7 +17,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,10 +124,6 @@ class BySite(Gradient):
 
     def buffers(self) -> list[Tensor]:
         return [buffer for own in self.gradients.values() for buffer in own.buffers()]
-
-    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
-        # Of the gradients that a site may have, Score alone has buffers.
-        return next(own for own in self.gradients.values() if own.buffers()).pooled(before, after)
 
     def in_chunks(self, estimator: Bound) -> bool:
         return not estimator.linear  # a sum of terms has a cost at each site

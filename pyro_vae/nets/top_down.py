@@ -52,7 +52,17 @@ class Features(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (\\*lead, C, H, W) for an image (\\*lead, channels, H, W)."""
+        """Maps (\\*lead, C, H, W) for an image (\\*lead, channels, H, W).
+
+        Raises:
+            TypeError: an image of another type or device than the parameters.
+        """
+        own = self.entry.weight
+        if (x.dtype, x.device) != (own.dtype, own.device):
+            raise TypeError(
+                f"TopDownVAE: expected inputs of {own.dtype} on {own.device}, like the parameters; got {x.dtype} on "
+                f"{x.device}. Convert with .to({own.dtype}), or move one of them."
+            )
         h, maps = run(self.entry, x), []
         for stage in self.stages:
             h = run(stage, h, again=self.checkpoint)

@@ -20,7 +20,8 @@ class Pool:
     """
 
     def __init__(self, loss: Any) -> None:
-        self._gradient = loss.gradient if isinstance(loss, Estimator) else None
+        parts = loss.gradient.parts() if isinstance(loss, Estimator) else []
+        self._gradients = parts[1:] or parts  # a mapping from sites comes before the gradients that it is made of
         self._before = [buffer.clone() for buffer in self._buffers()]
         self._after: list[list[Tensor]] = []
 
@@ -37,11 +38,9 @@ class Pool:
 
     def join(self) -> None:
         """To be called after the last part."""
-        if self._gradient is not None:
-            for buffer, before, after in zip(
-                self._buffers(), self._before, zip(*self._after, strict=True), strict=True
-            ):
-                buffer.copy_(self._gradient.pooled(before, after))
+        owners = [gradient for gradient in self._gradients for _ in gradient.buffers()]
+        for gradient, buffer, before, *after in zip(owners, self._buffers(), self._before, *self._after, strict=True):
+            buffer.copy_(gradient.pooled(before, after))
 
     def _buffers(self) -> list[Tensor]:
-        return [] if self._gradient is None else self._gradient.buffers()
+        return [buffer for gradient in self._gradients for buffer in gradient.buffers()]
