@@ -82,8 +82,9 @@ def train(
     torch.manual_seed(0)
     program = make()
     optimizer = partial(torch.optim.Adam, lr=arguments.lr)
-    loss, options = elbo.ELBO(), {"compile": False, "max_grad_norm": 200.0 * arguments.batch_size}
-    svi = SVI(program.model, program.guide, optimizer, loss, precision=precision, **options)  # type: ignore[arg-type]
+    norm = 200.0 * arguments.batch_size
+    options: dict[str, Any] = {"compile": False, "max_grad_norm": norm, "precision": precision}
+    svi = SVI(program.model, program.guide, optimizer, elbo.ELBO(), **options)
     train_set, test_set = images[256:], images[:256]
     times = []
     for step in range(arguments.steps):

@@ -216,8 +216,9 @@ class _Decaying:
 
     def guide(self, x: Tensor) -> None:
         logits = x @ pyro.param("weight", torch.zeros(6))
+        infer: Any = {"baseline": {"use_decaying_avg_baseline": True}}
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
+            pyro.sample("z", dist.Bernoulli(logits=logits), infer=infer)
 
 
 class _Normalized(nets.Body):

@@ -17,6 +17,7 @@ from bounds import BOUNDS, GivenNormal
 from torch import Size, Tensor, nn
 
 from pyro_vae import SVI, VAE, conditionals, elbo, fit, likelihoods, nets, priors
+from pyro_vae.elbo import score
 from pyro_vae.elbo.draws import Chunks
 from pyro_vae.graphs.memory import peak_memory
 
@@ -138,7 +139,7 @@ def test_chunk_size_of_single_draws_is_that_of_programs_that_run_once_for_each(g
 
 
 def test_chunk_size_takes_the_subsample_of_the_first_chunk() -> None:
-    seen = []
+    seen: list[Any] = []
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", 10, subsample_size=4) as rows:
@@ -296,3 +297,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_chunk_size_of_many_draws_fits_into_a_gibibyte() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, timeout=900)
     assert int(done.stdout) < 2**20, done.stderr  # in KiB, of the whole process
+
+
+@pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
+def test_VIMCO_baseline_is_computed_in_blocks_of_draws(mean: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of K x K x N numbers, not all are held at once."""
+    log_weights = torch.randn(7, 3, dtype=torch.float64)
+    bound = elbo.CIWELBO(7, "score", beta=0.3)
+    whole = score._left_out(bound, log_weights, mean)
+    monkeypatch.setattr(score, "_NUMBERS", 2 * log_weights.numel())
+    torch.testing.assert_close(score._left_out(bound, log_weights, mean), whole, rtol=1e-12, atol=1e-12)

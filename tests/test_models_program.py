@@ -136,7 +136,8 @@ def with_likelihood(name: str, make: Callable[[nets.Body], likelihoods.Likelihoo
     if isinstance(program, SemiSupervisedVAE):
         classifier = conditionals.OneHotCategorical(nets.MLP(4, [5]), 3)
         return SemiSupervisedVAE(prior, likelihood, posterior, classifier, classification_weight=1.0)
-    return type(program)(prior, likelihood, posterior)
+    assert isinstance(program, VAE | ConditionalVAE)
+    return type(program)(prior, likelihood, posterior)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("global_store")

@@ -64,7 +64,7 @@ def log_normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 def by_hand(weights: dict[str, Tensor], x: Tensor, draws: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Log p(x|z), (N,), and log q - log p of each group, at standard Normal noise for every group."""
     h = conv2d(x, weights["guide.features.entry.weight"], weights["guide.features.entry.bias"], padding=1)
-    features = []
+    features: list[Tensor] = []
     for stage in range(4):
         h = h if stage == 0 else pooled(h)
         for block in (0, 1) if stage == 0 else (1, 2):
@@ -87,8 +87,8 @@ def by_hand(weights: dict[str, Tensor], x: Tensor, draws: list[Tensor]) -> tuple
         state = state + added + entry
         state = state + two(weights, f"{name}.block.layers", state)
     out = state + two(weights, "model.likelihood.body.layers.0.layers", state)
-    norm = [weights[f"model.likelihood.body.layers.1.{name}"] for name in ("weight", "bias")]
-    out = silu(group_norm(out, 1, *norm))
+    norm = "model.likelihood.body.layers.1"
+    out = silu(group_norm(out, 1, weights[f"{norm}.weight"], weights[f"{norm}.bias"]))
     loc = conv2d(out, weights["model.likelihood.head.layer.weight"], weights["model.likelihood.head.layer.bias"])
     return log_normal(x, loc, torch.tensor(0.5, dtype=x.dtype)), divergences
 
@@ -124,9 +124,9 @@ def test_TopDownVAE_has_the_elbo_and_gradient_of_one_by_hand(checkpoint: bool, m
 
 def test_TopDownVAE_begins_with_standard_normal_priors() -> None:
     program = vae(awake=False)
-    trace = poutine.trace(program.model).get_trace(images())
+    nodes: dict[str, Any] = dict(poutine.trace(program.model).get_trace(images()).nodes)
     for name in program.latents:
-        prior = trace.nodes[name]["fn"].base_dist
+        prior = nodes[name]["fn"].base_dist
         assert prior.loc.eq(0).all()
         assert prior.scale.eq(1).all()
 
@@ -137,9 +137,10 @@ def test_TopDownVAE_a_latent_depends_on_those_above_it_alone() -> None:
     priors: dict[str, Tensor] = {}
     for changed in ("", "z1"):
         latents = {name: value + (name == changed) for name, value in drawn.items()}
-        with poutine.trace() as trace, poutine.condition(data=latents):
+        with poutine.trace() as handler, poutine.condition(data=latents):
             program.model(x)
-        locs = {name: trace.trace.nodes[name]["fn"].base_dist.loc for name in program.latents}
+        nodes: dict[str, Any] = dict(handler.trace.nodes)
+        locs = {name: nodes[name]["fn"].base_dist.loc for name in program.latents}
         if changed:
             same = [name for name in program.latents if torch.equal(locs[name], priors[name])]
             assert same == ["z0", "z1"]

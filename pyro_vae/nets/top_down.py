@@ -112,7 +112,10 @@ class Group(nn.Module):
 
     def enlarged(self, h: Tensor) -> Tensor:
         """The state at this group's resolution."""
-        return h if self.enlarge is None else run(self.enlarge, h) + self.start
+        if self.enlarge is None:
+            return h
+        assert self.start is not None
+        return run(self.enlarge, h) + self.start
 
     def after(self, h: Tensor, z: Tensor) -> Tensor:
         """The state after z was drawn."""

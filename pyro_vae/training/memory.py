@@ -120,7 +120,8 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
 
 
 def _check_baselines(guide: Trace) -> None:
-    for name, site in guide.nodes.items():
+    nodes: dict[str, Any] = dict(guide.nodes)
+    for name, site in nodes.items():
         if site["type"] == "sample" and site["infer"].get("baseline", {}).get("use_decaying_avg_baseline"):
             raise ValueError(
                 f"fit: expected baselines that are the same for every part of a batch, for accumulate; got a decaying "
