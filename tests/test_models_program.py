@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_vae import (
     SVI,
     VAE,
+    ConditionalVAE,
     HierarchicalVAE,
     SemiSupervisedVAE,
     conditionals,
