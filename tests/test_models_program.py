@@ -138,7 +138,7 @@ def with_likelihood(name: str, make: Callable[[nets.Body], likelihoods.Likelihoo
         classifier = conditionals.OneHotCategorical(nets.MLP(4, [5]), 3)
         return SemiSupervisedVAE(prior, likelihood, posterior, classifier, classification_weight=1.0)
     assert isinstance(program, VAE | ConditionalVAE)
-    return type(program)(prior, likelihood, posterior)  # type: ignore[arg-type]
+    return type(program)(prior, likelihood, posterior)
 
 
 @pytest.mark.usefixtures("global_store")

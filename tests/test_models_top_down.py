@@ -270,6 +270,7 @@ def _normal(maps: tuple[int, ...], image: Any = SHAPE) -> likelihoods.Likelihood
         (lambda: nets.ResidualMaps((2, 6, 5)), "the number of channels at least 4; got 2"),
         (lambda: vae().decode({}), "got none for ['z0', 'z1', 'z2', 'z3']"),
         (lambda: vae().double().encode(images()), "expected inputs of torch.float64 on cpu, like the parameters"),
+        (lambda: vae().encode(torch.zeros(2, 3, 6, 6)), "expected data of shape (..., 3, 6, 5); got (2, 3, 6, 6)"),
         (lambda: vae().guide(), "expected data x; got None"),
         (lambda: vae().guide(torch.zeros(2, 3, 6, 6)), "expected data of shape (N, 3, 6, 5)"),
     ],

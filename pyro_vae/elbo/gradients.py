@@ -1,5 +1,7 @@
 r"""Gradient estimators, for any bound F of log-weights.
 
+Shapes: N data, K particles.
+
 With :math:`F'_k = \partial F / \partial \log w_k` and :math:`F''_{kk}` at detached weights, the coefficients of the
 surrogate in :mod:`pyro_vae.elbo.estimator` are
 

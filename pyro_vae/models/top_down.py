@@ -12,6 +12,8 @@ and of features :math:`f_i` of the data at the group's resolution. Model and gui
 depend on all that are above it and the guide has little left to learn: the posterior differs from the prior where the
 data tell something new.
 
+Shapes: C channels, H rows, W columns.
+
 References:
     Child, "Very deep VAEs generalize autoregressive models and can outperform them on images", 2021,
     https://arxiv.org/abs/2011.10650
@@ -121,6 +123,7 @@ class TopDownGuide(RootModule):
     def infer(self, x: Tensor, draw: Draw) -> tuple[dict[str, Tensor], Tensor]:
         """The draws by name, in their order, and the last state, for x of shape (\\*lead, \\*event_shape)."""
         (model,) = self._model
+        _check_image(x, model.likelihood.event_shape, model.start)
         maps = self.features(torch.where(x.isnan(), 0.0, x) if model.likelihood.missing else x)
         draws: dict[str, Tensor] = {}
 
@@ -289,6 +292,21 @@ class TopDownVAE(ProgramModule):
             TypeError, ValueError: with the remedy.
         """
         self.likelihood.check_data(x, *context)
+
+
+def _check_image(x: object, event_shape: Size, like: Tensor) -> None:
+    checks.instance(_NAME, "x", x, Tensor, "Use torch.as_tensor.")
+    assert isinstance(x, Tensor)
+    if x.shape[-3:] != event_shape:
+        raise ValueError(
+            f"{_NAME}: expected data of shape (..., {', '.join(map(str, event_shape))}); got {tuple(x.shape)}. Reshape "
+            "the data, or build the networks for their shape."
+        )
+    if (x.dtype, x.device) != (like.dtype, like.device):
+        raise TypeError(
+            f"{_NAME}: expected inputs of {like.dtype} on {like.device}, like the parameters; got {x.dtype} on "
+            f"{x.device}. Convert with .to({like.dtype}), or move one of them."
+        )
 
 
 def _normal(loc: Tensor, log_scale: Tensor) -> TorchDistribution:

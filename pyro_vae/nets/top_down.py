@@ -1,6 +1,6 @@
 """The networks of a top-down hierarchy: features of an image at several resolutions, and the groups of latents.
 
-Shapes: C channels, H rows, W columns, L latent channels.
+Shapes: B data, C channels, H rows, W columns, L latent channels.
 """
 
 from __future__ import annotations
@@ -52,17 +52,7 @@ class Features(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (\\*lead, C, H, W) for an image (\\*lead, channels, H, W).
-
-        Raises:
-            TypeError: an image of another type or device than the parameters.
-        """
-        own = self.entry.weight
-        if (x.dtype, x.device) != (own.dtype, own.device):
-            raise TypeError(
-                f"TopDownVAE: expected inputs of {own.dtype} on {own.device}, like the parameters; got {x.dtype} on "
-                f"{x.device}. Convert with .to({own.dtype}), or move one of them."
-            )
+        """Maps (\\*lead, C, H, W) for an image (\\*lead, channels, H, W)."""
         h, maps = run(self.entry, x), []
         for stage in self.stages:
             h = run(stage, h, again=self.checkpoint)
