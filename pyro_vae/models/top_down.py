@@ -312,7 +312,15 @@ def _check_image(x: object, event_shape: Size, like: Tensor) -> None:
 def _normal(loc: Tensor, log_scale: Tensor) -> TorchDistribution:
     """Of maps; in single precision under autocast too, because densities are not for eight bits."""
     full = torch.float32 if loc.dtype == torch.bfloat16 else loc.dtype
-    return dist.Normal(loc.to(full), positive(log_scale.to(full))).to_event(3)
+    try:
+        return dist.Normal(loc.to(full), positive(log_scale.to(full))).to_event(3)
+    except ValueError as error:
+        if "Expected parameter" not in str(error):  # torch's words, with all the values
+            raise
+        raise ValueError(
+            f"{_NAME}: expected networks with finite outputs; got NaN or infinity for latents of shape "
+            f"{tuple(loc.shape[-3:])}. Replace what is not finite in the data, and scale them to about 1."
+        ) from error
 
 
 def _maps(likelihood: Likelihood, groups: Sequence[int]) -> tuple[int, list[tuple[int, int]]]:
