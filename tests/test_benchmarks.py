@@ -118,3 +118,30 @@ def test_step_time_compares_equal_contenders(particles: str) -> None:
     assert names[:2] == ["pyro_vae, compiled", "pyro_vae, eager"]
     assert {"by hand, eager", "Pyro, no validation", "Pyro, fused, no validation"} <= set(names)
     assert ("NumPyro, jitted loop" in names) != ("NumPyro is left out" in result.stdout)
+
+
+def test_deep_makes_images_that_a_likelihood_of_levels_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    deep: Any = importlib.import_module("deep")
+    images = deep.shapes(20, 0)
+    assert torch.equal(images, deep.shapes(20, 0))
+    assert not torch.equal(images, deep.shapes(20, 1))
+    torch.testing.assert_close(images * 255, (images * 255).round(), rtol=0.0, atol=1e-4)
+    deep.flat(deep.LIKELIHOODS["mixture"], 4).check_data(images)
+    assert len(deep.deep(deep.LIKELIHOODS["logistic"], 4).latents) == 20
+
+
+@pytest.mark.slow
+def test_deep_prints_a_row_for_each_contender() -> None:
+    command = [str(BENCHMARKS / "deep.py"), "--steps", "2", "--images", "300", "--batch-size", "4", "--channels", "4"]
+    result = subprocess.run(
+        [sys.executable, *command, "--only", "flat, mixture", "deep, logistic, checkpoint"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.rsplit(maxsplit=5) for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["flat, mixture", "deep, logistic, checkpoint"]
+    assert all(0 < float(row[1]) < 20 for row in rows)
