@@ -165,8 +165,8 @@ class TopDownVAE(ProgramModule):
         latent_channels: of each group; a group has as many latents for each of its pixels.
         blocks: residual blocks of the encoder at each resolution.
         activation: class of the non-linearity.
-        checkpoint: compute the activations of the path anew when gradients are taken, in place of holding them: a
-            third more time for a fraction of the memory, and the same gradients.
+        checkpoint: compute the activations of the path anew when gradients are taken, in place of holding them: up
+            to a third more time for a fraction of the memory, and the same gradients.
 
     Raises:
         TypeError: no likelihood; a number that is no whole one.
