@@ -19,7 +19,7 @@ from pyro_vae import (
 from pyro_vae.checkpoint.hub import from_pretrained, push_to_hub
 from pyro_vae.checkpoint.programs import load, save
 from pyro_vae.losses import explain
-from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE
+from pyro_vae.models import VAE, ConditionalVAE, HierarchicalVAE, SemiSupervisedVAE, TopDownVAE
 from pyro_vae.svi import SVI
 from pyro_vae.training import History, fit
 from pyro_vae.version import __version__ as __version__
@@ -31,6 +31,7 @@ __all__ = [
     "HierarchicalVAE",
     "History",
     "SemiSupervisedVAE",
+    "TopDownVAE",
     "checkpoint",
     "conditionals",
     "data",

@@ -6,6 +6,7 @@ Everything may import this module, and it imports nothing of the package.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -44,6 +45,7 @@ __all__ = [
     "one_fake_mode",
     "packed_dims",
     "recorded_node",
+    "return_memory",
     "standard_gamma",
     "storage_key",
     "sums_of_dice",
@@ -52,6 +54,17 @@ __all__ = [
     "without_pyro_parameters",
     "without_sample_checks",
 ]
+
+
+def return_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library holds it: glibc's, which does so for long.
+
+    Small tensors that are kept, between large ones that are freed, leave holes too small for the next large ones; of
+    5,000 draws in chunks of 25, which need 180 MB at a time, it held 3 GB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def bytes_of_result(function: Any, args: Any, kwargs: Any) -> int:

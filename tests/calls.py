@@ -327,6 +327,16 @@ CALLS: dict[str, Callable[[], Call]] = {
             "inference": "bottom-up",
         },
     ),
+    "TopDownVAE": lambda: (
+        pyro_vae.TopDownVAE,
+        {
+            "likelihood": likelihoods.Bernoulli(nets.ResidualMaps((4, *_SHAPE[1:])), _SHAPE),
+            "groups": [1],
+            "latent_channels": 2,
+            "blocks": 1,
+            "checkpoint": True,
+        },
+    ),
     "SemiSupervisedVAE": lambda: (
         pyro_vae.SemiSupervisedVAE,
         {
@@ -355,6 +365,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     ),
     "HierarchicalVAE.sample": lambda: (_program("HierarchicalVAE, top-down").sample, {"size": 3}),
     "HierarchicalVAE.reconstruct": lambda: (_program("HierarchicalVAE, top-down").reconstruct, {"x": _bits()}),
+    "TopDownVAE.sample": lambda: (_program("TopDownVAE").sample, {"size": 3}),
+    "TopDownVAE.reconstruct": lambda: (_program("TopDownVAE").reconstruct, {"x": _bits()}),
     "SVI": lambda: (
         SVI,
         {

@@ -19,6 +19,7 @@ from pyro_vae import (
     ConditionalVAE,
     HierarchicalVAE,
     SemiSupervisedVAE,
+    TopDownVAE,
     conditionals,
     likelihoods,
     nets,
@@ -182,7 +183,7 @@ def _bits() -> Tensor:
     return (torch.arange(28) % 5 < 2).float().reshape(7, 1, 2, 2)
 
 
-Member = VAE | HierarchicalVAE | ConditionalVAE | SemiSupervisedVAE
+Member = VAE | HierarchicalVAE | ConditionalVAE | SemiSupervisedVAE | TopDownVAE
 PROGRAMS: dict[str, Callable[[], tuple[Member, tuple[Tensor, ...]]]] = {
     "VAE": lambda: (
         VAE(
@@ -194,6 +195,10 @@ PROGRAMS: dict[str, Callable[[], tuple[Member, tuple[Tensor, ...]]]] = {
     ),
     "HierarchicalVAE, bottom-up": lambda: (_hierarchy("bottom-up"), (_bits(),)),
     "HierarchicalVAE, top-down": lambda: (_hierarchy("top-down"), (_bits(),)),
+    "TopDownVAE": lambda: (
+        TopDownVAE(likelihoods.Bernoulli(nets.ResidualMaps((4, 2, 2)), (1, 2, 2)), [1, 1], latent_channels=LATENT),
+        (_bits(),),
+    ),
     "ConditionalVAE": lambda: (
         ConditionalVAE(
             conditionals.DiagonalNormal(nets.MLP(3, [5]), LATENT),

@@ -138,3 +138,30 @@ def test_streams_all_sources_are_of_the_same_pixels(name: str, tmp_path: Path, m
     values = torch.cat([images for _, (_, images, *_) in stream.feed(64)]).flatten(1)
     assert torch.equal(values, torch.from_numpy(streams.pixels(64)))
     assert stream.sample.binarization == streams.in_memory(tmp_path, 64).binarization == "dynamic"
+
+
+def test_deep_makes_images_that_a_likelihood_of_levels_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    deep: Any = importlib.import_module("deep")
+    images = deep.shapes(20, 0)
+    assert torch.equal(images, deep.shapes(20, 0))
+    assert not torch.equal(images, deep.shapes(20, 1))
+    torch.testing.assert_close(images * 255, (images * 255).round(), rtol=0.0, atol=1e-4)
+    deep.flat(deep.LIKELIHOODS["mixture"], 4).check_data(images)
+    assert len(deep.deep(deep.LIKELIHOODS["logistic"], 4).latents) == 20
+
+
+@pytest.mark.slow
+def test_deep_prints_a_row_for_each_contender() -> None:
+    command = [str(BENCHMARKS / "deep.py"), "--steps", "2", "--images", "300", "--batch-size", "4", "--channels", "4"]
+    result = subprocess.run(
+        [sys.executable, *command, "--only", "flat, mixture", "deep, logistic, checkpoint"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.rsplit(maxsplit=5) for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["flat, mixture", "deep, logistic, checkpoint"]
+    assert all(0 < float(row[1]) < 20 for row in rows)

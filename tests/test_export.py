@@ -211,7 +211,7 @@ class Holder(nn.Module):
 
 @pytest.mark.parametrize("name", ["HierarchicalVAE, bottom-up", "SemiSupervisedVAE"])
 def test_decoder_of_other_programs_and_no_encoder_that_draws(name: str) -> None:
-    program, _ = members.PROGRAMS[name]()
+    program: Any = members.PROGRAMS[name]()[0]
     inputs = (torch.randn(3, 2), *([torch.eye(3)] if name == "SemiSupervisedVAE" else []))
     found = export.decoder(program).module()(*inputs)
     assert torch.allclose(found["mean"], program.decode(*inputs).mean, atol=1e-5)

@@ -15,7 +15,7 @@ from pyro_vae import VAE, conditionals, data, likelihoods, nets, priors
 from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nets import MLP, Body, ConvDecoder, ConvEncoder, ConvHead, LinearHead, ResidualDecoder, ResidualEncoder
-from pyro_vae.nets.residual import _Block, _Double
+from pyro_vae.nets.residual import Block, Doubled
 
 BODIES: dict[str, Callable[[], Body]] = {
     "MLP": lambda: MLP((2, 3), [5, 4]),
@@ -96,7 +96,7 @@ def test_ResidualEncoder_and_ResidualDecoder_fit_every_image_size(size: tuple[in
 
 
 def test_ResidualDecoder_doubles_each_pixel_and_cuts_what_is_too_much() -> None:
-    (double,) = [m for m in ResidualDecoder(2, (1, 3, 4), [4]).modules() if isinstance(m, _Double)]
+    (double,) = [m for m in ResidualDecoder(2, (1, 3, 4), [4]).modules() if isinstance(m, Doubled)]
     h = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     assert double(h)[0, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4]]
 
@@ -104,7 +104,7 @@ def test_ResidualDecoder_doubles_each_pixel_and_cuts_what_is_too_much() -> None:
 @pytest.mark.parametrize("name", ["ResidualEncoder", "ResidualDecoder"])
 def test_Residual_blocks_are_the_identity_at_the_start_and_learn_nonetheless(name: str) -> None:
     body = BODIES[name]()
-    blocks = [m for m in body.modules() if isinstance(m, _Block)]
+    blocks = [m for m in body.modules() if isinstance(m, Block)]
     assert len(blocks) == 4  # two stages of two
     last = [conv for block in blocks if isinstance(conv := block.layers[-1], nn.Conv2d)]
     maps = [torch.randn(2, conv.in_channels, 3, 3) for conv in last]

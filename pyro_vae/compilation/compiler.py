@@ -133,6 +133,10 @@ class Compiler:
         self.unsettled = False
         if self._off or not parameters:
             return None
+        if getattr(self.loss, "chunk_size", None) is not None:
+            if self.mode is True:
+                self._give_up("chunk_size draws random numbers a second time, which a graph does not", None)
+            return None
         values = (*args, *kwargs.values())
         shapes = tuple(value.shape for value in tensors_in(values))
         self.steps[shapes] += 1

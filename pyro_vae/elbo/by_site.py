@@ -56,6 +56,9 @@ class Enumerate(Gradient):
         assert call.structure is not None
         call.check_sums([name for name, latent in call.structure.guide.items() if latent.enumerable])
 
+    def in_chunks(self, estimator: Bound) -> bool:
+        return False
+
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         assert call.structure is not None
         own: dict[str, Gradient] = {
@@ -128,6 +131,9 @@ class BySite(Gradient):
 
     def buffers(self) -> list[Tensor]:
         return [buffer for own in self.gradients.values() for buffer in own.buffers()]
+
+    def in_chunks(self, estimator: Bound) -> bool:
+        return not estimator.linear  # a sum of terms has a cost at each site
 
     def check(self, estimator: Bound) -> None:
         for name, own in self.gradients.items():

@@ -51,7 +51,8 @@ class ELBO(Estimator):
             form. The result is an objective, and no bound (Kingma et al., "Improved variational inference with inverse
             autoregressive flow", 2016, https://arxiv.org/abs/1606.04934).
         plate: name of the data plate; needed by free bits only, used by score gradients where there is one.
-        vectorize: make the K draws in one pass.
+        vectorize: make the draws of a pass at once.
+        chunk_size: draws of a pass at most, see :class:`~pyro_vae.elbo.estimator.Estimator`.
 
     Raises:
         TypeError: a number or truth value that is none.
@@ -72,11 +73,12 @@ class ELBO(Estimator):
         free_bits: float = 0.0,
         plate: str = "data",
         vectorize: bool = True,
+        chunk_size: int | None = None,
     ) -> None:
         self.beta = beta
         self.analytic_kl = analytic_kl
         self.free_bits = free_bits
-        super().__init__(num_particles, gradient, plate=plate, vectorize=vectorize)
+        super().__init__(num_particles, gradient, plate=plate, vectorize=vectorize, chunk_size=chunk_size)
 
     def checked(self, name: str, value: Any) -> Any:
         bound = type(self).__name__
@@ -94,6 +96,11 @@ class ELBO(Estimator):
             raise ValueError(
                 f"{bound}: expected gradient='pathwise' with analytic_kl=True; got {type(after['gradient']).__name__}. "
                 "Use one or the other."
+            )
+        if after.get("analytic_kl") and after.get("chunk_size") is not None:
+            raise ValueError(
+                f"{bound}: expected chunk_size None with analytic_kl=True; got {after['chunk_size']}. Use "
+                "one or the other; a KL in closed form needs few draws."
             )
         return value
 

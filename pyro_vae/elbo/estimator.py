@@ -29,7 +29,7 @@ from pyro_vae.elbo.draws import Call
 from pyro_vae.elbo.names import GradientChoice, gradient_of
 from pyro_vae.traces.densities import LogDensities
 from pyro_vae.traces.structure import PlateError, Structure, UndrawnLatentError, check_programs
-from pyro_vae.traces.terms import Terms, terms_of
+from pyro_vae.traces.terms import Terms
 from pyro_vae.traces.tracing import PyroProgram, inspect, outside_plate
 
 _MAX_STRUCTURES = 16
@@ -49,7 +49,11 @@ class Estimator(pyro.infer.ELBO):
         gradient: a gradient estimator, by name or as an object such as ``Score(baseline="running_mean")``; or a mapping
             from each site of the guide to one (:class:`~pyro_vae.elbo.by_site.BySite`).
         plate: name of the plate over the data, which encloses every site.
-        vectorize: make the K draws in one pass; False runs the program K times, for programs that do not broadcast.
+        vectorize: make the draws of a pass at once; False runs the program once for each, for programs that do not
+            broadcast.
+        chunk_size: draws of a pass at most, so that memory grows with it in place of K: first all log-weights are
+            computed, then each chunk is drawn again with the same random numbers and differentiated with the
+            coefficients of all K. The guide is run twice for each chunk, and a step is not compiled. None for one pass.
 
     Raises:
         TypeError: a number that is no whole one, a plate that is no name.
@@ -76,9 +80,11 @@ class Estimator(pyro.infer.ELBO):
         *,
         plate: str = "data",
         vectorize: bool = True,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize)
         self.plate = plate
+        self.chunk_size = chunk_size
         self.gradient = gradient_of(gradient)
         self._structures: dict[Any, Structure | None] = {}  # None for a program that runs without
 
@@ -108,6 +114,14 @@ class Estimator(pyro.infer.ELBO):
             instance(type(self).__name__, name, value, str, "Give the name of the plate over the data.")
         elif name == "vectorize_particles":
             flag(type(self).__name__, "vectorize", value)
+        elif name == "chunk_size" and value is not None:
+            value = whole(type(self).__name__, name, value)
+        after = {**vars(self), name: value}
+        if after.get("chunk_size") is not None and "gradient" in after and not after["gradient"].in_chunks(self):
+            raise ValueError(
+                f"{type(self).__name__}: expected a gradient of all sites together with chunk_size; got "
+                f"{type(after['gradient']).__name__}. Leave chunk_size out, or split the batch: fit(accumulate=...)."
+            )
         return value
 
     @property
@@ -184,7 +198,7 @@ class Estimator(pyro.infer.ELBO):
     def terms(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Terms:
         """Per-datum terms of the ELBO, by site, in nats, averaged over as many draws as the estimator makes."""
         with _some_data(type(self).__name__):
-            return self._compute(lambda call: terms_of(call.draw().runs, self.plate), model, guide, args, kwargs)
+            return self._compute(lambda call: call.terms(self.plate), model, guide, args, kwargs)
 
     def _compute(
         self,
@@ -223,7 +237,8 @@ class Estimator(pyro.infer.ELBO):
         structure: Structure | None,
     ) -> Call:
         plate = None if structure is None else self._plate(structure)
-        return Call(model, guide, args, kwargs, self.num_particles, structure, plate, self.vectorize_particles)
+        options = self.num_particles, structure, plate, self.vectorize_particles, self.chunk_size
+        return Call(model, guide, args, kwargs, *options)
 
     def _inspect(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
         structure = inspect(key[0], key[1], args, kwargs)
@@ -244,7 +259,7 @@ class Estimator(pyro.infer.ELBO):
         self, model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
         """Pyro's hook: the model's and the guide's trace of one run."""
-        run = self._compute(lambda call: call.draw().runs[0], model, guide, args, kwargs)
+        run = self._compute(lambda call: call.run(call.sizes[0]), model, guide, args, kwargs)
         return run.model, run.guide
 
     def _plate(self, structure: Structure) -> str | None:

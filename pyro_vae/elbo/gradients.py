@@ -1,5 +1,7 @@
 r"""Gradient estimators, for any bound F of log-weights.
 
+Shapes: N data, K particles.
+
 With :math:`F'_k = \partial F / \partial \log w_k` and :math:`F''_{kk}` at detached weights, the coefficients of the
 surrogate in :mod:`pyro_vae.elbo.estimator` are
 
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -95,6 +97,19 @@ class Gradient(ABC):
         """Tensors that a step reads and writes, beside parameters."""
         return []
 
+    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
+        """One of :meth:`buffers` after a step in parts, as it would be after the whole.
+
+        Args:
+            before: the step.
+            after: each of the parts, which all began with ``before``.
+        """
+        raise NotImplementedError
+
+    def in_chunks(self, estimator: Bound) -> bool:
+        """Whether the loss is a function of log-densities (K, N), so that draws can be made again to differentiate."""
+        return True
+
     @abstractmethod
     def loss(self, estimator: Bound, call: Call) -> Tensor:
         """The estimator's loss, -F summed over the data, a scalar whose gradient is this estimator's."""
@@ -121,7 +136,7 @@ class STL(Gradient):
     linear = True
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
-        draws = call.draw()
+        draws = call.draw(constant="guide")
         check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         return -densities.scale * estimator.bound(_without_score(estimator, draws, densities)).sum()
@@ -143,7 +158,7 @@ class DReG(Gradient):
             )
 
     def loss(self, estimator: Bound, call: Call) -> Tensor:
-        draws = call.draw(scale_paths=True)
+        draws = call.draw(scale_paths=True, constant="guide")
         check_reparameterized(draws, estimator, self)
         densities = draws.densities()
         draws.scale_paths(estimator.path_scale(estimator.weigh(densities).detach()))
@@ -157,7 +172,7 @@ def gradient_only(x: Tensor) -> Tensor:
 
 def _without_score(estimator: Bound, draws: Draws, densities: LogDensities) -> Tensor:
     """Log-weights with the guide's parameters held constant in log q: they act through the draws alone."""
-    constant = draws.guide_at_constants()
+    constant = draws.at_constants()
     _warn_of_slow_inverses(draws)
     return estimator.weigh(densities) + estimator.latent_weight * gradient_only(constant)
 

@@ -31,9 +31,11 @@ class IWELBO(Estimator):
 
     Args:
         num_particles: K.
-        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate``, ``vectorize`` and ``chunk_size``:
+            with ``chunk_size=50``, K = 5,000 draws take the memory of fifty.
         plate: name of the plate over the data.
-        vectorize: make the K draws in one pass.
+        vectorize: make the draws of a pass at once.
+        chunk_size: draws of a pass at most.
 
     Example:
         >>> import torch
@@ -57,7 +59,7 @@ class MIWELBO(Estimator):
         num_particles: K, draws per bound; the attribute of this name counts all draws, M K.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
         num_bounds: M.
-        options: ``plate`` and ``vectorize``.
+        options: ``plate``, ``vectorize`` and ``chunk_size``.
 
     Raises:
         TypeError: M or K is no whole number.
@@ -109,7 +111,7 @@ class CIWELBO(Estimator):
         num_particles: K.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
         beta: in [0, 1]: 1 is the ELBO, 0 is IWELBO.
-        options: ``plate`` and ``vectorize``.
+        options: ``plate``, ``vectorize`` and ``chunk_size``.
 
     Raises:
         TypeError: a ``beta`` that is no number.
@@ -150,7 +152,7 @@ class PIWELBO(MIWELBO):
         num_particles: K, draws per bound of the guide.
         gradient: ``"pathwise"``, the only one that keeps the two apart.
         num_bounds: M.
-        options: ``plate`` and ``vectorize``.
+        options: ``plate``, ``vectorize`` and ``chunk_size``.
 
     Raises:
         TypeError: M or K is no whole number.
@@ -171,10 +173,10 @@ class PIWELBO(MIWELBO):
         return value
 
     def loss_of(self, call: Call) -> Tensor:
-        draws = call.draw()
+        draws = call.draw(constant="model")
         check_reparameterized(draws, self, self.gradient)
         densities = draws.densities()
-        constant = draws.model_at_constants()  # log p(x, sg z): the model's parameters, and nothing of the guide's
+        constant = draws.at_constants()  # log p(x, sg z): the model's parameters, and nothing of the guide's
         all_draws = constant - densities.guide.detach()
         for_model = all_draws.logsumexp(0) - math.log(len(all_draws))
         # The model's parameters cancel, and the guide's act through the draws and log q.

@@ -26,9 +26,11 @@ class JackknifeELBO(Estimator):
 
     Args:
         num_particles: K; the default of 1 is an error.
-        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate``, ``vectorize`` and
+            ``chunk_size``.
         plate: name of the plate over the data.
-        vectorize: make the K draws in one pass.
+        vectorize: make the draws of a pass at once.
+        chunk_size: draws of a pass at most.
     """
 
     min_particles = 2

@@ -28,7 +28,7 @@ class RenyiELBO(Estimator):
         num_particles: K; with one draw every alpha is the ELBO.
         gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``options``.
         alpha: any number but 1; however near to 1, the value is exact to rounding.
-        options: ``plate`` and ``vectorize``.
+        options: ``plate``, ``vectorize`` and ``chunk_size``.
 
     Raises:
         TypeError: an ``alpha`` that is no number.
@@ -75,9 +75,11 @@ class VRMax(Estimator):
 
     Args:
         num_particles: K.
-        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate`` and ``vectorize``.
+        gradient: see :class:`~pyro_vae.elbo.estimator.Estimator`, as are ``plate``, ``vectorize`` and
+            ``chunk_size``.
         plate: name of the plate over the data.
-        vectorize: make the K draws in one pass.
+        vectorize: make the draws of a pass at once.
+        chunk_size: draws of a pass at most.
     """
 
     def bound(self, log_weights: Tensor) -> Tensor:

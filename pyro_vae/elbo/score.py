@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro
@@ -69,7 +70,7 @@ class Score(ScoreFunction):
                 f"{baseline!r}. Use one of these."
             )
         self.baseline = baseline
-        self._running: Tensor | None = None  # the mean, and the number of steps in it
+        self._running: Tensor | None = None  # the mean, the number of steps in it, and the signals of the last step
         self._name = f"baseline{next(_baselines)}"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,6 +79,13 @@ class Score(ScoreFunction):
 
     def buffers(self) -> list[Tensor]:
         return [] if self._running is None else [self._running]
+
+    def pooled(self, before: Tensor, after: Sequence[Tensor]) -> Tensor:
+        # The mean of a part is what was before and its own average, weighed by numbers that are the same for all.
+        mean, steps, signals = torch.stack(list(after)).unbind(-1)
+        total = signals.sum()
+        pooled = torch.where(total > 0, (signals * mean).sum() / total.clamp(min=1), before[0])
+        return torch.stack([pooled, steps.max(), total])
 
     def check(self, estimator: Bound) -> None:
         if self.baseline == "leave_one_out":
@@ -113,8 +121,8 @@ class Score(ScoreFunction):
 
     def _running_mean(self, signal: Tensor, counted: Tensor | None) -> Tensor:
         """The mean of past steps' signals, which this step's joins."""
-        self._running = signal.new_zeros(2) if self._running is None else self._running.to(signal)
-        mean, steps = self._running.clone()
+        self._running = signal.new_zeros(3) if self._running is None else self._running.to(signal)
+        mean, steps, _ = self._running.clone()
         if torch.is_grad_enabled():  # evaluation is no step
             rows = torch.ones_like(signal) if counted is None else counted.expand_as(signal).to(signal)
             number_ = rows.sum()
@@ -122,6 +130,7 @@ class Score(ScoreFunction):
             average = torch.where(steps > 0, 0.9 * mean + 0.1 * average, average)
             self._running[0] = torch.where(number_ > 0, average, mean)
             self._running[1] += number_ > 0
+            self._running[2] = number_
         return mean
 
 
@@ -194,6 +203,9 @@ def leave_one_out_logsumexp(x: Tensor) -> Tensor:
 _baselines = itertools.count()
 
 
+_NUMBERS = 2**24  # that are held at once, of K x K x N of them
+
+
 def _left_out(estimator: Bound, log_weights: Tensor, mean: str) -> Tensor:
     """F minus F with log w_k replaced by a mean of the others, (K, N)."""
     k = len(log_weights)
@@ -201,10 +213,17 @@ def _left_out(estimator: Bound, log_weights: Tensor, mean: str) -> Tensor:
         others = (log_weights.sum(0) - log_weights) / (k - 1)
     else:
         others = leave_one_out_logsumexp(log_weights) - math.log(k - 1)
-    index = torch.arange(k, device=log_weights.device)
-    replaced = log_weights.unsqueeze(1).repeat(1, k, *[1] * (log_weights.dim() - 1))
-    replaced[index, index] = others
-    return estimator.bound(log_weights) - estimator.bound(replaced.flatten(1)).reshape(log_weights.shape)
+    rows = max(1, _NUMBERS // log_weights.numel())
+    replaced = [_replaced(estimator, log_weights, others, range(i, min(i + rows, k))) for i in range(0, k, rows)]
+    return estimator.bound(log_weights) - torch.cat(replaced)
+
+
+def _replaced(estimator: Bound, log_weights: Tensor, others: Tensor, which: range) -> Tensor:
+    """F with one log-weight replaced, for each of some, (len(which), N)."""
+    index = torch.arange(len(which), device=log_weights.device)
+    replaced = log_weights.unsqueeze(1).repeat(1, len(which), *[1] * (log_weights.dim() - 1))
+    replaced[index + which.start, index] = others[which.start : which.stop]
+    return estimator.bound(replaced.flatten(1)).reshape(len(which), *log_weights.shape[1:])
 
 
 def _check_several(estimator: Bound, what: str) -> None:

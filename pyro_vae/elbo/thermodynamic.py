@@ -32,7 +32,7 @@ class ThermodynamicELBO(Estimator):
             points :math:`0 < \beta_1 < \dots < \beta_{T-1} < 1` themselves.
         first: the first inner point when ``partitions`` is a number above 1.
         sum: ``"left"`` or ``"right"``.
-        options: ``plate`` and ``vectorize``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
+        options: ``plate``, ``vectorize`` and ``chunk_size``; see :class:`~pyro_vae.elbo.estimator.Estimator`.
 
     Raises:
         TypeError: points, or a number of partitions, that are no numbers.

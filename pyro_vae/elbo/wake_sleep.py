@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class ReweightedWakeSleep(IWELBO):
         insomnia: share of wake-phi in the guide's objective, in [0, 1]; the rest is sleep-phi.
         plate: see :class:`~pyro_vae.elbo.estimator.Estimator`.
         vectorize: likewise.
+        chunk_size: likewise.
 
     Raises:
         TypeError: a number that is none.
@@ -44,10 +46,16 @@ class ReweightedWakeSleep(IWELBO):
     min_particles = 2
 
     def __init__(
-        self, num_particles: int = 2, *, insomnia: float = 1.0, plate: str = "data", vectorize: bool = True
+        self,
+        num_particles: int = 2,
+        *,
+        insomnia: float = 1.0,
+        plate: str = "data",
+        vectorize: bool = True,
+        chunk_size: int | None = None,
     ) -> None:
         self.insomnia = insomnia
-        super().__init__(num_particles, "score", plate=plate, vectorize=vectorize)
+        super().__init__(num_particles, "score", plate=plate, vectorize=vectorize, chunk_size=chunk_size)
 
     def checked(self, name: str, value: Any) -> Any:
         if name == "insomnia":
@@ -65,28 +73,31 @@ class ReweightedWakeSleep(IWELBO):
 
     def _sleep(self, call: Call) -> Tensor:
         """Log q(z|x) of the model's own draws of z and x, averaged over the particles; scaled as the data plate is."""
-        slots: dict[int | str, Any] = dict(enumerate(call.args)) | call.kwargs
-        total: Tensor | float = 0.0
-        for _ in range(self.num_particles):
-            with torch.no_grad():
-                dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
-            nodes: dict[str, Any] = dict(dream.nodes)
-            dreamt = slots | {
-                _place(name, site["infer"]["obs"], slots): site["value"]
-                for name, site in nodes.items()
-                if site["type"] == "sample" and site["infer"].get("was_observed")
-            }
-            args = [dreamt[i] for i in range(len(call.args))]
-            kwargs = {name: dreamt[name] for name in call.kwargs}
-            asleep = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **kwargs)
-            drawn = [name for name in asleep.stochastic_nodes if not site_is_subsample(asleep.nodes[name])]
-            if undreamt := [name for name in drawn if name not in dream]:
-                raise ValueError(
-                    "ReweightedWakeSleep: expected a guide of latents that the model dreams up; got one that also "
-                    f"draws {undreamt}. Use insomnia=1."
-                )
-            total = total + asleep.log_prob_sum()
-        return torch.as_tensor(total) / self.num_particles
+        one = partial(_log_q_of_a_dream, call)
+        of_dreams = [one() if call.chunk_size is None else call.replayed(one) for _ in range(self.num_particles)]
+        return torch.stack(of_dreams).sum() / self.num_particles
+
+
+def _log_q_of_a_dream(call: Call) -> Tensor:
+    slots: dict[int | str, Any] = dict(enumerate(call.args)) | call.kwargs
+    with torch.no_grad():
+        dream = poutine.trace(poutine.uncondition(call.model)).get_trace(*call.args, **call.kwargs)
+    nodes: dict[str, Any] = dict(dream.nodes)
+    dreamt = slots | {
+        _place(name, site["infer"]["obs"], slots): site["value"]
+        for name, site in nodes.items()
+        if site["type"] == "sample" and site["infer"].get("was_observed")
+    }
+    args = [dreamt[i] for i in range(len(call.args))]
+    kwargs = {name: dreamt[name] for name in call.kwargs}
+    asleep = poutine.trace(poutine.replay(call.guide, trace=dream)).get_trace(*args, **kwargs)
+    drawn = [name for name in asleep.stochastic_nodes if not site_is_subsample(asleep.nodes[name])]
+    if undreamt := [name for name in drawn if name not in dream]:
+        raise ValueError(
+            "ReweightedWakeSleep: expected a guide of latents that the model dreams up; got one that also "
+            f"draws {undreamt}. Use insomnia=1."
+        )
+    return torch.as_tensor(asleep.log_prob_sum())
 
 
 def _place(name: str, value: Any, slots: dict[int | str, Any]) -> int | str:

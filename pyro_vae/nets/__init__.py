@@ -10,7 +10,7 @@ from pyro_vae.nets.body import Body
 from pyro_vae.nets.convolutional import ConvDecoder, ConvEncoder
 from pyro_vae.nets.heads import ConvHead, Head, LinearHead
 from pyro_vae.nets.mlp import MLP
-from pyro_vae.nets.residual import ResidualDecoder, ResidualEncoder
+from pyro_vae.nets.residual import ResidualDecoder, ResidualEncoder, ResidualMaps
 from pyro_vae.nets.shapes import Shape, as_size, broadcasts
 from pyro_vae.nets.transforms import InputTransform, Standardize, StandardizeLog
 
@@ -25,6 +25,7 @@ __all__ = [
     "LinearHead",
     "ResidualDecoder",
     "ResidualEncoder",
+    "ResidualMaps",
     "Shape",
     "Standardize",
     "StandardizeLog",

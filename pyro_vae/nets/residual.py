@@ -1,6 +1,6 @@
-"""Residual convolutions between images and features: ResidualEncoder, ResidualDecoder.
+"""Residual convolutions between images and features: ResidualEncoder, ResidualDecoder, ResidualMaps.
 
-Both are stages at one resolution each, of blocks h + f(h) with
+All are stages at one resolution each, of blocks h + f(h) with
 
     f(h) = conv(a(norm(conv(a(norm(h)))))),
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae import checks
@@ -74,7 +75,7 @@ class ResidualEncoder(Body):
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([width, *channels], channels, strict=False):
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1))
-            layers += [_Block(fan_out, activation) for _ in range(blocks)]
+            layers += [Block(fan_out, activation) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, _norm(channels[-1]), layer(activation))
 
     def features(self, *inputs: Tensor) -> Tensor:
@@ -123,36 +124,99 @@ class ResidualDecoder(Body):
         self.linear = nn.Linear(sum(shape.numel() for shape in shapes), math.prod(self.coarsest))
         layers: list[nn.Module] = []
         for fan_in, fan_out, size in zip(channels, [*channels[1:], channels[-1]], sizes[1:], strict=True):
-            layers += [_Block(fan_in, activation) for _ in range(blocks)]
-            layers += [_Double(*size), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
+            layers += [Block(fan_in, activation) for _ in range(blocks)]
+            layers += [Doubled(*size), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
         self.layers = nn.Sequential(*layers, _norm(channels[-1]), layer(activation))
 
     def features(self, *inputs: Tensor) -> Tensor:
         return self.layers(self.linear(concatenated(inputs)).unflatten(-1, self.coarsest))
 
 
-class _Block(nn.Module):
-    """h + f(h), where f is 0 at the start.
+class ResidualMaps(Body):
+    """Residual blocks at one resolution: from feature maps to as many of the same height and width.
+
+    For the likelihood of :class:`~pyro_vae.TopDownVAE`, whose path ends at the height and width of the image.
+
+    Shapes: C channels, H rows, W columns.
+
+    Args:
+        input_shape: (C, H, W), with at least 4 channels.
+        blocks: how many; 0 is a norm and an activation alone.
+        context_shapes: shape of each further input; flattened, as constant feature maps.
+        activation: class of the non-linearity.
+
+    Example:
+        >>> import torch
+        >>> ResidualMaps((16, 4, 4))(torch.zeros(2, 16, 4, 4)).shape
+        torch.Size([2, 16, 4, 4])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        *,
+        blocks: int = 1,
+        context_shapes: Sequence[Shape] = (),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        image = image_shape("ResidualMaps", input_shape, input_shape[:1])
+        checks.whole("ResidualMaps", "blocks", blocks, 0)
+        checks.whole("ResidualMaps", "the number of channels", image[0], _FEWEST)
+        contexts = [as_size(shape) for shape in context_shapes]
+        super().__init__([image, *contexts], image)
+        width = image[0] + sum(shape.numel() for shape in contexts)
+        entry = [nn.Conv2d(width, image[0], 1)] if contexts else []
+        self.layers = nn.Sequential(
+            *entry, *(Block(image[0], activation) for _ in range(blocks)), _norm(image[0]), layer(activation)
+        )
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        image, *contexts = inputs
+        return self.layers(with_contexts(image, contexts))
+
+
+class Block(nn.Module):
+    """h + f(h), where f is 0 at the start, or small.
 
     Args:
         channels: of h.
         activation: class of the non-linearity.
+        scale: what the last convolution's weights are multiplied by at the start.
+        kernel: height and width of the convolutions, odd.
     """
 
-    def __init__(self, channels: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, channels: int, activation: Callable[[], nn.Module], *, scale: float = 0.0, kernel: int = 3
+    ) -> None:
         super().__init__()
-        last = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        assert last.bias is not None
-        nn.init.zeros_(last.bias)
-        first = [_norm(channels), layer(activation), nn.Conv2d(channels, channels, 3, padding=1)]
-        self.layers = nn.Sequential(*first, _norm(channels), layer(activation), last)
+        self.layers = two_convolutions(channels, channels, activation, scale=scale, kernel=kernel)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.layers(h)
 
 
-class _Double(nn.Module):
+def two_convolutions(
+    fan_in: int, fan_out: int, activation: Callable[[], nn.Module], *, scale: float, kernel: int = 3
+) -> nn.Sequential:
+    """Norm, activation and convolution, twice: from ``fan_in`` channels to ``fan_out``.
+
+    Args:
+        fan_in: channels of the input, and between the two.
+        fan_out: channels of the result.
+        activation: class of the non-linearity.
+        scale: what the last convolution's weights are multiplied by at the start; its bias is 0.
+        kernel: height and width of the convolutions, odd.
+    """
+    last = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        nn.init.zeros_(last.bias)
+    first = [_norm(fan_in), layer(activation), nn.Conv2d(fan_in, fan_in, kernel, padding=kernel // 2)]
+    return nn.Sequential(*first, _norm(fan_in), layer(activation), last)
+
+
+class Doubled(nn.Module):
     """Twice the height and width, each pixel four times, without what an odd size has too many.
 
     Args:

@@ -33,6 +33,7 @@ from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import as_number, is_sound, with_methods
 from pyro_vae.svi.optimizers import one_of
 from pyro_vae.svi.parameters import Declared, Parameters, restore
+from pyro_vae.svi.pool import Pool
 from pyro_vae.svi.programs import Forwards, trainable
 from pyro_vae.svi.update import OptimizerFactory, Update
 from pyro_vae.traces.threads import running_programs
@@ -299,11 +300,13 @@ class SVI:
     def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> tuple[float, set[str]]:
         """The loss of several calls, with their gradients at the parameters, and what they have declared."""
         total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
+        pool = Pool(self.loss)
         for args, kwargs in calls:
-            repeated = None
-            if len(calls) == 1 and self.parameters.in_store():
-                repeated = self.compiler.repeat(self._trained(), args, kwargs, None, self._move)
-            loss = float((repeated or self._run(args, kwargs, captured=False))[0])
+            with pool.part():
+                repeated = None
+                if len(calls) == 1 and self.parameters.in_store():
+                    repeated = self.compiler.repeat(self._trained(), args, kwargs, None, self._move)
+                loss = float((repeated or self._run(args, kwargs, captured=False))[0])
             if not is_sound(self.loss, loss, self.parameters.named):
                 self.refuse(loss, *args, **kwargs)
             total += loss
@@ -312,6 +315,7 @@ class SVI:
                 if parameter.grad is not None:
                     sofar = gradients.get(parameter)
                     gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+        pool.join()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return total, declared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,22 @@ def terms_of(runs: Sequence[Traces], plate: str, *, analytic: bool = False) -> T
     kl = sum(kl_by_site.values(), torch.zeros_like(log_likelihood))
     num_particles = sum(run.num_particles for run in runs)
     return Terms(log_likelihood, kl_by_site, kl, log_likelihood - kl, num_particles, analytic)
+
+
+def mean_of(parts: Sequence[Terms]) -> Terms:
+    """The terms of all particles of some parts, which have them between them."""
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(part.num_particles for part in parts)
+
+    def mean(rows: Iterable[Tensor]) -> Tensor:
+        weighed = [row * part.num_particles for row, part in zip(rows, parts, strict=True)]
+        return torch.stack(weighed).sum(0) / total
+
+    log_likelihood = mean(part.expected_log_likelihood for part in parts)
+    kl_by_site = {name: mean(part.kl_by_site[name] for part in parts) for name in parts[0].kl_by_site}
+    kl = sum(kl_by_site.values(), torch.zeros_like(log_likelihood))
+    return Terms(log_likelihood, kl_by_site, kl, log_likelihood - kl, total, parts[0].analytic_kl)
 
 
 def analytic_kl(name: str, model_site: Site | None, guide_site: Site) -> Tensor:

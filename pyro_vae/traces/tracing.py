@@ -29,6 +29,7 @@ from pyro_vae.traces.structure import Latent, PlateError, Structure, UndrawnLate
 
 Site: TypeAlias = Any  # a pyro.poutine message of type "sample"
 PyroProgram = Callable[..., Any]
+Hook: TypeAlias = Callable[[Site, int | None], Callable[[Tensor], Tensor]]
 
 PARTICLES = "_particles"
 
@@ -121,7 +122,7 @@ def trace_programs(
     subsamples: Trace | None = None,
     detach: bool | Collection[str] = False,
     enumerate_: Collection[str] = (),
-    hook: Callable[[Site, Tensor], Tensor] | None = None,
+    hook: Hook | None = None,
 ) -> Traces:
     """Runs the guide, then the model on the guide's draws, for K particles in one vectorised pass.
 
@@ -136,8 +137,9 @@ def trace_programs(
         detach: make draws constants, all or those of some sites, so that no gradient reaches the parameters that made
             them.
         enumerate_: sites of the guide that take every value of their support, each in a dim left of all plates.
-        hook: maps a guide site and the gradient of its draw to the gradient that is passed on to the guide. It sees
-            what comes through the log-densities, not what comes through draws made from this draw.
+        hook: from a guide site and the dim of the particles to a map from the gradient of its draw to the gradient that
+            is passed on to the guide. It sees what comes through the log-densities, not what comes through draws made
+            from this draw.
 
     Raises:
         UndrawnLatentError: the model has a latent that is neither in the guide nor in ``structure``.
@@ -172,7 +174,7 @@ def _trace_programs(
     structure: Structure | None,
     subsamples: Trace | None,
     detach: bool | Collection[str],
-    hook: Callable[[Site, Tensor], Tensor] | None,
+    hook: Hook | None,
     num_particles: int,
     enumerate_: Collection[str],
 ) -> Traces:
@@ -203,7 +205,7 @@ def _trace_programs(
         aliases = with_values(guide_trace, lambda value: value.view_as(value))
         for _, site in _sites(aliases):
             if site["value"].requires_grad:
-                site["value"].register_hook(partial(hook, site))
+                site["value"].register_hook(hook(site, particle_dim))
         guide_trace = _guide_at(guide_trace, aliases, replay)
     model_trace = replay("model", guide_trace)
     undrawn = frozenset(_undrawn(model_trace, guide_trace))
@@ -300,12 +302,23 @@ def per_datum(name: str, site: Site, value: Tensor, traces: Traces, plate: str |
 
 def across(site: Site, coefficients: Tensor, particle_dim: int | None, plate: str | None) -> Tensor:
     """Lays coefficients (K, N) out along the value of a site, for multiplication."""
-    shape = [1] * len(site["fn"].batch_shape)
-    if particle_dim is not None:
-        shape[particle_dim] = coefficients.shape[0]
-    if plate is not None:
-        shape[frame_of(site, plate).dim] = coefficients.shape[1]
-    return coefficients.reshape(shape + [1] * site["fn"].event_dim)
+    return layout(site, particle_dim, plate)(coefficients)
+
+
+def layout(site: Site, particle_dim: int | None, plate: str | None) -> Callable[[Tensor], Tensor]:
+    """What :func:`across` does, without holding the site."""
+    batch_dims, event_dim = len(site["fn"].batch_shape), site["fn"].event_dim
+    data_dim = None if plate is None else frame_of(site, plate).dim
+
+    def lay_out(coefficients: Tensor) -> Tensor:
+        shape = [1] * batch_dims
+        if particle_dim is not None:
+            shape[particle_dim] = coefficients.shape[0]
+        if data_dim is not None:
+            shape[data_dim] = coefficients.shape[1]
+        return coefficients.reshape(shape + [1] * event_dim)
+
+    return lay_out
 
 
 class _Detach(Messenger):

@@ -10,6 +10,7 @@ from typing import Any
 import pyro.infer
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -18,6 +19,14 @@ from pyro_vae.internals import BatchNorm, is_out_of_memory
 from pyro_vae.svi import SVI
 from pyro_vae.traces.dry_run import dry_run
 from pyro_vae.traces.modules import modules_of
+
+# Their weights are of all data of a batch together, and of no datum.
+_OF_THE_BATCH = (
+    pyro.infer.RenyiELBO,
+    pyro.infer.ReweightedWakeSleep,
+    pyro.infer.Trace_MMD,
+    pyro.infer.TraceTailAdaptive_ELBO,
+)
 
 
 def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
@@ -77,11 +86,13 @@ def check_parts(
         return
     by = parted_by or f"accumulate={parts!r}"
     remedy = "Train on one process." if parted_by else "Leave accumulate out."
-    if not isinstance(svi.loss, pyro.infer.ELBO):
+    if not isinstance(svi.loss, pyro.infer.ELBO) or isinstance(svi.loss, _OF_THE_BATCH):
         raise ValueError(
-            f"fit: expected a bound that is a sum over the data for {by}; got {type(svi.loss).__name__}. {remedy}"
+            f"fit: expected a bound that is a sum over the data for {by}; got {type(svi.loss).__name__}. Use a bound "
+            f"of pyro_vae.elbo. Otherwise: {remedy[0].lower()}{remedy[1:]}"
         )
-    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide])):
+    learned = svi.loss.gradient.modules() if isinstance(svi.loss, Estimator) else []
+    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide, *learned])):
         raise ValueError(
             f"fit: expected networks that see one datum at a time for {by}; got batch normalization. Use nn.LayerNorm "
             f"or nn.GroupNorm. Otherwise: {remedy[0].lower()}{remedy[1:]}"
@@ -106,6 +117,7 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
     given = data if svi.prepare is None else svi.prepare(rows, *data)
     with dry_run(tuple(given)), svi.scope():
         guide = poutine.trace(svi.guide).get_trace(*given)
+        _check_baselines(guide)
         model = poutine.trace(poutine.replay(svi.model, trace=guide)).get_trace(*given)
     return {
         name: float(torch.as_tensor(site["scale"]).max())
@@ -115,6 +127,16 @@ def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site)
     }
+
+
+def _check_baselines(guide: Trace) -> None:
+    nodes: dict[str, Any] = dict(guide.nodes)
+    for name, site in nodes.items():
+        if site["type"] == "sample" and site["infer"].get("baseline", {}).get("use_decaying_avg_baseline"):
+            raise ValueError(
+                f"fit: expected baselines that are the same for every part of a batch, for accumulate; got a decaying "
+                f"average at site {name!r}. Use elbo.ELBO(gradient=elbo.Score('running_mean')), or leave it out."
+            )
 
 
 def _largest(most: int, has_room: Callable[[int], bool], least: int = 1) -> int:
