@@ -3,7 +3,6 @@
     python examples/mnist_svi.py                                   # MNIST if it can be had, else scikit-learn's digits
     python examples/mnist_svi.py --likelihood continuous-bernoulli # gray pixels, another likelihood
     python examples/mnist_svi.py --prior mixture --elbo mean-field --device cuda
-
     torchrun --nproc-per-node=2 examples/mnist_svi.py              # two processes, each on a part of every batch
 
 It leaves metrics.json, the trained program and pictures in the folder of --out. Every figure is in nats per image.
@@ -39,11 +38,10 @@ def main() -> None:
     length = parser.add_mutually_exclusive_group()
     for flag in ("--epochs", "--steps"):
         length.add_argument(flag, type=int, help="by default 8,000 steps of a large set and 2,500 of a small one")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--latent-size", type=int, default=20)
+    for flag, number in (("--batch-size", 128), ("--latent-size", 20), ("--seed", 0)):
+        parser.add_argument(flag, type=int, default=number)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/mnist_svi"))
     arguments = parser.parse_args()
     try:
@@ -55,7 +53,11 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     start, out = time.perf_counter(), arguments.out
-    make_writable(out)
+    try:  # before training, so that an hour's work is not lost at its end
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").touch()
+    except OSError as error:
+        raise OSError(f"--out: expected a folder one can write to; got {out} ({error}). Name another.") from error
     device = "cuda" if arguments.device == "auto" and torch.cuda.is_available() else arguments.device
     train, validation, test = load(arguments, "cpu" if device == "auto" else device)
     per_epoch = -(-len(train) // arguments.batch_size)
@@ -123,12 +125,9 @@ def build(arguments: argparse.Namespace, train: data.Dataset) -> VAE:
         "continuous-bernoulli": partial(likelihoods.ContinuousBernoulli, decoder, shape, data_mean=mean),
         "normal": partial(likelihoods.Normal, decoder, shape, scale="learned", min_scale=0.05),
     }
-    prior: dict[str, Callable[[], priors.Prior]] = {
-        "normal": partial(priors.StandardNormal, latent),
-        "mixture": partial(priors.MixtureOfNormals, latent, num_components=20),
-    }
+    normal = arguments.prior == "normal"
     return VAE(
-        prior=prior[arguments.prior](),
+        prior=priors.StandardNormal(latent) if normal else priors.MixtureOfNormals(latent, num_components=20),
         likelihood=likelihood[arguments.likelihood](),
         posterior=conditionals.DiagonalNormal(nets.MLP(shape, [200, 200]), latent),
     )
@@ -143,15 +142,6 @@ def report(row: dict[str, float], every: int) -> None:
         for split in ("train", "validation")
     ]
     print(f"epoch {row['epoch']:3.0f}        {'  '.join(cells)} {row['seconds']:9.1f}", flush=True)
-
-
-def make_writable(out: Path) -> None:
-    """Makes the output folder before training, so that an hour's work is not lost at its end."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").touch()
-    except OSError as error:
-        raise OSError(f"--out: expected a folder one can write to; got {out} ({error}). Name another.") from error
 
 
 if __name__ == "__main__":

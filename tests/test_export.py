@@ -218,7 +218,7 @@ def test_decoder_of_other_programs_and_no_encoder_that_draws(name: str) -> None:
     with pytest.raises(
         TypeError, match=rf"export.encoder: expected a VAE or a Cond.*; got {type(program).__name__}\. Exp"
     ):
-        export.encoder(program)  # type: ignore[arg-type]
+        export.encoder(program)
 
 
 def test_export_is_of_evaluation_mode_and_leaves_the_program_as_it_was(tmp_path: Path) -> None:

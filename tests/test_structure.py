@@ -15,6 +15,7 @@ REASONS = {
     "dataset.Dataset": "the methods of a set, each of a few lines, that users look for on it",
     "parameters.Parameters": "what is registered and what modules hold, by name and by identity, and the averages",
     "folder.RunFolder": "each file of a run is written by a method of its own",
+    "by_site.BySite": "asks the gradients of all sites what it is asked, a method of one line each",
     "run.Run": "all that changes in a run, so that all of it can be saved",
     "step.Step": "every kind of tensor that a step reads is a list of its own, compared at every step",
     "compiler.Compiler": "graphs by signature, and what is known of those that were refused",
