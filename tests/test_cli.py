@@ -281,6 +281,12 @@ def test_data_of_another_file_are_read_by_the_names_of_the_run(run: Run, wine: P
     assert "expected the data that it was trained on" in err
 
 
+def test_data_of_another_shape_are_refused_by_name(run: Run, digits_run: Path, wine: Path) -> None:
+    status, _, err = run("encode", digits_run, "--data", wine)
+    assert status == 2
+    assert "expected data of the shape (1, 8, 8)" in err
+
+
 def test_train_says_which_part_alone_has_missing_values(run: Run, wine: Path) -> None:
     frame = pd.read_csv(wine)[["alcohol", "acid"]].fillna(12.0)
     frame.loc[7, "acid"] = np.nan

@@ -11,6 +11,7 @@ from pyro_vae import conditionals, elbo, likelihoods, load, priors
 from pyro_vae.checkpoint.folder import HISTORY
 from pyro_vae.checkpoint.programs import WEIGHTS
 from pyro_vae.cli.parser import is_option, plain, subclasses
+from pyro_vae.cli.programs import described
 from pyro_vae.cli.train import CONFIG
 from pyro_vae.training import History
 
@@ -30,8 +31,7 @@ def info(folder: str) -> None:
     """
     path = Path(folder)
     program = load(folder)
-    print(program)
-    print(f"{sum(parameter.numel() for parameter in program.parameters()):,} parameters")
+    print(described(program))
     if (path / CONFIG).is_file():
         print(f"\n{CONFIG}:\n{(path / CONFIG).read_text().rstrip()}")
     rows = [json.loads(line) for line in _lines(path / HISTORY)]

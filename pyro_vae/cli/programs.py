@@ -162,11 +162,11 @@ def with_context(options: Namespace, dataset: data.Dataset) -> data.Dataset:
     return dataset.conditioned_on(dataset.tensor().flatten(1).sum(1))
 
 
-def described(vae: VAE) -> str:
-    """A VAE in a line."""
-    parts = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
-    names = (f"{type(part).__name__} {role}" for role, part in parts.items())
-    return f"VAE: {', '.join(names)}, {sum(p.numel() for p in vae.parameters()):,} parameters"
+def described(program: Any) -> str:
+    """A VAE, or another program, in a line."""
+    roles = [role for role in ("prior", "likelihood", "posterior") if hasattr(program, role)]
+    parts = "".join(f"{type(getattr(program, role)).__name__} {role}, " for role in roles)
+    return f"{type(program).__name__}: {parts}{sum(p.numel() for p in program.parameters()):,} parameters"
 
 
 def loss_of(options: Namespace) -> elbo.Estimator:

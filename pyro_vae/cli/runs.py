@@ -59,6 +59,12 @@ class OpenedRun:
         found = sources.selected(source, columns, None, table)
         if isinstance(found, str):
             found = sources.part(found, split, self.options)
+        if found.event_shape != train.event_shape:
+            names = f", columns {', '.join(train.columns[:5])}" if train.columns else ""
+            raise ValueError(
+                f"{source}: expected data of the shape {tuple(train.event_shape)}{names}, as {self.folder} has; got "
+                f"{tuple(found.event_shape)}. Name data of the same columns or pixels."
+            )
         return programs.with_context(self.options, found)
 
     def contexts(self, num: int) -> tuple[Tensor, ...]:

@@ -112,6 +112,10 @@ def resume(folder: str, epochs: int | None = None, steps: int | None = None) -> 
     if epochs is not None or steps is not None:
         options.epochs, options.steps = epochs, steps
     splits, vae = prepared(options)
+    kept = Path(folder) / HISTORY
+    epochs_so_far = len(kept.read_text().splitlines()) if kept.is_file() else 0
+    if not is_other_rank():
+        print(f"goes on after epoch {epochs_so_far}, or from the last checkpoint before", flush=True)
     history = run(options, splits, vae, Path(folder), resume=True)
     if is_other_rank():
         return

@@ -128,14 +128,14 @@ def report(
     except FileNotFoundError:  # of a program that was saved, or a run whose checkpoints are gone
         history = None
     _summary(page, path, program, data, history)
-    _training(page, history)
-    _pictures(page, program, data, labels, seed)
     page.heading("What is right and wrong with it")
     found = page.attempt("Verdicts", lambda: _verdicts(program, data, max_data, seed)) if verdicts is None else verdicts
     if found is not None:
         _diagnosis(page, found)
     if comparison is not None:
         _estimators(page, comparison)
+    _training(page, history)
+    _pictures(page, program, data, labels, seed)
     _record(page, history)
     files.replace(target.absolute(), page.text(f"{type(program).__name__}, {path.name}").encode())
     return target
