@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from pyro_vae import internals
 
@@ -175,6 +174,8 @@ def _join() -> None:
     for each other first, and then a short time for the connections: where one is lost the process ends, and torchrun
     begins again if it may (``--max-restarts``).
     """
+    from torch.distributed.rendezvous import rendezvous  # which a torch without torch.distributed lacks
+
     store, rank, size = next(iter(rendezvous("env://")))
     if store.add("pyro_vae/waiting", 1) == size:
         store.set("pyro_vae/ready", "1")

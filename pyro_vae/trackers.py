@@ -77,10 +77,10 @@ def jsonl(path: str | os.PathLike[str], *, resume: bool = False) -> Callback:
     Args:
         path: of the file, whose folder is made where there is none.
         resume: go on with the file of a run that goes on: epochs from the first one of these on are replaced, and so
-            is a line that was broken off.
+            is a line that was interrupted.
 
     Raises:
-        FileExistsError: a file that is not to be gone on with.
+        FileExistsError: a file that exists, without resume=True.
         ValueError: a file that is none of a run; when called, an epoch that was logged before.
 
     Example:
@@ -136,7 +136,7 @@ def tensorboard(
 
     Raises:
         ImportError: no TensorBoard: ``pip install 'pyro-vae[tracking]'``.
-        FileExistsError: a folder with a log that is not to be gone on with.
+        FileExistsError: a folder with a log, without resume=True.
         TypeError, ValueError: a batch that the program does not take; when called, an epoch that was logged before.
     """
     checks.instance("trackers.tensorboard", "folder", folder, (str, os.PathLike), "Give the path of a folder.")
@@ -178,7 +178,7 @@ def mlflow(program: Program | None = None, *batch: Tensor, resume: bool = False)
 
     Raises:
         ImportError: no MLflow.
-        FileExistsError: when called, a run with epochs that is not to be gone on with.
+        FileExistsError: when called, a run with epochs, without resume=True.
         ValueError: when called, an epoch that was logged before.
     """
     library = _imported("mlflow", "mlflow", "pip install mlflow")
@@ -209,7 +209,7 @@ def wandb(run: Any, program: Program | None = None, *batch: Tensor, resume: bool
 
     Raises:
         ImportError: no Weights & Biases.
-        FileExistsError: when called, a run with epochs that is not to be gone on with.
+        FileExistsError: when called, a run with epochs, without resume=True.
         ValueError: when called, an epoch that was logged before.
     """
     library = _imported("wandb", "wandb", "pip install wandb")
@@ -309,7 +309,7 @@ def _plain(value: float) -> float | str:
 
 
 def _epoch_of(file: Path, line: str, *, last: bool) -> float:
-    """The epoch of a line; infinity of a last one that was broken off."""
+    """The epoch of a line; infinity of a last one that was interrupted."""
     try:
         row = json.loads(line)
         if isinstance(row, dict) and isinstance(row.get("epoch"), int):

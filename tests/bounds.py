@@ -85,7 +85,7 @@ SMOOTH = [name for name in BOUNDS if name != "VRMax"]
 
 
 class Noise:
-    """Noise for K draws of N data: all of it for a vectorised draw, one row after the other for single ones.
+    """Noise for K draws of N data: all of it for a vectorized draw, one row after the other for single ones.
 
     Args:
         values: (K, N).

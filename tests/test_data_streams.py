@@ -405,3 +405,16 @@ def test_stream_that_is_left_ends_its_thread(tmp_path: Path) -> None:
     assert any(thread.name == "pyro_vae stream" for thread in threading.enumerate())
     del feed
     assert not any(thread.name == "pyro_vae stream" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("column", ["label", "y", "fine_label", "species"])
+def test_stream_of_Hugging_Face_takes_the_labels_that_as_dataset_takes(column: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    kind = datasets.ClassLabel(names=["a", "b"]) if column == "species" else datasets.Value("int64")
+    features = datasets.Features({"x": datasets.List(datasets.Value("float32"), length=3), column: kind})
+    rows = datasets.Dataset.from_dict({"x": [[0.0, 1.0, 2.0]] * 6, column: [0, 1, 1, 0, 1, 0]}, features=features)
+    expected = data.as_dataset(rows).labels
+    found = data.stream(rows).sample.labels
+    assert expected is not None
+    assert found is not None
+    assert sorted(found.tolist()) == sorted(expected.tolist()) == [0, 0, 0, 1, 1, 1]

@@ -117,7 +117,7 @@ def test_ELBO_loss_and_gradient_are_those_of_stock_pyro(
 
 @pytest.mark.parametrize("programs", PROGRAMS.values(), ids=list(PROGRAMS))
 @pytest.mark.parametrize("analytic_kl", [False, True])
-def test_ELBO_vectorised_particles_are_those_of_stock_pyro(programs: Callable[[], Programs], analytic_kl: bool) -> None:
+def test_ELBO_vectorized_particles_are_those_of_stock_pyro(programs: Callable[[], Programs], analytic_kl: bool) -> None:
     stock = pyro.infer.TraceMeanField_ELBO if analytic_kl else pyro.infer.Trace_ELBO
     theirs = stock(num_particles=5, vectorize_particles=True, max_plate_nesting=1)
     assert_same(gradients_of(ELBO(5, analytic_kl=analytic_kl), programs), gradients_of(theirs, programs))

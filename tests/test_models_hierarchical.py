@@ -88,7 +88,7 @@ class LinearChain:
         return self.vae("bottom-up").sample(num_data)
 
     def vae(self, inference: Inference) -> HierarchicalVAE:
-        """This model with the exact posterior, factorised in the direction of inference."""
+        """This model with the exact posterior, factorized in the direction of inference."""
         num_layers = len(self.slopes) + 1
         likelihood = Normal(MLP(2, []), 4, scale=self.scale)
         set_layer(likelihood.head.layer, self.weight, self.bias)

@@ -42,7 +42,7 @@ Step = Callable[..., object]
 
 STOCK: dict[str, Callable[[], Any]] = {
     "Trace_ELBO": pyro.infer.Trace_ELBO,
-    "Trace_ELBO, vectorised": partial(pyro.infer.Trace_ELBO, num_particles=3, vectorize_particles=True),
+    "Trace_ELBO, vectorized": partial(pyro.infer.Trace_ELBO, num_particles=3, vectorize_particles=True),
     "Trace_ELBO, looped": partial(pyro.infer.Trace_ELBO, num_particles=3),
     "TraceGraph_ELBO": pyro.infer.TraceGraph_ELBO,
     "TraceMeanField_ELBO": pyro.infer.TraceMeanField_ELBO,
@@ -320,14 +320,14 @@ def test_ProgramModule_predictive_draws_every_site(name: str, parallel: bool) ->
 
 @pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_ProgramModule_vectorised_and_looped_draws_have_log_weights_of_one_mean(name: str) -> None:
+def test_ProgramModule_vectorized_and_looped_draws_have_log_weights_of_one_mean(name: str) -> None:
     program, args = PROGRAMS[name]()
     draw = partial(elbo.log_weights, program.model, program.guide, *args)
-    vectorised = draw(num_particles=1000)
+    vectorized = draw(num_particles=1000)
     looped = torch.cat([draw(num_particles=1) for _ in range(30)])
-    assert vectorised.shape == (1000, 7)
-    standard_error = (vectorised.var(0) / 1000 + looped.var(0) / 30).sqrt()
-    assert ((vectorised.mean(0) - looped.mean(0)).abs() < 5 * standard_error).all()
+    assert vectorized.shape == (1000, 7)
+    standard_error = (vectorized.var(0) / 1000 + looped.var(0) / 30).sqrt()
+    assert ((vectorized.mean(0) - looped.mean(0)).abs() < 5 * standard_error).all()
 
 
 @pytest.mark.usefixtures("global_store")

@@ -79,7 +79,7 @@ enumerated = partial(TraceEnum_ELBO, max_plate_nesting=1)
 
 LOSSES: dict[str, Callable[[], Any]] = {
     "one particle": enumerated,
-    "vectorised": partial(enumerated, num_particles=4, vectorize_particles=True),
+    "vectorized": partial(enumerated, num_particles=4, vectorize_particles=True),
     "ours": partial(elbo.ELBO, gradient="enumerate"),
     "ours, K=4": partial(elbo.ELBO, num_particles=4, gradient="enumerate"),
 }

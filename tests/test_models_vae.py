@@ -66,7 +66,7 @@ def our_svi(vae: VAE, loss: pyro.infer.ELBO) -> SVI:
 
 LOSSES: dict[str, Callable[[], pyro.infer.ELBO]] = {
     "Trace_ELBO": lambda: pyro.infer.Trace_ELBO(),
-    "Trace_ELBO, vectorised": lambda: pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True),
+    "Trace_ELBO, vectorized": lambda: pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True),
     "Trace_ELBO, looped": lambda: pyro.infer.Trace_ELBO(num_particles=3),
     "TraceMeanField_ELBO": lambda: pyro.infer.TraceMeanField_ELBO(),
     "TraceGraph_ELBO": lambda: pyro.infer.TraceGraph_ELBO(),

@@ -235,7 +235,7 @@ def conv_vae(likelihood: type[Likelihood] = likelihoods.Bernoulli) -> VAE:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_ConvDecoder_serves_vectorised_particles_of_stock_pyro() -> None:
+def test_ConvDecoder_serves_vectorized_particles_of_stock_pyro() -> None:
     vae = conv_vae()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     x = torch.rand(3, 1, 5, 7).round()
@@ -248,7 +248,7 @@ def test_ConvDecoder_serves_vectorised_particles_of_stock_pyro() -> None:
 
 
 @pytest.mark.usefixtures("global_store")
-def test_ConvDecoder_of_vectorised_particles_agrees_with_looped_ones() -> None:
+def test_ConvDecoder_of_vectorized_particles_agrees_with_looped_ones() -> None:
     vae, x = conv_vae(), torch.rand(3, 1, 5, 7).round()
     means, squared_errors = [], []
     for vectorize in (True, False):

@@ -154,7 +154,7 @@ def test_kept_history_of_a_run_that_is_not_over(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     fit(vae_of(), BITS, epochs=2, seed=0, folder=folder, progress=False)
     (folder / "weights.safetensors").unlink()  # which a run writes when it ends
-    assert kept_history(folder).stopped.startswith("under way, or broken off")
+    assert kept_history(folder).stopped.startswith("under way, or interrupted")
     (checkpoint,) = (folder / "checkpoints").iterdir()
     checkpoint.write_bytes(b"")
     with pytest.raises(ValueError, match="expected a file written by"):

@@ -863,7 +863,7 @@ def test_save_leaves_the_folder_of_a_run_alone(tmp_path: Path) -> None:
 def test_fit_writes_a_card_before_it_ends(tmp_path: Path) -> None:
     broken_off(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "- steps: 0 of 15, under way, or broken off" in card
+    assert "- steps: 0 of 15, under way, or interrupted" in card
     assert "of StandardNormal, Bernoulli, DiagonalNormal, with" in card
 
 

@@ -61,7 +61,7 @@ def test_log_weights_chunks_are_the_same_draws(chunk_size: int) -> None:
         torch.testing.assert_close(chunked, whole, rtol=0, atol=0)
 
 
-def test_log_weights_looped_and_chunked_draws_are_distributed_as_vectorised_ones() -> None:
+def test_log_weights_looped_and_chunked_draws_are_distributed_as_vectorized_ones() -> None:
     """By their means and spreads, within 5 standard errors."""
     program = Nested(off=0.4)
     ways: list[dict[str, Any]] = [{}, {"vectorize": False}, {"chunk_size": 60}]

@@ -17,14 +17,16 @@ import pyro.optim
 import pytest
 import torch
 from oracles import LinearVAE, SimpleProgram
+from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from pyro_vae import VAE, conditionals, data, elbo, fit, likelihoods, nets, priors, schedules
+from pyro_vae import VAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, priors, schedules
 from pyro_vae.data import Dataset
 from pyro_vae.training import History
+from pyro_vae.training.figures import figures, seeded
 
 SGD = partial(torch.optim.SGD, lr=0.01)
 STILL = partial(torch.optim.SGD, lr=0.0)
@@ -905,3 +907,15 @@ def test_fit_on_cuda() -> None:
         ValueError, match="fit: expected training data and parameters on one device; got cpu and cuda:0"
     ):
         fit(vae, bits(), progress=False)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_figures_are_the_terms_of_evaluation_whatever_the_scale(scale: float) -> None:
+    vae, dataset = small_vae(), data.as_dataset(bits())
+    model, guide = poutine.scale(vae.model, scale), poutine.scale(vae.guide, scale)
+    with pyro.get_param_store().scope():
+        row = figures("train", model, guide, dataset, "data")
+        with seeded(0, torch.device("cpu")):
+            terms = evaluation.elbo_terms(vae, dataset.tensor())
+    for name in ("elbo", "expected_log_likelihood", "kl"):
+        assert row[f"train_{name}"] == pytest.approx(getattr(terms, name).mean().item(), rel=1e-6)

@@ -1,4 +1,4 @@
-"""Training on streams: as on arrays, each datum once an epoch, and on from where a run was broken off."""
+"""Training on streams: as on arrays, each datum once an epoch, and on from where a run was interrupted."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def test_fit_knows_a_stream_again(tmp_path: Path) -> None:
 def test_fit_refuses_a_place_to_which_steps_do_not_lead(position: int, tmp_path: Path) -> None:
     def on_step(step: int, _: float) -> None:
         if step == 4:
-            raise RuntimeError("broken off")
+            raise RuntimeError("interrupted")
 
     given: dict[str, Any] = {"folder": tmp_path / "run", "checkpoint_every": "3 steps"}
-    with pytest.raises(RuntimeError, match="broken off"):
+    with pytest.raises(RuntimeError, match="interrupted"):
         train(shards(tmp_path / "data"), on_step=on_step, **given)
     place, states = {"position": 18}, []
 

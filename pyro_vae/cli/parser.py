@@ -130,7 +130,7 @@ class Parser(ArgumentParser):
         names = [string for action in self._actions for string in action.option_strings if string.startswith("--")]
         close = difflib.get_close_matches(option, [each for each in names if each != "--help"], n=1)
         remedy = f"Did you mean {close[0]}?" if close else "See --help"
-        return f"expected an option that there is; got {option}. {remedy}"
+        return f"unknown option {option}. {remedy}"
 
     def _class_of(self, key: str) -> type:
         """The class that was chosen for a part, as far as the command line says."""

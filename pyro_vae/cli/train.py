@@ -101,7 +101,7 @@ def train(options: Namespace) -> None:
 
 
 def resume(folder: str, epochs: int | None = None, steps: int | None = None) -> None:
-    """Goes on with a run that was broken off, or makes it longer.
+    """Goes on with a run that was interrupted, or makes it longer.
 
     Args:
         folder: the run's.

@@ -42,7 +42,7 @@ class DiagonalNormal(Conditional):
 class LowRankNormal(Conditional):
     r"""z|y ~ Normal(loc, diag(scale^2) + F F') with a factor F of shape (latent_dim, rank).
 
-    Reparameterized, z = loc + scale * eps + F eta. Densities cost a factorisation of a (rank, rank) matrix.
+    Reparameterized, z = loc + scale * eps + F eta. Densities cost a factorization of a (rank, rank) matrix.
 
     Args:
         body: network from y to features.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.arrays import Numbers, first, joined, listed, of_array, of_part, stacked
 
-_LABELS = "label", "labels"
+LABELS = "label", "labels", "y", "target", "fine_label"
 
 
 def of_hugging_face(
@@ -19,7 +19,8 @@ def of_hugging_face(
 ) -> Numbers:
     """The images or arrays of a set, or else its columns as a table, and its labels.
 
-    Labels are a column of ``ClassLabel``, or else one of whole numbers that is called label or labels. Of several
+    Labels are a column of ``ClassLabel``, or else one of whole numbers that is called label, labels, y, target or
+    fine_label. Of several
     columns of images or arrays none is preferred. A set that transforms its rows (``with_transform``) is read as one of
     torch is, row by row.
 
@@ -40,7 +41,7 @@ def of_hugging_face(
     if x.format["type"] == "custom":
         return of_items(x)
     columns = {name: x.features[name] for name in x.format["columns"]}
-    labels = _label_column(columns)
+    labels = label_column(columns)
     arrays = [name for name, kind in columns.items() if _is_array(kind)]
     if len(arrays) > 1:
         raise ValueError(
@@ -58,10 +59,10 @@ def of_hugging_face(
     return Numbers(found.values, classes, found.columns, found.categories, joined(found.note, note), found.table)
 
 
-def _label_column(columns: dict[str, Any]) -> str | None:
+def label_column(columns: dict[str, Any]) -> str | None:
     """The column of labels, if there is one beside others."""
     classes = [name for name, kind in columns.items() if type(kind).__name__ == "ClassLabel"]
-    named = [n for n in _LABELS if n in columns and "int" in str(getattr(columns[n], "dtype", ""))]
+    named = [n for n in LABELS if n in columns and "int" in str(getattr(columns[n], "dtype", ""))]
     found = classes if len(classes) == 1 else [name for name in named if not classes or name in classes]
     return found[0] if found and len(columns) > 1 else None
 

@@ -42,7 +42,7 @@ class Call:
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         num_particles: K.
-        structure: of the program; None where a single vectorised draw needs none.
+        structure: of the program; None where a single vectorized draw needs none.
         plate: name of the data plate, or None to take the whole program for one datum.
         vectorize: draw the particles of a pass at once.
         chunk_size: particles of a pass at most; None for all.
@@ -139,7 +139,7 @@ class Draws:
     Attributes:
         call: what was run.
         constant: whose densities :meth:`at_constants` has.
-        runs: one vectorised run, or one for each particle.
+        runs: one vectorized run, or one for each particle.
     """
 
     call: Call

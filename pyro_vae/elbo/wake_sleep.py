@@ -38,7 +38,7 @@ class ReweightedWakeSleep(IWELBO):
         chunk_size: likewise.
 
     Raises:
-        TypeError: a number that is none.
+        TypeError: not a number.
         ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide, or
             a guide that draws what the model does not, as those of ``pyro.infer.autoguide`` do.
     """

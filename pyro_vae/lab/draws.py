@@ -96,7 +96,7 @@ class Sampler:
         self._batched = self._batch()
 
     @property
-    def vectorised(self) -> bool:
+    def vectorized(self) -> bool:
         """Whether many draws are made at once."""
         return self._batched is not None
 
@@ -109,7 +109,7 @@ class Sampler:
 
     def draw(self, count: int, consume: Consumer) -> None:
         """Passes on bounds (D,) and their gradients (D, P), some draws at a time."""
-        count = count if self.vectorised else min(count, MAX_LOOPED)
+        count = count if self.vectorized else min(count, MAX_LOOPED)
         with pyro.validation_enabled(False):
             for done in range(0, count, self._chunk):
                 size = min(self._chunk, count - done)

@@ -29,7 +29,7 @@ Method = Literal["pca", "tsne", "umap"]
 Path = Callable[[Tensor, Tensor, float], Tensor]
 
 _HIGH = 6
-"""Elements of a Normal latent from which on a line between two draws leaves where draws are; see below."""
+"""With at least so many elements of a Normal latent, a line between two draws leaves where draws are; see below."""
 _CLASSES = 20  # that a legend tells apart
 
 

@@ -124,7 +124,7 @@ def check_distribution(d: TorchDistribution, batch_shape: Size, event_shape: Siz
 def _check_family(family: Family, parents: Parents, *, pathwise: bool, density: bool) -> None:
     for lead in _LEADS:
         check_distribution(family(*parents(lead)), lead, family.event_shape)
-    # K particles of z against one batch of data and contexts: what a vectorised estimator calls.
+    # K particles of z against one batch of data and contexts: what a vectorized estimator calls.
     first, *others = parents(Size([4]))
     particles = torch.stack([first, torch.randn_like(first)])
     with torch.no_grad():

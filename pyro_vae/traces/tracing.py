@@ -124,7 +124,7 @@ def trace_programs(
     enumerate_: Collection[str] = (),
     hook: Hook | None = None,
 ) -> Traces:
-    """Runs the guide, then the model on the guide's draws, for K particles in one vectorised pass.
+    """Runs the guide, then the model on the guide's draws, for K particles in one vectorized pass.
 
     Args:
         model: a Pyro program, module or function.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_vae.data import Dataset, Stream
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.possible import check_possible
 from pyro_vae.traces.structure import UndrawnLatentError
+from pyro_vae.traces.terms import terms_of
 from pyro_vae.traces.tracing import PyroProgram, Traces, inspect, trace_programs
 from pyro_vae.training.history import Row
 
@@ -39,6 +43,7 @@ def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Datase
     with seeded(0, dataset.device) as generator, torch.no_grad(), pyro.validation_enabled(False):
         for batch in dataset.batches(EVALUATION_BATCH, generator=generator):
             traces = _traces(model, guide, batch)
+            _take_scales_off(traces)
             log_likelihood, kl = _terms(traces, plate)
             log_likelihoods.append(log_likelihood)
             divergences.append(kl)
@@ -73,14 +78,32 @@ def _traces(model: PyroProgram, guide: PyroProgram, batch: tuple[Tensor, ...]) -
 
 def _terms(traces: Traces, plate: str) -> tuple[Tensor, Tensor]:
     """E_q[log p(x|z)] and KL of each datum; or their sums, as one, where they cannot be told apart."""
-    for name in (plate, None):
-        try:
-            densities = log_densities(traces, name)
-        except ValueError:
-            if name is None:
-                raise
-        else:
-            break
-    tied = bool(densities.tied)  # whose priors are a part of the likelihood
-    kl = densities.guide if tied else densities.guide - densities.prior
-    return densities.likelihood[0], kl[0]
+    try:
+        terms = terms_of([traces], plate)
+    except ValueError:  # a site outside of the plate, or priors that are a part of the likelihood
+        densities = log_densities(traces, plate if _is_per_datum(traces, plate) else None)
+        kl = densities.guide if densities.tied else densities.guide - densities.prior
+        return densities.likelihood[0], kl[0]
+    return terms.expected_log_likelihood, terms.kl
+
+
+def _take_scales_off(traces: Traces) -> None:
+    """Leaves sites the scales of their plates alone: those of ``poutine.scale`` weigh an objective, as beta does."""
+    for trace in (traces.model, traces.guide):
+        for site in trace.nodes.values():
+            if site["type"] != "sample" or "unscaled_log_prob" not in site:
+                continue
+            frames: list[Any] = [f for f in site["cond_indep_stack"] if f.full_size is not None]
+            scale = math.prod(frame.full_size / frame.size for frame in frames)
+            if isinstance(site["scale"], Tensor) or abs(site["scale"] - scale) > 1e-9 * scale:
+                site["scale"] = scale
+                site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
+                site["log_prob_sum"] = site["log_prob"].sum()
+
+
+def _is_per_datum(traces: Traces, plate: str) -> bool:
+    try:
+        log_densities(traces, plate)
+    except ValueError:
+        return False
+    return True

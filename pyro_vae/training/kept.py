@@ -9,7 +9,7 @@ from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.programs import RUN, WEIGHTS, a_path, checkpoints
 from pyro_vae.training.history import History
 
-UNDER_WAY = "under way, or broken off,"
+UNDER_WAY = "under way, or interrupted,"
 
 
 def kept_history(folder: str | os.PathLike[str]) -> History:

@@ -101,7 +101,7 @@ def fit(
         folder: where the run is kept: checkpoints with all that it needs to go on, the history, what it was asked for,
             and in the end the weights, from which :func:`pyro_vae.load` gives the program back. None keeps nothing.
         resume: go on with the run in the folder, from its last checkpoint, so that the result is that of a run that was
-            never broken off, to the last bit on a CPU; what callbacks set on modules and losses is kept where it is a
+            never interrupted, to the last bit on a CPU; what callbacks set on modules and losses is kept where it is a
             number, a word, a tensor or a container of these, and objects and new attributes are not. A folder without a
             run begins one. ``"weights"`` begins a run with the weights of the last, or of a saved program, as far as
             they fit, in its place: checkpoints and history are removed. Say True again to go on with that run.

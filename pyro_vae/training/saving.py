@@ -138,7 +138,7 @@ class Saving:
         late = [name for name in names_of(run.svi, run.modules()) if name.startswith("param.")]
         self.folder.begin(run.program, identity, lambda: self._write(run), [n.removeprefix("param.") for n in late])
         self.folder.keep(self.keep_last)
-        self.folder.write_card(run.program, {}, self._about(run, "under way, or broken off"))
+        self.folder.write_card(run.program, {}, self._about(run, "under way, or interrupted"))
 
     def due(self, run: Run, *, epoch_over: bool = False) -> bool:
         """Whether a checkpoint is to be written after this step."""
@@ -226,7 +226,7 @@ class Saving:
         if not run.is_over:  # while the run goes on, load is to read its last checkpoint
             self.folder.remove_weights(best=False)
         self.folder.write_history(run.history.epochs)
-        self.folder.write_card(run.program, {}, self._about(run, "under way again, or broken off"))
+        self.folder.write_card(run.program, {}, self._about(run, "under way again, or interrupted"))
         self.at = _position(run)
 
 

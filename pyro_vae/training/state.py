@@ -108,7 +108,7 @@ def _check_kinds(run: Run, state: dict[str, Any]) -> None:
         if best["epoch"] and [t.shape for t in best["state"]] != [t.shape for t in run.tensors()]:
             raise ValueError("best weights of other shapes")
     if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError("counts that are none")
+        raise ValueError("counts that are no whole numbers")
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError("figures that are no numbers")
     if run.scheduler is not None:

@@ -18,6 +18,7 @@ from pyro_vae.checks import printable
 from pyro_vae.data.archives import read_header
 from pyro_vae.data.arrays import first, of_array, of_part
 from pyro_vae.data.files import listed_images
+from pyro_vae.data.hugging_face import LABELS, label_column
 from pyro_vae.data.images import read_image, suffixes
 from pyro_vae.data.parsing import file_of, lost, reading
 from pyro_vae.data.streams.sources import Items, Stamp, opened
@@ -180,7 +181,7 @@ class TorchSet(Items):
         return value, int(others[0]) if others and is_whole(others[0]) else None
 
 
-VALUES, LABELS = ("image", "img", "images", "x", "data", "pixel_values"), ("label", "labels", "y", "fine_label")
+VALUES = ("image", "img", "images", "x", "data", "pixel_values")
 
 
 class HuggingFace(Items):
@@ -194,7 +195,9 @@ class HuggingFace(Items):
     def __init__(self, name: str, rows: Any) -> None:
         transformed = rows.format["type"] == "custom"  # by a function of the user's, which makes the columns
         columns = list(rows[0]) if transformed else rows.column_names
-        self._column, self._label = columns_of(name, columns)
+        # As data.as_dataset has it, where it is said what the columns are.
+        own = None if transformed else label_column({each: rows.features[each] for each in columns}) or ""
+        self._column, self._label = columns_of(name, columns, own)
         wanted = [column for column in (self._column, self._label) if column]
         self._rows = rows if transformed else rows.with_format(None).select_columns(wanted)
         self.note = f"left out columns: {first(left)}" if (left := sorted(set(columns) - set(wanted))) else ""
@@ -205,9 +208,9 @@ class HuggingFace(Items):
         return row_of(self.name, self._rows[number], self._column, self._label, self._dtype)
 
 
-def columns_of(name: str, columns: Sequence[str]) -> tuple[str, str]:
-    """The column of the values and the one of the labels, or no name."""
-    labels = [column for column in LABELS if column in columns]
+def columns_of(name: str, columns: Sequence[str], label: str | None = None) -> tuple[str, str]:
+    """The column of the values and the one of the labels, or no name; by their names where it is not given."""
+    labels = [column for column in LABELS if column in columns] if label is None else [label] if label else []
     values = [column for column in VALUES if column in columns] or [c for c in columns if c not in labels]
     if len(values) != 1:
         raise ValueError(
