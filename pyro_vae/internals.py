@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from pyro.infer.util import Dice
+from pyro.nn import PyroModule
 from pyro.ops.provenance import detach_provenance
+from pyro.optim import PyroOptim
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
@@ -35,21 +37,33 @@ __all__ = [
     "TorchDispatchMode",
     "bytes_of_result",
     "calls_of",
+    "category_of",
     "children_of",
     "compile_graph",
+    "dim_to_symbol",
+    "enumerate_dim",
+    "enumerate_symbol",
+    "forward_hooks",
     "global_calls",
     "is_mutable",
     "is_out_of_memory",
     "linear_by_onednn",
     "num_handlers",
     "one_fake_mode",
+    "optimizer_of",
     "packed_dims",
+    "planar_log_det",
+    "planar_parameters",
+    "pyro_name",
     "recorded_node",
     "return_memory",
+    "set_pyro_name",
+    "set_timeout",
     "standard_gamma",
     "storage_key",
     "sums_of_dice",
     "tree_leaves",
+    "waiting_state",
     "without_nan_warnings",
     "without_pyro_parameters",
     "without_sample_checks",
@@ -236,3 +250,58 @@ def set_timeout(timeout: timedelta) -> None:
     """How long the processes of ``torch.distributed``'s default group wait for each other."""
     set_of_group = getattr(torch.distributed, "set_timeout", None)  # of the newest torch
     (set_of_group or torch.distributed.distributed_c10d._set_pg_timeout)(timeout, torch.distributed.group.WORLD)
+
+
+def enumerate_dim(site: Any) -> Any:
+    """The dim in which Pyro lays out the values of an enumerated site; None of another."""
+    return site["infer"].get("_enumerate_dim")
+
+
+def enumerate_symbol(site: Any) -> str:
+    """The letter that Pyro gives to that dim in a packed tensor."""
+    return site["infer"]["_enumerate_symbol"]
+
+
+def dim_to_symbol(site: Any) -> dict[int, str]:
+    """The letters of the dims of a site's packed density."""
+    return site["infer"]["_dim_to_symbol"]
+
+
+def waiting_state(optimizer: PyroOptim) -> dict[str, Any]:
+    """What was loaded into an optimizer of Pyro's, for parameters that it has not met yet."""
+    return optimizer._state_waiting_to_be_consumed
+
+
+def optimizer_of(recipe: PyroOptim, parameter: Tensor) -> Any:
+    """The optimizer that one of Pyro's makes for a parameter."""
+    return recipe._get_optim(parameter)
+
+
+def forward_hooks(module: nn.Module) -> dict[str, list[Any]]:
+    """The hooks of a module's calls, by the attributes that hold them."""
+    return {kind: list(vars(module)[kind].values()) for kind in ("_forward_hooks", "_forward_pre_hooks")}
+
+
+def pyro_name(module: object) -> str | None:
+    """The name under which a PyroModule's parameters are in Pyro's store."""
+    return getattr(module, "_pyro_name", None)
+
+
+def set_pyro_name(module: PyroModule, name: str) -> None:
+    """Gives a PyroModule another such name."""
+    module._pyro_name = name
+
+
+def category_of(one_hot: Any) -> Distribution:
+    """The Categorical that a OneHotCategorical of torch is made from."""
+    return one_hot._categorical
+
+
+def planar_parameters(transform: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Bias, u and w of a ConditionedPlanar of Pyro's."""
+    return transform._params
+
+
+def planar_log_det(transform: Any) -> Tensor | None:
+    """The log-determinant that it has kept of its last call."""
+    return transform._cached_logDetJ

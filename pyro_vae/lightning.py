@@ -166,9 +166,11 @@ class SVIModule(LightningModule):
             )
 
     def _groups(self) -> list[dict[str, Any]]:
-        if self._trainer is None:
+        try:
+            trainer = self.trainer
+        except RuntimeError:  # of a module that none has
             return []
-        return [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
 def _is_elbo(loss: Any) -> bool:

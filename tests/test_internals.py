@@ -15,7 +15,8 @@ from pyro_vae import internals
 ROOT = Path(__file__).parents[1] / "pyro_vae"
 PRIVATE = re.compile(
     r"^(from|import) (torch|pyro)\S*\._|^from torch\S* import .*\b_(?!size)[a-zA-Z]|\btorch(\.\w+)*\._(?!_)|"
-    r"\._(cdata|schema|forward_hooks|forward_pre_hooks|pyro_params|pyro_samples|pyro_dims)\b",
+    r"\._(cdata|schema|pyro_params|pyro_samples|pyro_dims|pyro_name|categorical|params|cached_logDetJ|get_optim|trainer)\b|"
+    r"\b_(forward_hooks|forward_pre_hooks|state_waiting_to_be_consumed|enumerate_dim|enumerate_symbol|dim_to_symbol)\b",
     re.MULTILINE,
 )
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import checks
+from pyro_vae import checks, internals
 from pyro_vae.checkpoint.files import bytes_of
 
 _OURS = ("pyro_vae.", "torch.", "pyro.", "numpy.", "builtins")
@@ -102,10 +102,10 @@ def others_of(program: nn.Module) -> dict[str, Any]:
         for key, value in vars(module).items()
         if is_own(key) and not isinstance(value, np.generic) and not checks.is_plain(value, Tensor, nn.Module)
     } | {
-        f"{name}.{kind}".lstrip("."): [described(hook) for hook in vars(module)[kind].values()]
+        f"{name}.{kind}".lstrip("."): [described(hook) for hook in hooks]
         for name, module in program.named_modules()
-        for kind in ("_forward_hooks", "_forward_pre_hooks")
-        if vars(module)[kind]
+        for kind, hooks in internals.forward_hooks(module).items()
+        if hooks
     }
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.types import _size
 
+from pyro_vae import internals
+
 
 class OneHotCategorical(dist.OneHotCategorical):
     """Pyro's, drawn without ``torch.nn.functional.one_hot``, which reads its input and so cannot be recorded.
@@ -21,6 +23,6 @@ class OneHotCategorical(dist.OneHotCategorical):
     """
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        category = self._categorical.sample(torch.Size(sample_shape))
+        category = internals.category_of(self).sample(torch.Size(sample_shape))
         categories = torch.arange(self.event_shape[0], device=category.device)
         return (category.unsqueeze(-1) == categories).to(self.probs.dtype)

@@ -12,6 +12,8 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_vae import internals
+
 
 class HouseholderTransform(ConditionedHouseholder):
     r"""Reflections :math:`z - 2 n n^T z / n^T n`, one after the other.
@@ -46,14 +48,14 @@ class PlanarTransform(ConditionedPlanar):
         self._cache_size = 0
 
     def _inverse(self, y: Tensor) -> Tensor:
-        bias, u, w = self._params
+        bias, u, w = internals.planar_parameters(self)
         u = self.u_hat(u, w)
         projection = solve_residual_tanh((w * u).sum(-1, True), torch.ones_like(bias), bias, (w * y).sum(-1, True))
         return y - u * torch.tanh(projection + bias)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         self._call(x)
-        log_det = self._cached_logDetJ
+        log_det = internals.planar_log_det(self)
         assert log_det is not None
         return log_det
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import internals
 from pyro_vae.checks import instance
 from pyro_vae.elbo.draws import Call, Draws
 from pyro_vae.elbo.gradients import STL, Bound, Gradient, GradientName, Pathwise, gradient_only
@@ -284,7 +285,7 @@ def _weighed(terms: list[_Term], run: Traces) -> list[_Term]:
 
     From the last latent to the first: the probability of one brings in those that it depends on.
     """
-    summed = [(name, site, site["infer"]["_enumerate_dim"]) for name, _, site in run.latents() if _is_summed(site)]
+    summed = [(name, site, internals.enumerate_dim(site)) for name, _, site in run.latents() if _is_summed(site)]
     weighed = []
     for term in terms:
         value = term.value
@@ -304,7 +305,7 @@ def _weighed(terms: list[_Term], run: Traces) -> list[_Term]:
 
 
 def _is_summed(site: Site) -> bool:
-    return site["infer"].get("_enumerate_dim") is not None
+    return internals.enumerate_dim(site) is not None
 
 
 def _plates(site: Site) -> set[str]:

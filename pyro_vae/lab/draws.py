@@ -46,7 +46,7 @@ def named_parameters(model: PyroProgram, guide: PyroProgram, args: tuple[Tensor,
             if site["type"] == "param":
                 leaf: Any = site["value"]
                 root, _, path = name.partition("$$$")
-                own = root == getattr(program, "_pyro_name", None)
+                own = root == internals.pyro_name(program)
                 found[f"{role}.{path if own else name.replace('$$$', '.')}"] = leaf.unconstrained()
     return {name: leaf for name, leaf in found.items() if leaf.requires_grad}
 

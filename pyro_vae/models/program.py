@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
-from pyro_vae import checks
+from pyro_vae import checks, internals
 from pyro_vae.distributions import from_log_space
 from pyro_vae.nets import Body, Standardize
 from pyro_vae.recorded import Recorded
@@ -53,7 +53,7 @@ class RootModule(PyroModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pyro_name = f"{type(self).__name__}{next(_ids)}"
+        internals.set_pyro_name(self, f"{type(self).__name__}{next(_ids)}")
 
 
 def _forget_weak_references(root: nn.Module) -> None:

@@ -14,6 +14,8 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+from pyro_vae import internals
+
 _FUSED = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}
 _IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
 
@@ -44,7 +46,7 @@ class FusedOptimizer:
     def share(self, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
         """Lets Pyro's optimizer see the state of new parameters."""
         for parameter in parameters:
-            own = self._recipe._get_optim(parameter)
+            own = internals.optimizer_of(self._recipe, parameter)
             own.state[parameter] = optimizer.state[parameter]
             self._recipe.optim_objs[parameter] = own
             self._recipe.grad_clip[parameter] = None
@@ -86,7 +88,7 @@ def owned(optimizer: Any, owner: Owner) -> FusedOptimizer | pyro.optim.PyroOptim
         and isinstance(optimizer.pt_optim_args, dict)
         and not optimizer.pt_clip_args
         and not optimizer.optim_objs
-        and not optimizer._state_waiting_to_be_consumed
+        and not internals.waiting_state(optimizer)
     )
     return FusedOptimizer(optimizer) if suits else optimizer
 

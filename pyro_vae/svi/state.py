@@ -10,6 +10,7 @@ import pyro.optim
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_vae import internals
 from pyro_vae.checks import is_plain, printable
 from pyro_vae.elbo.gradients import Gradient
 from pyro_vae.svi.optimizer_state import OptimizerCheck
@@ -57,7 +58,7 @@ def state_of(svi: SVI, modules: Mapping[str, nn.Module]) -> State:
         state["optimizer"] = optimizer.state_dict()
     elif isinstance(optimizer, pyro.optim.PyroOptim):
         with svi.scope():
-            waiting = {**optimizer._state_waiting_to_be_consumed, **optimizer.get_state()}
+            waiting = {**internals.waiting_state(optimizer), **optimizer.get_state()}
         state["optimizer"] = {names.stable[name]: each for name, each in waiting.items() if name in names.stable}
     return state
 

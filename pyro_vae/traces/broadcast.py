@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import internals
 from pyro_vae.traces.dry_run import dry_run
 from pyro_vae.traces.modules import modules_of
 from pyro_vae.traces.structure import Structure
@@ -50,7 +51,7 @@ def check_sums(
     device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
     with dry_run(args), _evaluation((model, guide)), torch.autocast(device, enabled=False):
         run = traced(enumerate_=summed)
-        dims = [site["infer"]["_enumerate_dim"] for name, _, site in run.latents() if name in summed]
+        dims = [internals.enumerate_dim(site) for name, _, site in run.latents() if name in summed]
         together = _log_probs(run)
         for last in (False, True):
             draws = run.guide.copy()

@@ -20,6 +20,7 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
+from pyro_vae import internals
 from pyro_vae.checks import flag, instance, whole
 from pyro_vae.internals import packed_dims
 from pyro_vae.traces.structure import check_programs
@@ -220,7 +221,7 @@ def _summed_sites(traces: Traces) -> dict[str, Any]:
         return {}
     traces.model.pack_tensors()
     nodes: dict[str, Any] = dict(traces.model.nodes)
-    symbols = {nodes[name]["infer"]["_enumerate_symbol"] for name in traces.enumerated}
+    symbols = {internals.enumerate_symbol(nodes[name]) for name in traces.enumerated}
     return {
         name: site
         for name, site in nodes.items()
@@ -239,11 +240,11 @@ def _sum_out(traces: Traces, sites: dict[str, Any], plate: str | None) -> Tensor
     terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     kept: set[str] = set()
     for site in sites.values():
-        dim_to_symbol = site["infer"]["_dim_to_symbol"]
+        dim_to_symbol = internals.dim_to_symbol(site)
         plates = {frame.name: dim_to_symbol[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized}
         kept |= {symbol for name, symbol in plates.items() if name in (PARTICLES, plate)}
         masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         terms.setdefault(frozenset(plates.values()), []).append(masked)
-    enumerated = {sites[name]["infer"]["_enumerate_symbol"] for name in traces.enumerated}
+    enumerated = {internals.enumerate_symbol(sites[name]) for name in traces.enumerated}
     total = packed.unpack(contract_to_tensor(terms, enumerated, frozenset(kept)), traces.model.symbol_to_dim)
     return total.reshape(traces.num_particles, -1) * (scales.pop() if plate is None else 1.0)
