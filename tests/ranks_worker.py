@@ -169,7 +169,7 @@ def job_fit(ranks: distributed.Ranks, folder: Path) -> None:
 def job_resume(ranks: distributed.Ranks, folder: Path) -> None:
     """A run of many steps in a folder, from which it goes on where it was killed."""
     program, history = trained(
-        folder / "run", ranks, epochs=12, resume=True, checkpoint_every="3 steps", on_step=dying(ranks, folder)
+        folder / "run", ranks, epochs=4, resume=True, checkpoint_every="3 steps", on_step=dying(ranks, folder)
     )
     if ranks.rank == 0:
         weights = {name: tensor.tolist() for name, tensor in program.state_dict().items()}
