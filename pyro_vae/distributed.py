@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae import internals
-
 __all__ = ["Ranks", "ranks"]
-
-_CONNECT, _WAIT = timedelta(minutes=1), timedelta(minutes=30)
 
 
 class Ranks:
@@ -170,20 +166,17 @@ def ranks() -> Ranks | None:
 def _join() -> None:
     """Joins the group of ``torchrun``'s processes.
 
-    A connection between processes that were just started can be lost, upon which gloo waits for ever. Hence all wait
-    for each other first, and then a short time for the connections: where one is lost the process ends, and torchrun
-    begins again if it may (``--max-restarts``).
+    Their store outlives them, and addresses of processes that have died would be dialed for ever: every attempt has
+    names of its own in it.
     """
-    from torch.distributed.rendezvous import rendezvous  # which a torch without torch.distributed lacks
+    from torch.distributed.distributed_c10d import PrefixStore  # which a torch without torch.distributed lacks
+    from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(iter(rendezvous("env://")))
-    if store.add("pyro_vae/waiting", 1) == size:
-        store.set("pyro_vae/ready", "1")
-    store.wait(["pyro_vae/ready"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_CONNECT)
-    dist.all_reduce(torch.zeros(1))
-    internals.set_timeout(_WAIT)
+    own = PrefixStore(f"pyro_vae/{attempt}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
 def _leave() -> None:

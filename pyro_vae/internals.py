@@ -10,7 +10,6 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -58,7 +57,6 @@ __all__ = [
     "recorded_node",
     "return_memory",
     "set_pyro_name",
-    "set_timeout",
     "standard_gamma",
     "storage_key",
     "sums_of_dice",
@@ -244,12 +242,6 @@ def without_sample_checks() -> AbstractContextManager[None]:
     One that was made while Pyro validated, and is held by a module as a prior often is, would ask ever after.
     """
     return _replaced(Distribution, "_validate_sample", lambda self, value: None)
-
-
-def set_timeout(timeout: timedelta) -> None:
-    """How long the processes of ``torch.distributed``'s default group wait for each other."""
-    set_of_group = getattr(torch.distributed, "set_timeout", None)  # of the newest torch
-    (set_of_group or torch.distributed.distributed_c10d._set_pg_timeout)(timeout, torch.distributed.group.WORLD)
 
 
 def enumerate_dim(site: Any) -> Any:

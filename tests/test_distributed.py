@@ -20,10 +20,6 @@ WORKER = Path(__file__).with_name("ranks_worker.py")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
 
-# gloo loses a connection between processes that begin on a busy machine now and then, which begin again then.
-RESTARTS = 3
-
-
 def launch(jobs: str, folder: Path, ranks: int = 2, deaths: int = 0, **environment: str) -> None:
     result = torchrun([str(WORKER), jobs, str(folder)], folder, ranks, deaths, **environment)
     assert result.returncode == 0, result.stderr[-4000:]
@@ -35,7 +31,7 @@ def torchrun(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = [f"--nproc-per-node={ranks}", f"--max-restarts={RESTARTS + deaths}", f"--master-port={port}"]
+    options = [f"--nproc-per-node={ranks}", f"--max-restarts={deaths}", f"--master-port={port}"]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *options, *command],
         cwd=folder,
