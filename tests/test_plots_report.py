@@ -98,7 +98,6 @@ def test_report_shows_every_picture_that_applies_with_its_name_and_what_one_shou
     found = Tags(page)
     images = [attributes for tag, attributes in found.tags if tag == "img"]
     assert [image["alt"] for image in images] == [
-        "Units in use",
         "Importance weights",
         "Ranks of latents",
         "Ranks of the data",
@@ -109,6 +108,7 @@ def test_report_shows_every_picture_that_applies_with_its_name_and_what_one_shou
         "Interpolations",
         "The latent plane",
         "Where the data are",
+        "Units in use",
     ]
     for image in images:
         content = base64.b64decode(str(image["src"]).removeprefix("data:image/png;base64,"))
