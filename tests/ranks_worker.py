@@ -168,9 +168,9 @@ def job_fit(ranks: distributed.Ranks, folder: Path) -> None:
 
 def job_resume(ranks: distributed.Ranks, folder: Path) -> None:
     """A run of many steps in a folder, from which it goes on where it was killed."""
-    program, history = trained(
-        folder / "run", ranks, epochs=4, resume=True, checkpoint_every="3 steps", on_step=dying(ranks, folder)
-    )
+    epochs = int(os.environ.get("EPOCHS", "4"))
+    how: dict[str, Any] = {"resume": True, "checkpoint_every": "3 steps", "on_step": dying(ranks, folder)}
+    program, history = trained(folder / "run", ranks, epochs=epochs, **how)
     if ranks.rank == 0:
         weights = {name: tensor.tolist() for name, tensor in program.state_dict().items()}
         (folder / "end.json").write_text(json.dumps({"weights": weights, "epochs": len(history)}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -28,10 +27,8 @@ def launch(jobs: str, folder: Path, ranks: int = 2, deaths: int = 0, **environme
 def torchrun(
     command: list[str], folder: Path, ranks: int = 2, deaths: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [f"--nproc-per-node={ranks}", f"--max-restarts={deaths}", f"--master-port={port}"]
+    # Of its own, which no other torchrun can take the port of.
+    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={deaths}"]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *options, *command],
         cwd=folder,
@@ -129,6 +126,15 @@ def test_fit_of_ranks_that_are_killed_ends_as_one_that_was_not(tmp_path: Path) -
     assert set(counts) == {step for step, _ in steps[whole]}
     assert sum(counts.values()) - len(counts) <= 3 * len(deaths)  # again: at most those since the last checkpoint
     assert {tuple(each) for each in steps[killed]} == {tuple(each) for each in steps[whole]}  # equal losses too
+
+
+@pytest.mark.slow
+def test_fit_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
+    for ranks, epochs in ((2, 1), (3, 2)):
+        launch("resume", tmp_path, ranks, EPOCHS=str(epochs))
+        assert json.loads((tmp_path / "end.json").read_text())["epochs"] == epochs
+    steps = [int(line.split()[0]) for line in (tmp_path / "steps.txt").read_text().splitlines()]
+    assert steps == list(range(1, 23))
 
 
 @pytest.mark.slow

@@ -5,9 +5,7 @@ Options come from the signatures and docstrings of the package, by jsonargparse.
 
 from __future__ import annotations
 
-import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of a pager that was closed
         return 1
     except _ERRORS as error:
-        if os.environ.get("PYRO_VAE_TRACEBACK"):
-            traceback.print_exc()
         print(f"pyro-vae {command}: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0

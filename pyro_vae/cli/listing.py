@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Literal
 
 from pyro_vae import conditionals, elbo, likelihoods, load, priors
-from pyro_vae.checkpoint.folder import HISTORY
-from pyro_vae.checkpoint.programs import WEIGHTS
+from pyro_vae.checkpoint.programs import RUN, WEIGHTS, checkpoints
 from pyro_vae.cli.parser import is_option, plain, subclasses
 from pyro_vae.cli.programs import described
 from pyro_vae.cli.train import CONFIG
 from pyro_vae.training import History
+from pyro_vae.training.kept import kept_history
 
 KINDS: dict[str, type] = {
     "likelihoods": likelihoods.Likelihood,
@@ -34,10 +33,10 @@ def info(folder: str) -> None:
     print(described(program))
     if (path / CONFIG).is_file():
         print(f"\n{CONFIG}:\n{(path / CONFIG).read_text().rstrip()}")
-    rows = [json.loads(line) for line in _lines(path / HISTORY)]
-    if rows:
-        print(f"\n{len(rows)} epochs, the last:\n{History(epochs=rows[-1:])}")
-        print(*History(epochs=rows).telling()[:2], sep="\n")
+    history = kept_history(path) if (path / RUN).is_file() and checkpoints(path) else History()
+    if len(history):
+        print(f"\n{len(history)} epochs, the last:\n{History(epochs=history.epochs[-1:])}")
+        print(*history.telling()[:2], sep="\n")
     state = "finished" if (path / WEIGHTS).is_file() else f"to go on with: pyro-vae resume {folder}"
     print(f"\n{state}; files: {', '.join(sorted(each.name for each in path.iterdir() if each.name[0] != '.'))}")
 
@@ -58,7 +57,3 @@ def list_parts(kind: Literal["all", "likelihoods", "priors", "conditionals", "es
 
 def _first_line(part: type) -> str:
     return plain(inspect.getdoc(part) or "").partition("\n")[0]
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []

@@ -127,13 +127,10 @@ def _prior(chosen: Namespace, latent_dim: int, train: data.Dataset) -> priors.Pr
 
 
 def _posterior(options: Namespace, prior: priors.Prior) -> Callable[..., conditionals.Conditional]:
-    """That of the options, or the one on the prior's support: of its name, else a Normal with a diagonal covariance."""
+    """That of the options, or the one that suits the prior."""
     if options.posterior is None:
-        name = type(prior).__name__
-        same = {"HypersphericalUniform": "VonMisesFisher"}.get(name, name)
-        flows_and_mixtures = {"MixtureOfNormals", "NeuralSpline", "RealNVP"}
-        found = same if hasattr(conditionals, same) and same not in flows_and_mixtures else "DiagonalNormal"
-        options.posterior = Namespace(class_path=f"pyro_vae.conditionals.{found}", init_args=Namespace())
+        name = defaults.posterior(prior).__name__
+        options.posterior = Namespace(class_path=f"pyro_vae.conditionals.{name}", init_args=Namespace())
     made_by, given = _class(options.posterior)
 
     def make(body: nets.Body, latent_dim: int) -> conditionals.Conditional:

@@ -57,14 +57,15 @@ def rows(data: str, split: str, **options: Any) -> torch.Tensor:
         split: train, validation or test.
         options: further ones of :func:`read`.
     """
-    source = selected(data, options["columns"], options["labels"], options["kinds"])
     found = getattr(read(data, **options), split)
+    source: Any = selected(data, options["columns"], options["labels"], options["kinds"])
     path = Path(data).expanduser()
-    if isinstance(source, str) and (data == "digits" or path.exists()):
-        source = named.digits() if data == "digits" else files.read_splits(path)[0]
-        if path.is_dir() and files.read_splits(path)[2] is not None:
-            return torch.arange(len(found))
-    if isinstance(source, str):
+    if isinstance(source, str) and data == "digits":
+        source = named.digits()
+    elif isinstance(source, str) and path.exists():
+        whole, _, test = files.read_splits(path)
+        source = whole if test is None else source
+    if isinstance(source, str):  # split already
         return torch.arange(len(found))
     places = {"validation": options["validation"], "seed": options["split_seed"]}
     counted = load(replace(source, context=(torch.arange(len(source)),)), **places)
@@ -134,9 +135,7 @@ def codes(name: str, classes: Any) -> torch.Tensor:
             f"--labels: expected a class in every row; got {int(missing.sum())} missing in {name!r}. Fill them in, "
             "or leave --labels out."
         )
-    if not np.issubdtype(values.dtype, np.number):
-        values = values.astype(str)
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64).reshape(-1))
+    return torch.from_numpy(_unique(values)[1].astype(np.int64).reshape(-1))
 
 
 def class_names(source: str, labels: str | None) -> list[str]:
@@ -144,11 +143,14 @@ def class_names(source: str, labels: str | None) -> list[str]:
     path = Path(source).expanduser()
     if labels is None or not path.is_file():
         return []
-    column = (
-        files.read_anndata(path).obs[labels] if path.suffix.lower() == files.ANNDATA else files.read_frame(path)[labels]
-    )
-    values = np.asarray(column)
-    return [str(name) for name in np.unique(values if np.issubdtype(values.dtype, np.number) else values.astype(str))]
+    cells = path.suffix.lower() == files.ANNDATA
+    table = files.read_anndata(path).obs if cells else files.read_frame(path)
+    return [str(name) for name in _unique(np.asarray(table[labels]))[0]]
+
+
+def _unique(values: Any) -> Any:
+    """Classes in order, numbers by size and others as words, and the place of each value among them."""
+    return np.unique(values if np.issubdtype(values.dtype, np.number) else values.astype(str), return_inverse=True)
 
 
 def _check_names(option: str, chosen: Sequence[str], names: Sequence[str]) -> None:

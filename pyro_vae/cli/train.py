@@ -18,10 +18,11 @@ from jsonargparse import Namespace
 from pyro_vae import VAE, data, evaluation, fit
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.folder import HISTORY
-from pyro_vae.checkpoint.programs import checkpoints
+from pyro_vae.checkpoint.programs import RUN, checkpoints
 from pyro_vae.cli import programs, sources
 from pyro_vae.cli.parser import Parser
 from pyro_vae.training import History, Row
+from pyro_vae.training.kept import kept_history
 from pyro_vae.version import __version__
 
 CONFIG = "config.yaml"
@@ -112,10 +113,8 @@ def resume(folder: str, epochs: int | None = None, steps: int | None = None) -> 
     if epochs is not None or steps is not None:
         options.epochs, options.steps = epochs, steps
     splits, vae = prepared(options)
-    kept = Path(folder) / HISTORY
-    epochs_so_far = len(kept.read_text().splitlines()) if kept.is_file() else 0
-    if not is_other_rank():
-        print(f"goes on after epoch {epochs_so_far}, or from the last checkpoint before", flush=True)
+    if not is_other_rank() and (path := Path(folder)) and (path / RUN).is_file() and checkpoints(path):
+        print(f"goes on; {len(kept_history(path))} whole epochs are in the last checkpoint", flush=True)
     history = run(options, splits, vae, Path(folder), resume=True)
     if is_other_rank():
         return

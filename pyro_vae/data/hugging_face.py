@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.arrays import Numbers, first, joined, listed, of_array, of_part, stacked
-
-LABELS = "label", "labels", "y", "target", "fine_label"
+from pyro_vae.data.torch_sets import LABELS
 
 
 def of_hugging_face(

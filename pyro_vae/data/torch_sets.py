@@ -21,8 +21,9 @@ from torch.utils.data import (
 
 from pyro_vae.data.arrays import Numbers, first, joined, of_part, stacked
 
-_VALUES = "image", "images", "x", "data", "pixel_values"
-_LABELS = "label", "labels", "y", "target"
+# By which a column or a part of a dictionary is taken for the data, or for the classes.
+VALUES = "image", "img", "images", "x", "data", "pixel_values"
+LABELS = "label", "labels", "y", "target", "fine_label"
 _READ_AGAIN = 8  # data of a set, to see whether it draws them: a flip at random escapes once in 256 times
 
 
@@ -116,7 +117,7 @@ def item_of(subject: str, x: Any, i: int) -> tuple[Any, ...]:
             parts[0].load()
     except _NamesError as error:
         raise TypeError(
-            f"{subject}: expected data named {', '.join(_VALUES)}, with labels named {', '.join(_LABELS)}; got "
+            f"{subject}: expected data named {', '.join(VALUES)}, with labels named {', '.join(LABELS)}; got "
             f"{first(item)}. Name them so, or give (values, label)."
         ) from error
     except Exception as error:
@@ -142,8 +143,8 @@ class _NamesError(Exception):
 
 def _by_name(item: dict[Any, Any]) -> tuple[Any, ...]:
     """The values, the label and what else is in a dictionary."""
-    values = [name for name in item if name in _VALUES]
-    labels = [name for name in item if name in _LABELS]
+    values = [name for name in item if name in VALUES]
+    labels = [name for name in item if name in LABELS]
     if not values and len(item) == 1:
         values = list(item)
     if len(values) != 1 or len(labels) > 1:

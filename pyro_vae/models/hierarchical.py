@@ -320,14 +320,6 @@ class HierarchicalVAE(ProgramModule):
         z1 = self.guide.infer(self.guide.seen(x), lambda _, distribution: distribution.sample())["z1"]
         return self.decode(z1, *context).mean
 
-    def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
-
-        Raises:
-            TypeError, ValueError: with the remedy.
-        """
-        self.likelihood.check_data(x, *context)
-
 
 def _check_fit(
     prior: Prior,

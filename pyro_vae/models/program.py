@@ -110,6 +110,14 @@ class ProgramModule(Recorded, nn.Module):
         """The mean of the likelihood at one draw of the guide, of the shape of x."""
         raise NotImplementedError
 
+    def check_data(self, x: Tensor, *context: Tensor) -> None:
+        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
+
+        Raises:
+            TypeError, ValueError: with the remedy.
+        """
+        self.likelihood.check_data(x, *context)
+
     @property
     def calibrated(self) -> bool:
         """Whether ``fit`` is to call :meth:`calibrate` at every epoch."""

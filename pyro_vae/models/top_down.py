@@ -285,14 +285,6 @@ class TopDownVAE(ProgramModule):
         _, h = self.guide.infer(x, lambda _, distribution: distribution.sample())
         return self.likelihood(h, *context).mean
 
-    def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
-
-        Raises:
-            TypeError, ValueError: with the remedy.
-        """
-        self.likelihood.check_data(x, *context)
-
 
 def _check_image(x: object, event_shape: Size, like: Tensor) -> None:
     checks.instance(_NAME, "x", x, Tensor, "Use torch.as_tensor.")

@@ -188,11 +188,3 @@ class VAE(ProgramModule):
         checks.flag("VAE.reconstruct", "mean", mean)
         conditional = self.decode(self.encode(x).sample(), *context)
         return conditional.mean if mean else conditional.sample()
-
-    def check_data(self, x: Tensor, *context: Tensor) -> None:
-        """Raises for data the likelihood cannot have produced; called by ``fit`` before the first step.
-
-        Raises:
-            TypeError, ValueError: with the remedy.
-        """
-        self.likelihood.check_data(x, *context)

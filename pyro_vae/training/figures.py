@@ -81,10 +81,17 @@ def _terms(traces: Traces, plate: str) -> tuple[Tensor, Tensor]:
     try:
         terms = terms_of([traces], plate)
     except ValueError:  # a site outside of the plate, or priors that are a part of the likelihood
-        densities = log_densities(traces, plate if _is_per_datum(traces, plate) else None)
-        kl = densities.guide if densities.tied else densities.guide - densities.prior
-        return densities.likelihood[0], kl[0]
+        return _terms_apart_from_sites(traces, plate)
     return terms.expected_log_likelihood, terms.kl
+
+
+def _terms_apart_from_sites(traces: Traces, plate: str) -> tuple[Tensor, Tensor]:
+    try:
+        densities = log_densities(traces, plate)
+    except ValueError:
+        densities = log_densities(traces, None)
+    kl = densities.guide if densities.tied else densities.guide - densities.prior
+    return densities.likelihood[0], kl[0]
 
 
 def _take_scales_off(traces: Traces) -> None:
@@ -99,11 +106,3 @@ def _take_scales_off(traces: Traces) -> None:
                 site["scale"] = scale
                 site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
                 site["log_prob_sum"] = site["log_prob"].sum()
-
-
-def _is_per_datum(traces: Traces, plate: str) -> bool:
-    try:
-        log_densities(traces, plate)
-    except ValueError:
-        return False
-    return True

@@ -18,11 +18,11 @@ from pyro_vae.checks import printable
 from pyro_vae.data.archives import read_header
 from pyro_vae.data.arrays import first, of_array, of_part
 from pyro_vae.data.files import listed_images
-from pyro_vae.data.hugging_face import LABELS, label_column
+from pyro_vae.data.hugging_face import label_column
 from pyro_vae.data.images import read_image, suffixes
 from pyro_vae.data.parsing import file_of, lost, reading
 from pyro_vae.data.streams.sources import Items, Stamp, opened
-from pyro_vae.data.torch_sets import is_whole, item_of
+from pyro_vae.data.torch_sets import LABELS, VALUES, is_whole, item_of
 
 
 class Images(Items):
@@ -179,9 +179,6 @@ class TorchSet(Items):
     def item(self, number: int) -> tuple[Tensor, int | None]:
         value, *others = item_of(f"Stream {self.name!r}", self._items, number)
         return value, int(others[0]) if others and is_whole(others[0]) else None
-
-
-VALUES = ("image", "img", "images", "x", "data", "pixel_values")
 
 
 class HuggingFace(Items):
