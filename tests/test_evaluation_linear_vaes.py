@@ -85,6 +85,7 @@ def test_log_marginal_likelihood_is_exact_for_the_exact_posterior(seed: int) -> 
     assert result.unreliable == []
 
 
+@pytest.mark.parametrize("seed", range(3), indirect=True)  # of the ten, since each takes half a minute
 def test_ais_is_accurate_and_bdmc_encloses_log_p(seed: int) -> None:
     oracle = any_oracle(seed)
     vae = scaled(oracle, 1.25)  # which annealing does not use
