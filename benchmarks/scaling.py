@@ -2,13 +2,13 @@
 
 A step of P ranks, each with n of the data, of a program with M parameters, whose gradients are G = 4 M bytes, takes
 
-    c (call + M (update + product n) + read n + copy G) + 2 (P - 1)/P G / bandwidth + 4 (P - 1) c message
+    c (call + M (update + product n) + read n) + copy G + 2 (P - 1)/P G / bandwidth + 4 (P - 1) message
 
 The sum is a ring (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009,
 https://doi.org/10.1016/j.jpdc.2008.09.002): in 2 (P - 1) rounds each rank sends 1/P of the gradients to its neighbor;
 and there are two, as losses are summed before. It begins when the gradients are complete, so that nothing hides it.
-What the processors do takes c = max(1, P / processors) times as long where ranks share them, and reading ahead is
-work of theirs too.
+Where ranks share processors, computing takes c = max(1, P / processors) times as long, and reading ahead is work of theirs
+too; a sum leaves them time, as it waits for the network.
 """
 
 from __future__ import annotations
@@ -59,12 +59,11 @@ class Costs:
         """Seconds of a rank's step without the others."""
         return self.call + parameters * (self.update + self.product * data)
 
-    def communicate(self, size: float, ranks: int, bandwidth: float, shared: float = 1.0) -> float:
-        """Seconds in which so many bytes of gradients are summed; ``bandwidth`` in bytes per second, ``shared``: c."""
+    def communicate(self, size: float, ranks: int, bandwidth: float) -> float:
+        """Seconds in which so many bytes of gradients are summed; ``bandwidth`` in bytes per second."""
         if ranks == 1:
             return 0.0
-        ring = all_reduce(size, ranks, 1 / bandwidth, 2 * shared * self.message)
-        return shared * self.copy * size + ring
+        return self.copy * size + all_reduce(size, ranks, 1 / bandwidth, 2 * self.message)
 
     def predict(self, setting: Mapping[str, Any]) -> dict[str, float]:
         """Seconds of the parts of a step and of all of it, of a setting of ``ranks.py``."""
@@ -74,7 +73,7 @@ class Costs:
         processor = self.compute(parameters, data)
         parts = {
             "compute": shared * processor,
-            "communication": self.communicate(4 * parameters, ranks, bandwidth, shared),
+            "communication": self.communicate(4 * parameters, ranks, bandwidth),
             "input": shared * self.read * data,
         }
         return parts | {"step": sum(parts.values()), "processor": processor}
