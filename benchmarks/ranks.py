@@ -117,10 +117,11 @@ def limit(megabits: int) -> None:
         subprocess.run(["tc", "qdisc", "add", "dev", "eth0", "root", *bucket], check=True)
 
 
-def work(rank: int, size: int, address: str, limited: bool, images: str, result: str) -> None:
-    """A rank: measures all settings in turn."""
+def work(rank: int, size: int, limited: bool, images: str, folder: str) -> None:
+    """A rank: measures all settings in turn; ranks find each other, and leave what they found, in a folder."""
     if size > 1:
-        dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=size)
+        wait = datetime.timedelta(minutes=2)
+        dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=wait)
     ranks = distributed.ranks()
     stream = data.stream(images, levels=255, binarize="dynamic", rank=rank, world_size=size)
     rows = []
@@ -139,7 +140,7 @@ def work(rank: int, size: int, address: str, limited: bool, images: str, result:
         setting |= {"parameters": sum(p.numel() for p in svi.parameters.named.values()), "batch_size": batch_size}
         rows.append(setting | slowest)
     if rank == 0:
-        Path(result).write_text(json.dumps(rows))
+        Path(folder, "rows.json").write_text(json.dumps(rows))
     if ranks is not None:
         dist.destroy_process_group()
 
@@ -169,20 +170,17 @@ def namespaces(size: int) -> Iterator[list[list[str]]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def launch(size: int, limited: bool, folder: Path) -> list[dict[str, Any]]:
-    """Measures with so many ranks."""
-    where = namespaces(size) if limited else contextlib.nullcontext([[]] * size)
-    address = f"{'10.77.0.1' if limited else '127.0.0.1'}:29511"
-    interface = {
-        "GLOO_SOCKET_IFNAME": "eth0" if limited else "lo",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    with where as prefixes:
+def launch(size: int, limited: bool, images: Path) -> list[dict[str, Any]]:
+    """Measures with so many ranks, on a file of images."""
+    where: contextlib.AbstractContextManager[list[list[str]]] = contextlib.nullcontext([[]] * size)
+    if limited:
+        where = namespaces(size)
+    interface = {"GLOO_SOCKET_IFNAME": "eth0" if limited else "lo", "OMP_NUM_THREADS": "1"}
+    with where as prefixes, tempfile.TemporaryDirectory() as folder:
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank, prefix in enumerate(prefixes):
-                settings = json.dumps([rank, size, address, limited, str(folder / "x.npy"), str(folder / "out")])
+                settings = json.dumps([rank, size, limited, str(images), folder])
                 command = [*prefix, sys.executable, __file__, "--work", settings]
                 processes.append(subprocess.Popen(command, env={**os.environ, **interface}))
             if any(process.wait() for process in processes):
@@ -191,7 +189,7 @@ def launch(size: int, limited: bool, folder: Path) -> list[dict[str, Any]]:
             for process in processes:
                 process.kill()
                 process.wait()
-    return list(json.loads((folder / "out").read_text()))
+        return list(json.loads(Path(folder, "rows.json").read_text()))
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
@@ -201,11 +199,12 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         print("Network namespaces are left out, as they need root, ip and tc: only the loopback is measured.")
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        np.save(f"{folder}/x.npy", np.random.default_rng(0).integers(0, 256, (40_000, PIXELS), dtype=np.uint8))
+        images = Path(folder, "x.npy")
+        np.save(images, np.random.default_rng(0).integers(0, 256, (40_000, PIXELS), dtype=np.uint8))
         for number, size, limited in itertools.product(range(rounds), RANKS, [False, True] if can else [False]):
             if size > 1 or not limited:
                 print(f"round {number + 1}, {size} ranks, {'namespaces' if limited else 'loopback'}", flush=True)
-                for row in launch(size, limited, Path(folder)):
+                for row in launch(size, limited, images):
                     found.setdefault(tuple(row[name] for name in SETTING), []).append(row)
     return [summary(dict(zip(SETTING, setting, strict=True)), alike) for setting, alike in found.items()]
 

@@ -7,8 +7,8 @@ A step of P ranks, each with n of the data, of a program with M parameters, whos
 The sum is a ring (Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009,
 https://doi.org/10.1016/j.jpdc.2008.09.002): in 2 (P - 1) rounds each rank sends 1/P of the gradients to its neighbor;
 and there are two, as losses are summed before. It begins when the gradients are complete, so that nothing hides it.
-Where ranks share processors, computing takes c = max(1, P / processors) times as long, and reading ahead is work of theirs
-too; a sum leaves them time, as it waits for the network.
+Where ranks share processors, computing takes c = max(1, P / processors) times as long, and reading ahead is work of
+theirs too; a sum leaves them time, as it waits for the network.
 """
 
 from __future__ import annotations
