@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -165,3 +169,115 @@ def test_deep_prints_a_row_for_each_contender() -> None:
     rows = [line.rsplit(maxsplit=5) for line in result.stdout.splitlines()[2:]]
     assert [row[0] for row in rows] == ["flat, mixture", "deep, logistic, checkpoint"]
     assert all(0 < float(row[1]) < 20 for row in rows)
+
+
+@pytest.fixture
+def scaling(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("scaling")
+
+
+@pytest.fixture
+def ranks(scaling: Any) -> Any:
+    return importlib.import_module("ranks")
+
+
+def test_scaling_all_reduce_sends_twice_the_bytes_in_the_end(scaling: Any) -> None:
+    assert scaling.all_reduce(1e6, 1, 1e-8, 1e-3) == 0
+    assert scaling.all_reduce(1e6, 2, 1e-8, 1e-3) == pytest.approx(2 * (0.5e6 * 1e-8 + 1e-3))
+    assert scaling.all_reduce(1e6, 10**6, 1e-8, 0.0) == pytest.approx(2 * 1e6 * 1e-8, rel=1e-5)
+
+
+def test_scaling_Costs_predict_adds_up_the_parts(scaling: Any) -> None:
+    costs = scaling.Costs(1e-3, 2e-9, 1e-10, 1e-6, 1e-9, 1e-4, processors=2.0)
+    setting = {"ranks": 4, "parameters": 1_000_000, "batch_size": 400, "megabits": 80 / scaling.WIRE}
+    found = costs.predict(setting)
+    assert found["processor"] == pytest.approx(1e-3 + 2e-3 + 1e-2)
+    assert found["compute"] == pytest.approx(2 * found["processor"])  # four ranks on two processors
+    assert found["communication"] == pytest.approx(4e-3 + 1.5 * 4e6 / 1e7 + 12 * 1e-4)
+    assert found["input"] == pytest.approx(2 * 100 * 1e-6)
+    assert found["step"] == pytest.approx(found["compute"] + found["communication"] + found["input"])
+    assert costs.predict(setting | {"ranks": 1})["communication"] == 0
+    assert costs.predict(setting | {"ranks": 2})["compute"] == pytest.approx(1e-3 + 2e-3 + 2e-2)
+
+
+def test_scaling_fit_finds_the_constants_of_the_settings_that_it_may_see(scaling: Any, ranks: Any) -> None:
+    costs = scaling.Costs(2e-3, 3e-9, 5e-11, 4e-6, 2e-9, 5e-4, processors=1.5)
+    rows = []
+    for size, (megabits, hidden, batch_size) in itertools.product(ranks.RANKS, ranks.SETTINGS):
+        if (size == 1) == (megabits == 0):
+            row = {"ranks": size, "megabits": megabits, "hidden": hidden, "batch_size": batch_size}
+            row |= {"parameters": 1629 * hidden + 804}
+            rows.append(row | costs.predict(row) | {"held_out": ranks.held_out(row)})
+    found = scaling.fit([row if scaling.is_fitted(row) else row | {"compute": 1.0, "input": 1.0} for row in rows])
+    assert vars(found) == pytest.approx(vars(costs), rel=1e-3)
+
+
+def test_scaling_predicts_the_measured_steps_that_were_held_out_within_15_percent(scaling: Any, ranks: Any) -> None:
+    rows = json.loads(ranks.RESULTS.read_text())["rows"]
+    assert all(row["held_out"] == ranks.held_out(row) for row in rows)
+    costs = scaling.fit(rows)
+    unseen = [row for row in rows if scaling.is_modeled(row) and row["held_out"]]
+    assert {row["ranks"] for row in unseen} == {1, 2, 3, 4}
+    names = ("ranks", "megabits", "hidden")
+    errors = {tuple(row[name] for name in names): abs(costs.predict(row)["step"] / row["step"] - 1) for row in unseen}
+    assert [setting for setting, error in errors.items() if error > 0.15] == [(3, 1000, 256)]  # which the guide names
+    assert len(errors) == len(unseen) == 26
+
+
+def test_scaling_Cluster_takes_nodes_then_the_better_of_ring_and_tree(scaling: Any) -> None:
+    cluster = scaling.Cluster(traffic=1e12, inside=1e11, between=1e10, message=1e-5, losses=1e-4)
+    copies, within = 16e9 / 1e12, 14 * (0.5e9 / 1e11 + 1e-5)
+    assert cluster.communicate(1e9, 1) == 0
+    assert cluster.communicate(1e9, 8) == pytest.approx(copies + within)
+    assert cluster.communicate(1e9, 16) == pytest.approx(copies + within + 2 * (0.25e9 / 1e10 + 1e-5))  # a ring
+    little = cluster.communicate(1, 1024) - cluster.communicate(1, 8)
+    assert little == pytest.approx(14 * 1e-5, rel=1e-3)  # a tree of 128 nodes
+    assert cluster.agree(1024) == pytest.approx(2046 * 1e-4)
+
+
+def test_ranks_without_root_measures_the_loopback_and_says_so(
+    ranks: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def launch(size: int, limited: bool, images: Path) -> list[dict[str, Any]]:
+        assert images.exists()
+        seconds = next(times)
+        setting = {"namespaces": limited, "ranks": size, "megabits": 0, "hidden": 256, "parameters": 9, "batch_size": 8}
+        return [setting | dict.fromkeys(ranks.FIGURES, seconds)]
+
+    times = iter([1.0, 2.0, 3.0, 4.0, 3.0, 2.0, 3.0, 4.0, 8.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(ranks, "launch", launch)
+    monkeypatch.setattr(ranks.shutil, "which", lambda name: None)
+    rows = ranks.measure(3)
+    assert "Network namespaces are left out" in capsys.readouterr().out
+    assert [row["ranks"] for row in rows] == [1, 2, 3, 4]
+    assert not any(row["namespaces"] for row in rows)
+    assert (rows[0]["step"], rows[0]["steps"]) == (3.0, [1.0, 3.0, 8.0])
+
+
+CAN = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip") is not None
+
+
+@pytest.mark.skipif(not CAN, reason="needs root and ip")
+def test_ranks_namespaces_are_removed_when_interrupted(ranks: Any) -> None:
+    def names() -> list[str]:
+        found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        return [line for line in found.splitlines() if line.startswith(f"ranks-{os.getpid()}-")]
+
+    with pytest.raises(KeyboardInterrupt), ranks.namespaces(2) as prefixes:  # noqa: PT012 - what is inside is tested
+        assert len(names()) == 3
+        ping = subprocess.run([*prefixes[0], "ip", "address"], capture_output=True, text=True, check=True)
+        assert "10.77.0.1/24" in ping.stdout
+        raise KeyboardInterrupt
+    assert not names()
+
+
+@pytest.mark.slow
+def test_ranks_two_measure_every_setting(ranks: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((10_000, ranks.PIXELS), dtype=np.uint8))
+    rows = ranks.launch(2, False, tmp_path / "x.npy")
+    assert [row["hidden"] for row in rows] == [256, 1228, 4914]
+    assert [row["parameters"] for row in rows] == [418_104, 2_002_464, 8_010_644]
+    for row in rows:
+        assert all(row[name] > 0 for name in ranks.FIGURES)
+        assert row["communication"] < row["step"]
