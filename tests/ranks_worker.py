@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae import SVI, VAE, conditionals, data, distributed, elbo, fit, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, conditionals, data, distributed, elbo, evaluation, fit, likelihoods, nets, priors, save
 
 N, D, L = 22, 6, 3
 ESTIMATORS: dict[str, Any] = {
@@ -238,17 +238,96 @@ def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
         "apart": lambda: fit(program := vae("normal", torch.float32), x, epochs=2, seed=0, progress=False,
                              on_step=lambda *_: shifted(program, ranks)),
     }.items():  # fmt: skip
-        try:
-            make()
-            words[name] = "nothing"
-        except (RuntimeError, ValueError) as error:
-            words[name] = str(error)
+        words[name] = words_of(make)
     (folder / f"refused-{ranks.rank}.json").write_text(json.dumps(words))
 
 
 def shifted(program: VAE, ranks: distributed.Ranks) -> None:
     with torch.no_grad():
         next(iter(program.parameters())).add_(1e-3 * ranks.rank)
+
+
+def job_sharded(ranks: distributed.Ranks, folder: Path) -> None:
+    """Trains networks that are split over the ranks, and whole ones; the differences of losses and weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (ranks.size,))
+    found: dict[str, Any] = {}
+    given = data_of(torch.float64)[ranks.share(torch.arange(N))]
+
+    def sharded(parts: Any = lambda program: (program.likelihood.body, program.posterior.body)) -> VAE:
+        program = vae("normal", torch.float64)
+        for part in parts(program):
+            fully_shard(part, mesh=mesh)
+        return program
+
+    def svi_of(program: VAE, loss: Any, **options: Any) -> SVI:
+        options = {"ranks": ranks, "compile": False, "max_grad_norm": 5.0, "ema_decay": 0.9, **options}
+        return SVI(program.model, program.guide, partial(torch.optim.Adam, lr=1e-2), loss, **options)
+
+    def train(program: VAE, name: str) -> tuple[list[float], Tensor]:
+        """Losses of five steps, two of them after a look without gradients; gradients, weights and averages."""
+        torch.manual_seed(1)
+        svi = svi_of(program, ESTIMATORS[name]())
+        seen: list[Tensor] = []
+        svi.initialize(given)
+        assert isinstance(svi.optimizer, torch.optim.Optimizer)
+        svi.optimizer.register_step_pre_hook(
+            lambda *_: seen.extend(p.grad.clone() for p in program.parameters() if p.grad is not None)
+        )
+        losses = []
+        for step in range(5):
+            if step % 2:
+                svi.evaluate_loss(given)
+            ranks.seed(step)
+            losses.append(svi.step(given))
+        with svi.averaged():
+            seen += [p.detach().clone() for p in program.parameters()]
+        return losses, torch.cat(
+            [distributed.whole(each.detach()).flatten() for each in (*seen, *program.parameters())]
+        )
+
+    def spoiled() -> None:
+        svi = svi_of(sharded(), elbo.ELBO())
+        svi.step(given)
+        svi.step(given * (1e200 if ranks.rank else 1.0))  # its square overflows
+
+    for name in ("ELBO", "IWELBO dreg", "VIMCO", "score running mean", "wake-sleep"):
+        losses, values = train(vae("normal", torch.float64), name)
+        again, others = train(sharded(), name)
+        found[name] = [
+            max(abs(a - b) for a, b in zip(losses, again, strict=True)),
+            float((values - others).abs().max()),
+        ]
+    held = sharded()
+    found["shards"] = {n: [len(p), len(p.to_local())] for n, p in held.named_parameters() if distributed.is_sharded(p)}
+    whole_parts = sharded(lambda program: (program.likelihood.head, program.posterior))
+    for name, make in {
+        "alone": lambda: svi_of(sharded(), elbo.ELBO(), ranks=None).step(given),
+        "compiled": lambda: svi_of(sharded(), elbo.ELBO(), compile=True).step(given),
+        "fit": lambda: fit(held, given, epochs=1, progress=False),
+        "nonfinite": spoiled,
+        "distribution": lambda: svi_of(whole_parts, elbo.ELBO()).step(given),
+        "evaluated": lambda: _evaluated(held, given),
+        "saved": lambda: save(folder / f"saved-{ranks.rank}", held),
+    }.items():
+        found[name] = words_of(make)
+    (folder / f"sharded-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+def _evaluated(program: VAE, x: Tensor) -> None:
+    with evaluation.over_ranks():
+        evaluation.elbo_terms(program, x)
+
+
+def words_of(make: Any) -> str:
+    """The message of the error that something raises."""
+    try:
+        make()
+    except (RuntimeError, TypeError, ValueError, FloatingPointError) as error:
+        return str(error)
+    return "nothing"
 
 
 @contextlib.contextmanager
