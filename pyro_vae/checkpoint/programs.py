@@ -25,12 +25,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_vae import checks
-from pyro_vae.distributed import check_whole
 from pyro_vae.checkpoint import files
 from pyro_vae.checkpoint.card import card
 from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.checkpoint.fingerprints import is_own, others_of
 from pyro_vae.checkpoint.tree import alike, pack, unpack
+from pyro_vae.distributed import check_whole
 
 PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "program.json",

@@ -37,7 +37,7 @@ def over_ranks() -> Iterator[None]:
     parameters belong to the data, ``batch_size=N`` leaves them together on every process.
 
     Of a single process, and where no :func:`pyro_vae.distributed.ranks` are, this changes nothing. Only one process
-    should write or print what comes of it.
+    should write or print what comes of it. An error of one is raised on all, and counts data within its share.
 
     Raises:
         ValueError: from the functions, on all processes: other data or another program on one of them.
