@@ -17,8 +17,9 @@ Networks that do not fit one device are split over the ranks by FSDP2, which gat
 
     whole = {name: distributed.whole(tensor) for name, tensor in vae.state_dict().items()}  # for another VAE
 
-Every rank takes every step, with data of its own, since a network runs on all ranks or on none. Compiled steps, ``fit``
-with its checkpoints, ``save`` and shared evaluation are for whole networks, and refuse others.
+Every rank takes every step, with data of its own, since a network runs on all ranks or on none. Optimizers that are
+not fused take whole and sharded parameters together. Compiled steps, ``fit`` with its checkpoints, ``save`` and shared
+evaluation are for whole networks, and refuse others.
 
 References:
     Li et al., "PyTorch distributed: experiences on accelerating data parallel training", 2020,
@@ -197,7 +198,7 @@ class Ranks:
     ) -> None:
         """Raises for tensors that are not the same on all ranks, to the last bit; see :meth:`check_same`."""
         bytes_ = {name: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for name, t in tensors.items()}
-        self.check_same(what, {name: zlib.crc32(memoryview(each.numpy())) for name, each in bytes_.items()}, subject)
+        self.check_same(what, {name: zlib.crc32(each.numpy().data) for name, each in bytes_.items()}, subject)
 
 
 def ranks() -> Ranks | None:

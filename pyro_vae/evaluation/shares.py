@@ -104,7 +104,7 @@ def by_share(
         f"{type(part).__name__}.{name}": tensor
         for part in parts
         for name, tensor in (*part.named_parameters(), *part.named_buffers())
-    }  # fmt: skip
+    }
     for part in parts:
         check_whole(subject, part)
     ranks.check_equal({f"argument {i}": each for i, each in enumerate(args)} | held, "program and data", subject)
