@@ -6,9 +6,26 @@ step. What is drawn differs from rank to rank, and all else is the same to the l
 
     torchrun --nproc-per-node=2 examples/mnist_svi.py
 
+Networks that do not fit one device are split over the ranks by FSDP2, which gathers a network's weights while it runs.
+``SVI`` takes its steps with them as with whole ones; heads and priors may stay whole::
+
+    found = distributed.ranks()
+    for body in (vae.likelihood.body, vae.posterior.body):
+        torch.distributed.fsdp.fully_shard(body, mesh=init_device_mesh("cuda", (found.size,)))
+    svi = SVI(vae.model, vae.guide, partial(torch.optim.Adam, lr=1e-3), elbo.ELBO(), ranks=found, compile=False)
+    loss = svi.step(found.share(batch))
+
+    whole = {name: distributed.whole(tensor) for name, tensor in vae.state_dict().items()}  # for another VAE
+
+Every rank takes every step, with data of its own, since a network runs on all ranks or on none. Optimizers that are
+not fused take whole and sharded parameters together. Compiled steps, ``fit`` with its checkpoints, ``save`` and shared
+evaluation are for whole networks, and refuse others.
+
 References:
     Li et al., "PyTorch distributed: experiences on accelerating data parallel training", 2020,
     https://arxiv.org/abs/2006.15704
+    Zhao et al., "PyTorch FSDP: experiences on scaling fully sharded data parallel", 2023,
+    https://arxiv.org/abs/2304.11277
 """
 
 from __future__ import annotations
@@ -16,16 +33,19 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Ranks", "ranks"]
+__all__ = ["Ranks", "check_whole", "is_sharded", "ranks", "settle_shards", "whole"]
+
+_KINDS = (ValueError, TypeError, NotImplementedError, FloatingPointError, MemoryError, OSError)  # that callers catch
 
 
 class Ranks:
@@ -64,7 +84,8 @@ class Ranks:
 
         Args:
             loss: of this rank's data.
-            parameters: the same ones in the same order on every rank; one without a gradient on all keeps none.
+            parameters: the same ones in the same order on every rank; one without a gradient on all keeps none. Those
+                that are sharded have the sum already.
             buffers: running averages, which become their mean over the data.
             share: this rank's share of the data, which buffers are weighted by.
 
@@ -77,7 +98,11 @@ class Ranks:
         if not math.isfinite(loss):  # which is nobody's step
             return loss
         # What is summed for each tensor, and whether this rank has it: the sum of no gradients is none.
-        summed = [(p, torch.zeros_like(p) if p.grad is None else p.grad, p.grad is not None) for p in parameters]
+        summed = [
+            (p, torch.zeros_like(p) if p.grad is None else p.grad, p.grad is not None)
+            for p in parameters
+            if not is_sharded(p)
+        ]
         averaged = [(buffer, buffer * share, True) for buffer in buffers]
         for alike in _alike([*summed, *averaged]):
             values = [value.detach().reshape(-1) for _, value, _ in alike]
@@ -124,8 +149,36 @@ class Ranks:
             raise RuntimeError(f"rank 0 failed: {sent[1]}")
         return sent[0]
 
-    def check_same(self, what: str, values: Mapping[str, str | int]) -> None:
+    def from_each(self, make: Callable[[], Any]) -> list[Any]:
+        """What each rank makes, in order, on every rank.
+
+        Raises:
+            Exception: one of them failed; the error of the first that did, on all, of the same kind where the kind is
+                one of Python's usual ones.
+        """
+        made, error = None, None
+        try:
+            made = make()
+        except Exception as failure:  # noqa: BLE001 - which the others are to hear of, and do not wait for
+            error = failure
+        words = None if error is None else (next((k.__name__ for k in _KINDS if isinstance(error, k)), ""), str(error))
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, (made, words))
+        for rank, (_, failed) in enumerate(every):
+            if failed is not None:
+                if error is not None and rank == self.rank:
+                    raise error
+                kind = next((k for k in _KINDS if k.__name__ == failed[0]), RuntimeError)
+                raise kind(f"{failed[1]} (on rank {rank})") from error
+        return [each for each, _ in every]
+
+    def check_same(self, what: str, values: Mapping[str, str | int], subject: str = "fit") -> None:
         """Raises on every rank where their values by name are not the same.
+
+        Args:
+            what: the values are of, for messages.
+            values: by name.
+            subject: who asks, for messages.
 
         Raises:
             ValueError: naming a rank and what differs.
@@ -136,16 +189,16 @@ class Ranks:
             wrong = [name for name in every[0].keys() | other.keys() if every[0].get(name) != other.get(name)]
             if wrong:
                 raise ValueError(
-                    f"fit: expected the same {what} on all ranks; got another on rank {rank} than on rank 0: "
+                    f"{subject}: expected the same {what} on all ranks; got another on rank {rank} than on rank 0: "
                     f"{', '.join(sorted(wrong)[:5])}. Make data, program, settings and callbacks alike on every rank."
                 )
 
-    def check_equal(self, tensors: Mapping[str, Tensor]) -> None:
+    def check_equal(
+        self, tensors: Mapping[str, Tensor], what: str = "parameters and buffers", subject: str = "fit"
+    ) -> None:
         """Raises for tensors that are not the same on all ranks, to the last bit; see :meth:`check_same`."""
         bytes_ = {name: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for name, t in tensors.items()}
-        self.check_same(
-            "parameters and buffers", {name: zlib.crc32(each.numpy().tobytes()) for name, each in bytes_.items()}
-        )
+        self.check_same(what, {name: zlib.crc32(each.numpy().data) for name, each in bytes_.items()}, subject)
 
 
 def ranks() -> Ranks | None:
@@ -161,6 +214,56 @@ def ranks() -> Ranks | None:
         _join()
         atexit.register(_leave)
     return Ranks() if dist.get_world_size() > 1 else None
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ranks have parts of a tensor each, as ``fully_shard`` leaves parameters."""
+    module = sys.modules.get("torch.distributed.tensor")  # without which there are none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor with the parts of all ranks, which all are to call for; one that is not sharded as it is."""
+    result: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return result
+
+
+def check_whole(subject: str, module: nn.Module) -> None:
+    """Raises for a module with parameters that are sharded."""
+    sharded = [name for name, parameter in module.named_parameters() if is_sharded(parameter)]
+    if sharded:
+        raise ValueError(
+            f"{subject}: expected parameters that are whole on every rank; got {len(sharded)} that fully_shard has "
+            f"split, {sharded[0]} among them. Copy distributed.whole of each into a program that is not sharded; only "
+            "steps of SVI(..., ranks=distributed.ranks()) take them as they are."
+        )
+
+
+def settle_shards(roots: Iterable[nn.Module]) -> None:
+    """Lets the networks that ``fully_shard`` has split hold their shards alone, and sum gradients over the ranks.
+
+    After a run without gradients they may hold all weights, other tensors than those that an optimizer has; and by
+    themselves they average gradients. From then on they refuse to return anything but tensors.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without which there are none
+    if fsdp is None:
+        return
+    for part in (part for root in roots for part in root.modules() if isinstance(part, fsdp.FSDPModule)):
+        part.reshard()
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        if _check_output not in part._forward_hooks.values():
+            part.register_forward_hook(_check_output)
+
+
+def _check_output(module: nn.Module, _: Any, output: Any) -> None:
+    """Raises for a network whose gradients FSDP would not see, and so leave out."""
+    if not isinstance(output, Tensor | tuple | list | dict):
+        kind = type(module).__name__.removeprefix("FSDP")
+        raise TypeError(
+            f"fully_shard: expected a network that returns tensors; got {kind}, which returns a "
+            f"{type(output).__name__}, and whose gradients would be lost. Shard its body: fully_shard(part.body)."
+        )
 
 
 def _join() -> None:

@@ -29,7 +29,7 @@ from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 __all__ = [
     "BatchNorm",
@@ -61,6 +61,8 @@ __all__ = [
     "storage_key",
     "sums_of_dice",
     "tree_leaves",
+    "tree_map",
+    "tree_map_only",
     "waiting_state",
     "without_nan_warnings",
     "without_pyro_parameters",

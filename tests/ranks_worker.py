@@ -11,15 +11,35 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
+import pyro
+import pyro.distributions
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_vae import SVI, VAE, conditionals, data, distributed, elbo, fit, likelihoods, nets, priors
+from pyro_vae import (
+    SVI,
+    VAE,
+    checkpoint,
+    conditionals,
+    data,
+    distributed,
+    elbo,
+    evaluation,
+    fit,
+    likelihoods,
+    nets,
+    priors,
+    save,
+)
 
 N, D, L = 22, 6, 3
+GRAPH = "pyro_vae.compilation.graph.compile_graph"
+SEEN: list[int] = []  # data by number
 ESTIMATORS: dict[str, Any] = {
     "ELBO": lambda: elbo.ELBO(2),
     "ELBO analytic": lambda: elbo.ELBO(analytic_kl=True),
@@ -84,9 +104,11 @@ def vae(prior: str, dtype: torch.dtype, seed: int = 0) -> VAE:
     x = data_of(torch.float32)
     made = VAE(
         prior=priors.VampPrior(x[:4], clamp=False) if prior == "vamp" else priors.StandardNormal(L),
-        likelihood=likelihoods.Normal(nets.MLP(L, [8]), D),
+        likelihood=(likelihoods.SigmaNormal if prior == "sigma" else likelihoods.Normal)(nets.MLP(L, [8]), D),
         posterior=conditionals.DiagonalNormal(nets.MLP(D, [8]), L),
     )
+    if prior == "sigma":
+        made.calibrate(x)
     return made.to(dtype)
 
 
@@ -94,14 +116,22 @@ def data_of(dtype: torch.dtype) -> Tensor:
     return torch.randn(N, D, generator=torch.Generator().manual_seed(7)).to(dtype)
 
 
-def gradients(name: str, prior: str, dtype: torch.dtype, ranks: distributed.Ranks | None, rows: Tensor) -> list[Tensor]:
-    """The gradients of three steps, one after the other."""
+def gradients(
+    name: str,
+    prior: str,
+    dtype: torch.dtype,
+    ranks: distributed.Ranks | None,
+    rows: Tensor,
+    *,
+    compile: bool | None = None,
+) -> list[Tensor]:
+    """The gradients of some steps, one after the other: three with the draws of rows, or five with those of ranks."""
     program, x = vae(prior, dtype), data_of(dtype)
     torch.manual_seed(1)
     loss = ESTIMATORS[name]()
     for module in getattr(loss.gradient, "modules", list)():
         module.to(dtype)
-    svi = SVI(program.model, program.guide, partial(torch.optim.SGD, lr=1e-3), loss, ranks=ranks, compile=False)
+    svi = SVI(program.model, program.guide, partial(torch.optim.SGD, lr=1e-3), loss, ranks=ranks, compile=bool(compile))
     svi.initialize(x[rows])
     found: list[Tensor] = []
     assert isinstance(svi.optimizer, torch.optim.Optimizer)
@@ -111,9 +141,12 @@ def gradients(name: str, prior: str, dtype: torch.dtype, ranks: distributed.Rank
             for group in optimizer.param_groups for p in group["params"]
         )
     )  # fmt: skip
-    for step in range(3):
-        with SameDraws(rows, step):
+    for step in range(3 if compile is None else 5):
+        if ranks is not None:
+            ranks.seed(step)
+        with SameDraws(rows, step) if compile is None else contextlib.nullcontext():
             svi.advance_in_parts([(x[rows],)], len(rows) / N)
+    assert svi.compiler.num_graphs == bool(compile)
     return found
 
 
@@ -121,18 +154,27 @@ def job_gradients(ranks: distributed.Ranks, folder: Path) -> None:
     """The largest differences to one process's gradients, over their largest size."""
     found = {}
     chosen = os.environ.get("ESTIMATORS", ",".join(ESTIMATORS)).split(",")
-    for prior in ("normal", "vamp"):
+    every = torch.arange(N)
+    for prior in ("normal", "vamp", "sigma"):
         for name in chosen if prior == "normal" else ["ELBO"]:
             for dtype in (torch.float32, torch.float64):
-                every = torch.arange(N)
                 alone = gradients(name, prior, dtype, None, every)
                 together = gradients(name, prior, dtype, ranks, ranks.share(every))
-                assert len(alone) == len(together)
-                size = max(float(each.abs().max()) for each in alone)
-                worst = max(float((a - b).abs().max()) for a, b in zip(alone, together, strict=True))
-                found[f"{name}, {prior}, {dtype}"] = worst / size
+                found[f"{name}, {prior}, {dtype}"] = difference(alone, together)
+            # The graph as it was recorded, since compiling all would take minutes, unless asked for.
+            with contextlib.nullcontext() if os.environ.get("INDUCTOR") else mock.patch(GRAPH, lambda graph, _: graph):
+                given = name, prior, torch.float64, ranks, ranks.share(every)
+                eager, recorded = (gradients(*given, compile=compile) for compile in (False, True))
+            found[f"{name}, {prior}, compiled, float64"] = difference(eager, recorded)
     if ranks.rank == 0:
         (folder / "gradients.json").write_text(json.dumps(found))
+
+
+def difference(some: list[Tensor], others: list[Tensor]) -> float:
+    """The largest one, over the largest size."""
+    assert len(some) == len(others)
+    worst = max(float((a - b).abs().max()) for a, b in zip(some, others, strict=True))
+    return worst / max(float(each.abs().max()) for each in some)
 
 
 def trained(folder: Path | None, ranks: distributed.Ranks, **options: Any) -> tuple[VAE, Any]:
@@ -158,12 +200,124 @@ def job_fit(ranks: distributed.Ranks, folder: Path) -> None:
         "small": {"batch_size": 1348},  # whose last batch has one datum
         "long": {"steps": 1000, "epochs": None, "compile": True},
     }
-    for name, options in runs.items():
+    chosen = os.environ.get("RUNS", ",".join(runs)).split(",")
+    for name, options in ((name, runs[name]) for name in chosen):
         program, history = trained(None, ranks, **options)
         weights = torch.cat([each.detach().flatten() for each in program.state_dict().values()])
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.epochs]
         content = {"weights": weights.tolist(), "rows": rows, "stopped": history.stopped}
         (folder / f"{name}-{ranks.rank}.json").write_text(json.dumps(content))
+
+
+def enumerated() -> tuple[VAE, Tensor, dict[str, Any]]:
+    """A program whose bound is a sum over the values of its latent, so that nothing is drawn; data; how to train it."""
+    torch.manual_seed(0)
+    program = VAE(
+        priors.OneHotCategorical(3),
+        likelihoods.Bernoulli(nets.MLP(3, [8]), D),
+        conditionals.OneHotCategorical(nets.MLP(D, [8]), 3),
+    )
+    loss, optimizer = elbo.ELBO(gradient={"z": "enumerate"}), partial(torch.optim.SGD, lr=1e-3)
+    how = {"loss": loss, "optimizer": optimizer, "epochs": 3, "batch_size": 10, "seed": 0, "progress": False}
+    return program, (data_of(torch.float32) > 0).float(), how
+
+
+def job_curves(ranks: distributed.Ranks, folder: Path) -> None:
+    program, x, how = enumerated()
+    history = fit(program, x, **how)
+    (folder / f"curves-{ranks.rank}.json").write_text(json.dumps([row["loss"] for row in history.epochs]))
+
+
+class Noting(torch.nn.Module):
+    """A program without latents of use, that notes which data it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.zeros(D))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("mean", self)
+        if torch.is_grad_enabled() and self.training:
+            SEEN.extend(x[:, 0].long().tolist())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(self.mean, 30.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def job_stream(ranks: distributed.Ranks, folder: Path) -> None:
+    """Two epochs of a stream that processes read, interrupted after some steps, or going on with them."""
+    stop = int(os.environ["STOP"])
+    if ranks.rank == 0 and not (folder / "x.npy").exists():
+        x = np.zeros((47, D), np.float32)
+        x[:, 0] = np.arange(47)
+        np.save(folder / "x.npy", x)
+    dist.barrier()
+
+    def on_step(step: int, _: float) -> None:
+        if step == stop and ranks.rank == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 6, "seed": 0, "progress": False, "compile": False}
+    stream = data.stream(folder / "x.npy", workers=2)
+    with _no_warnings():
+        fit(Noting(), stream, folder=folder / "run", resume=True, on_step=on_step, **how)
+    (folder / f"seen-{stop}-{ranks.rank}.json").write_text(json.dumps(SEEN))
+
+
+class Known:
+    """z ~ Normal(0, 1), x ~ Normal(z, 1), and a guide; at the posterior, of scale 0.707, every draw tells log p(x)."""
+
+    def __init__(self, scale: float = 0.5**0.5) -> None:
+        self.scale = scale
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(x / 2, self.scale))
+
+
+def figures(program: VAE, x: Tensor) -> dict[str, Any]:
+    """Those of a program at data, by functions that share them."""
+    torch.manual_seed(5)
+    terms = evaluation.elbo_terms(program, x, analytic_kl=True)
+    units = evaluation.active_units(program, x)
+    gap = evaluation.amortization_gap(program, x, num_steps=20, progress=False)
+    found = {
+        "kl": terms.kl,
+        "variance": units.variance["z"],
+        "means": evaluation.latent_means(program, x, batch_size=3)["z"],
+        "optimized": gap.optimized_elbo,
+    }
+    return {name: tensor.tolist() for name, tensor in found.items()}
+
+
+def job_evaluated(ranks: distributed.Ranks, folder: Path) -> None:
+    """Figures of shares of the data, and what is wrong with one of them."""
+    x = torch.linspace(-2, 2, 7)
+    program, rows, known = vae("normal", torch.float32), data_of(torch.float32), Known()
+
+    def values(x: Tensor) -> Tensor:
+        return evaluation.log_marginal_likelihood(known, x, num_particles=30, progress=False).value
+
+    with evaluation.over_ranks():
+        found: dict[str, Any] = figures(program, rows)
+        wide = evaluation.log_marginal_likelihood(Known(0.9), x, num_particles=100, progress=False)
+        found |= {"wide": wide.value.tolist(), "error": wide.standard_error.tolist()}
+        found |= {"known": values(x).tolist(), "one": values(x[:1]).tolist(), "drawn": float(torch.rand(()))}
+        found["report"] = str(evaluation.report(known, torch.randn(40), num_particles=50))
+        lost = torch.where(torch.arange(7) == 6, torch.nan, x)
+        found["nan"] = words_of(lambda: values(lost))
+        found["others"] = words_of(lambda: values(x + ranks.rank))
+        found["another"] = words_of(lambda: figures(vae("normal", torch.float32, seed=ranks.rank), rows))
+    (folder / f"evaluated-{ranks.rank}.json").write_text(json.dumps(found))
 
 
 def job_resume(ranks: distributed.Ranks, folder: Path) -> None:
@@ -238,17 +392,98 @@ def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
         "apart": lambda: fit(program := vae("normal", torch.float32), x, epochs=2, seed=0, progress=False,
                              on_step=lambda *_: shifted(program, ranks)),
     }.items():  # fmt: skip
-        try:
-            make()
-            words[name] = "nothing"
-        except (RuntimeError, ValueError) as error:
-            words[name] = str(error)
+        words[name] = words_of(make)
     (folder / f"refused-{ranks.rank}.json").write_text(json.dumps(words))
 
 
 def shifted(program: VAE, ranks: distributed.Ranks) -> None:
     with torch.no_grad():
         next(iter(program.parameters())).add_(1e-3 * ranks.rank)
+
+
+def job_sharded(ranks: distributed.Ranks, folder: Path) -> None:
+    """Trains networks that are split over the ranks, and whole ones; the differences of losses and weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    mesh = init_device_mesh("cpu", (ranks.size,))
+    found: dict[str, Any] = {}
+    given = data_of(torch.float64)[ranks.share(torch.arange(N))]
+
+    def sharded(parts: Any = lambda program: (program.likelihood.body, program.posterior.body)) -> VAE:
+        program = vae("normal", torch.float64)
+        for part in parts(program):
+            fully_shard(part, mesh=mesh)
+        return program
+
+    def svi_of(program: VAE, loss: Any, **options: Any) -> SVI:
+        options = {"ranks": ranks, "compile": False, "max_grad_norm": 5.0, "ema_decay": 0.9, **options}
+        return SVI(program.model, program.guide, partial(torch.optim.Adam, lr=1e-2), loss, **options)
+
+    def train(program: VAE, name: str) -> tuple[list[float], Tensor]:
+        """Losses of five steps, two of them after a look without gradients; gradients, weights and averages."""
+        torch.manual_seed(1)
+        svi = svi_of(program, ESTIMATORS[name]())
+        seen: list[Tensor] = []
+        svi.initialize(given)
+        assert isinstance(svi.optimizer, torch.optim.Optimizer)
+        svi.optimizer.register_step_pre_hook(
+            lambda *_: seen.extend(p.grad.clone() for p in program.parameters() if p.grad is not None)
+        )
+        losses = []
+        for step in range(5):
+            if step % 2:
+                svi.evaluate_loss(given)
+            ranks.seed(step)
+            losses.append(svi.step(given))
+        with svi.averaged():
+            seen += [p.detach().clone() for p in program.parameters()]
+        return losses, torch.cat(
+            [distributed.whole(each.detach()).flatten() for each in (*seen, *program.parameters())]
+        )
+
+    def spoiled() -> None:
+        svi = svi_of(sharded(), elbo.ELBO())
+        svi.step(given)
+        svi.step(given * (1e200 if ranks.rank else 1.0))  # its square overflows
+
+    for name in ("ELBO", "IWELBO dreg", "VIMCO", "score running mean", "wake-sleep"):
+        losses, values = train(vae("normal", torch.float64), name)
+        again, others = train(sharded(), name)
+        found[name] = [
+            max(abs(a - b) for a, b in zip(losses, again, strict=True)),
+            float((values - others).abs().max()),
+        ]
+    held = sharded()
+    found["shards"] = {n: [len(p), len(p.to_local())] for n, p in held.named_parameters() if isinstance(p, DTensor)}
+    whole_parts = sharded(lambda program: (program.likelihood.head, program.posterior))
+    for name, make in {
+        "alone": lambda: svi_of(sharded(), elbo.ELBO(), ranks=None).step(given),
+        "compiled": lambda: svi_of(sharded(), elbo.ELBO(), compile=True).step(given),
+        "fit": lambda: fit(held, given, epochs=1, progress=False),
+        "nonfinite": spoiled,
+        "distribution": lambda: svi_of(whole_parts, elbo.ELBO()).step(given),
+        "evaluated": lambda: _evaluated(held, given),
+        "saved": lambda: save(folder / f"saved-{ranks.rank}", held),
+        "kept": lambda: checkpoint.save(folder / f"kept-{ranks.rank}.safetensors", held),
+    }.items():
+        found[name] = words_of(make)
+    (folder / f"sharded-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+def _evaluated(program: VAE, x: Tensor) -> None:
+    with evaluation.over_ranks():
+        evaluation.elbo_terms(program, x)
+
+
+def words_of(make: Any) -> str:
+    """The message of the error that something raises."""
+    try:
+        make()
+    except (RuntimeError, TypeError, ValueError, FloatingPointError) as error:
+        return str(error)
+    return "nothing"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
-from ranks_worker import ESTIMATORS
+from ranks_worker import ESTIMATORS, data_of, enumerated, figures, vae
+
+from pyro_vae import fit
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 
@@ -47,19 +51,74 @@ def read(folder: Path, name: str, ranks: int = 2) -> list[Any]:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quick")
-    launch("gradients,nonfinite,refused", folder, ESTIMATORS="IWELBO dreg,score running mean")
+    jobs = "gradients,curves,nonfinite,refused,evaluated,sharded"
+    launch(jobs, folder, ESTIMATORS="IWELBO dreg,score running mean")
     return folder
 
 
 def check_gradients(folder: Path, estimators: int) -> None:
     found = json.loads((folder / "gradients.json").read_text())
-    assert len(found) == 2 * estimators + 2  # of two types, and of a VampPrior
+    assert len(found) == 3 * (estimators + 2)  # of two types and compiled; and of a VampPrior and SigmaNormal
     for name, difference in found.items():
         assert difference < (1e-12 if "float64" in name else 1e-6), name
 
 
 def test_ranks_sum_to_the_gradient_of_one_process(quick: Path) -> None:
     check_gradients(quick, 2)
+
+
+def test_ranks_have_the_curve_of_one_process(quick: Path) -> None:
+    program, x, how = enumerated()
+    alone = [row["loss"] for row in fit(program, x, **how).epochs]
+    for losses in read(quick, "curves"):
+        assert losses == pytest.approx(alone, rel=1e-6)
+    assert alone[-1] < alone[0]
+
+
+def test_over_ranks_gives_every_rank_the_figures_of_one_process(quick: Path) -> None:
+    first, last = read(quick, "evaluated")
+    assert first.pop("nan") == last.pop("nan") + " (on rank 1)"
+    assert first == last
+    alone = figures(vae("normal", torch.float32), data_of(torch.float32))
+    for name in ("kl", "variance", "means"):  # which nothing is drawn for
+        torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(alone[name]), rtol=1e-5, atol=1e-6)
+    assert sum(first["optimized"]) == pytest.approx(sum(alone["optimized"]), abs=2.0)
+    expected = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.linspace(-2, 2, 7))
+    torch.testing.assert_close(torch.tensor(first["known"]), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(first["one"]), expected[:1], rtol=1e-6, atol=1e-6)
+    for value, exact, error in zip(first["wide"], expected.tolist(), first["error"], strict=True):
+        assert 0 < abs(value - exact) < 5 * error
+    assert "0 faults" in first["report"]
+
+
+def test_over_ranks_raises_on_all_what_one_raises(quick: Path) -> None:
+    for found in read(quick, "evaluated"):
+        assert "tensor([0.3333, 0.6667,    nan])" in found["nan"]
+        assert (
+            "expected the same program and data on all ranks; got another on rank 1 than on rank 0: argument 0"
+            in (found["others"])
+        )
+        assert "Guide.posterior.body.layers.0.weight" in found["another"]
+
+
+@pytest.mark.parametrize("name", ["ELBO", "IWELBO dreg", "VIMCO", "score running mean", "wake-sleep"])
+def test_SVI_takes_the_steps_of_whole_networks_with_sharded_ones(quick: Path, name: str) -> None:
+    for found in read(quick, "sharded"):
+        losses, values = found[name]
+        assert losses < 1e-12 > values  # of gradients, weights and their averages
+        assert set(map(tuple, found["shards"].values())) == {(8, 4)}
+
+
+def test_sharded_networks_are_refused_by_name_where_they_would_be_lost(quick: Path) -> None:
+    first, last = read(quick, "sharded")
+    for found in (first, last):
+        assert "on a mesh of the processes that take the steps, 1; got them on one of 2. Pass ranks=" in found["alone"]
+        assert "SVI: expected whole parameters for compile=True" in found["compiled"]
+        assert "got DiagonalNormal, which returns a Independent, and whose gradients" in found["distribution"]
+        for name, subject in (("fit", "fit"), ("evaluated", "elbo_terms"), ("saved", "save"), ("kept", "Checkpoint")):
+            assert found[name].startswith(f"{subject}: expected parameters that are whole on every rank; got 4 that")
+    assert "on every rank at step 1" in first["nonfinite"]
+    assert "this rank's data" in last["nonfinite"]
 
 
 def test_ranks_refuse_a_step_that_is_not_finite_on_one(quick: Path) -> None:
@@ -80,8 +139,11 @@ def test_ranks_name_what_they_cannot_share(quick: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_sum_to_the_gradient_of_one_process_for_every_estimator(tmp_path: Path, ranks: int) -> None:
-    launch("gradients", tmp_path, ranks)
+    launch("gradients,fit" if ranks == 4 else "gradients", tmp_path, ranks, RUNS="long")
     check_gradients(tmp_path, len(ESTIMATORS))
+    if ranks == 4:
+        first, *others = read(tmp_path, "long", ranks)
+        assert others == [first] * 3  # to the last bit, after 1,000 steps
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +200,29 @@ def test_fit_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_fit_of_a_stream_by_ranks_sees_each_datum_once_an_epoch(tmp_path: Path) -> None:
+    """Also where it goes on amid an epoch with another number of ranks."""
+    for ranks, stop in ((2, 11), (3, 99)):
+        launch("stream", tmp_path, ranks, STOP=str(stop))
+    before, after = read(tmp_path, "seen-11"), read(tmp_path, "seen-99", 3)
+    assert [len(each) for each in before] == [24 + 12, 23 + 12]  # an epoch of 8 steps, and 4 steps of 6 data
+    assert Counter(itertools.chain(*before, *after)) == dict.fromkeys(range(47), 2)
+    assert sorted(before[0][:24] + before[1][:23]) == list(range(47))
+
+
+@pytest.mark.slow
 def test_examples_and_commands_run_by_torchrun(tmp_path: Path) -> None:
     example = WORKER.parents[1] / "examples" / "mnist_svi.py"
     train = ["-m", "pyro_vae", "train", "--data", "digits", "--network", "mlp", "--steps", "6", "--out", "run"]
+    evaluate = ["-m", "pyro_vae", "evaluate", "run", "--num-particles", "20"]
     for command in ([str(example), "--dataset", "digits", "--steps", "6", "--out", "example"], train):
         result = torchrun(command, tmp_path)
         assert result.returncode == 0, result.stderr[-3000:]
         assert result.stdout.count("test: -ELBO") == 1  # the first rank's
+    result = torchrun(evaluate, tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("active units") == 1
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["-log p(x)"]["num_particles"] == 20
     assert (tmp_path / "example" / "vae" / "weights.safetensors").is_file()
     assert (tmp_path / "run" / "weights.safetensors").is_file()
     assert "steps: 6" in (tmp_path / "run" / "config.yaml").read_text()

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "svi": STEPS,
     "schedules": set(),
     "training": STEPS | {"models", "schedules", "data", "checkpoint"},
-    "evaluation": MODELS | {"traces", "elbo", "graphs", "data"},
+    "evaluation": MODELS | {"traces", "elbo", "graphs", "data", "distributed"},
     "style": set(),  # of all figures
     "lab": MODELS | STEPS | {"evaluation", "data", "style"},
     "data": set(),
@@ -64,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trackers": STEPS | {"models", "training", "evaluation"},
     "export": MODELS,
     "lightning": STEPS | {"models", "training"},
-    "checkpoint": MODELS | {"schedules"},
+    "checkpoint": MODELS | {"schedules", "distributed"},
     "sklearn": MODELS | {"traces", "schedules", "training"},
     "testing": PARTS,
     "cli": PUBLIC | {"trackers", "__init__"},

@@ -10,12 +10,13 @@ import pyro.optim
 import pytest
 import torch
 from torch import Size, Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae import VAE, conditionals, data, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, data, internals, likelihoods, nets, priors
 from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.nets import MLP, Body, ConvDecoder, ConvEncoder, ConvHead, LinearHead, ResidualDecoder, ResidualEncoder
-from pyro_vae.nets.residual import Block, Doubled
+from pyro_vae.nets.residual import Block, Doubled, Halved
 
 BODIES: dict[str, Callable[[], Body]] = {
     "MLP": lambda: MLP((2, 3), [5, 4]),
@@ -416,3 +417,24 @@ def test_Body_of_ones_own_implements_features() -> None:
     assert torch.equal(Doubled([3], 3)(torch.ones(2, 4, 3)), torch.full((2, 4, 3), 2.0))
     with pytest.raises(NotImplementedError):
         Body([3], 3)(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 3), (4, 7)])
+def test_Halved_is_the_mean_of_the_pixels_that_there_are(shape: tuple[int, int]) -> None:
+    h = torch.randn(2, 3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Halved()(h), nn.AvgPool2d(2, ceil_mode=True)(h), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_Halved_has_the_same_gradient_compiled() -> None:
+    """That of ``AvgPool2d(ceil_mode=True)`` is wrong by as much as it is large."""
+    h = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradient(h: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            h = h.detach().requires_grad_()
+            return torch.autograd.grad(Halved()(h).square().sum(), h)
+
+    graph = make_fx(gradient)(h)
+    with torch.no_grad():
+        torch.testing.assert_close(internals.compile_graph(graph, [h])(h)[0], gradient(h)[0])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import checks
+from pyro_vae.distributed import check_whole
 from pyro_vae.internals import storage_key
 
 _METADATA, _CHECKSUM = "pyro_vae", "sha256"
@@ -60,6 +61,7 @@ def save(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, An
         True
     """
     checks.instance("Checkpoint", "module", module, nn.Module, "Pass a VAE, or any module.")
+    check_whole("Checkpoint", module)
     if metadata is not None:
         checks.instance("Checkpoint", "metadata", metadata, dict, "Give a dictionary that JSON can hold, or none.")
     if Path(path).is_dir():

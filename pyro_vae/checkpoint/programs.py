@@ -30,6 +30,7 @@ from pyro_vae.checkpoint.card import card
 from pyro_vae.checkpoint.description import build, describe
 from pyro_vae.checkpoint.fingerprints import is_own, others_of
 from pyro_vae.checkpoint.tree import alike, pack, unpack
+from pyro_vae.distributed import check_whole
 
 PROGRAM, ARGUMENTS, WEIGHTS, BEST, CARD = (
     "program.json",
@@ -78,6 +79,7 @@ def save(folder: str | os.PathLike[str], program: nn.Module, figures: Mapping[st
     """
     path = a_path("save", folder)
     checks.instance("save", "program", program, nn.Module, "Pass a VAE, or another program that is a module.")
+    check_whole("save", program)
     if figures is not None:
         checks.instance("save", "figures", figures, Mapping, 'Give numbers by name, {"test_elbo": -23.0}, or none.')
     for name, value in (figures or {}).items():

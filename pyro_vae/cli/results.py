@@ -14,6 +14,7 @@ from pyro_vae.checkpoint import files
 from pyro_vae.cli.calls import made
 from pyro_vae.cli.parser import subclasses
 from pyro_vae.cli.runs import opened
+from pyro_vae.cli.train import is_other_rank
 from pyro_vae.evaluation.results import plain
 
 Split = Literal["train", "validation", "test"]
@@ -29,6 +30,8 @@ def evaluate(
 ) -> None:
     """Prints the figures of a trained program in nats per datum, and writes them to evaluation.json of its folder.
 
+    By torchrun, its processes share the data, and the first writes.
+
     Args:
         folder: the run's.
         data: other data than the run's, all of which are looked at.
@@ -42,13 +45,15 @@ def evaluate(
     num_all = len(chosen)
     chosen = chosen if max_data is None else chosen.take(max_data)
     x, *context = chosen.batch(torch.arange(len(chosen)), torch.Generator().manual_seed(seed))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluation.over_ranks():
         torch.manual_seed(seed)
         terms = evaluation.elbo_terms(run.program, x, *context)
         marginal = evaluation.log_marginal_likelihood(
             run.program, x, *context, num_particles=num_particles, progress=False
         )
         units = evaluation.active_units(run.program, x, *context) if len(x) > 1 else None
+    if is_other_rank():
+        return
     estimate = evaluation.Estimate.of
     figures = {
         "-ELBO": estimate(-terms.elbo, 1),
@@ -85,12 +90,15 @@ def report(folder: str, data: str | None = None, split: Split = "test", max_data
     run = opened(folder)
     chosen: Any = run.dataset(data, split).take(max_data)
     found: evaluation.Report | None = None
+    none = ""
     try:
-        found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
+        with evaluation.over_ranks():
+            found = evaluation.report(run.program, chosen, train=run.splits.train, seed=seed)
     except ValueError as error:  # of too few data, for example; the pictures can be drawn all the same
-        print(f"no verdicts: {error}")
-    if found is not None:
-        print(*found.telling(), sep="\n")
+        none = f"no verdicts: {error}"
+    if is_other_rank():
+        return
+    print(*([none] if found is None else found.telling()), sep="\n")
     print(plots.report(folder, chosen, verdicts=found, seed=seed))
 
 

@@ -21,6 +21,7 @@ from pyro_vae.evaluation.predictive import PredictiveChecks, predictive_checks
 from pyro_vae.evaluation.ranks import Calibration, calibration
 from pyro_vae.evaluation.rates import Rate
 from pyro_vae.evaluation.results import Estimate
+from pyro_vae.evaluation.shares import over_ranks
 from pyro_vae.evaluation.simulation import Simulation, simulate
 from pyro_vae.evaluation.surgery import ElboSurgery, elbo_surgery
 from pyro_vae.evaluation.terms import elbo_terms
@@ -64,6 +65,7 @@ __all__ = [
     "latent_means",
     "log_conditional_likelihood",
     "log_marginal_likelihood",
+    "over_ranks",
     "posterior_samples",
     "predictive_checks",
     "rate_distortion",

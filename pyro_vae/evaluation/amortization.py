@@ -26,6 +26,7 @@ from pyro_vae import checks
 from pyro_vae.elbo import ELBO
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.shares import by_share, is_first, joined
 from pyro_vae.graphs.recording import random_state
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_weights
@@ -97,7 +98,25 @@ def amortization_gap(
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value < 1:
             raise ValueError(f"amortization_gap: expected {name} at least 1; got {value}. Give a positive number.")
-    args = (x, *context)
+    progress = progress and is_first()
+
+    def elbos(*own: Tensor) -> tuple[Tensor, Tensor]:
+        return _elbos(program, own, num_steps, learning_rate, num_particles, plate, progress)
+
+    amortized, optimized = joined(by_share("amortization_gap", program, (x, *context), elbos))
+    return AmortizationGap(amortized, optimized, num_particles, num_steps)
+
+
+def _elbos(
+    program: Program,
+    args: tuple[Tensor, ...],
+    num_steps: int,
+    learning_rate: float,
+    num_particles: int,
+    plate: str,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """The guide's ELBO of each datum, and that of its own distribution."""
     with unchanged_param_store():
         structure = inspect(program.model, program.guide, args, {})
         with torch.no_grad(), random_state(args):
@@ -125,8 +144,7 @@ def amortization_gap(
         with torch.no_grad(), pyro.validation_enabled(False):
             with random_state(args):
                 optimized = elbo(guide)
-            amortized = elbo(program.guide)
-    return AmortizationGap(amortized, optimized, num_particles, num_steps)
+            return elbo(program.guide), optimized
 
 
 class _OwnParameters(Messenger):

@@ -32,6 +32,7 @@ from pyro_vae.evaluation.hmc import TemperedPosterior
 from pyro_vae.evaluation.importance import log_mean
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.shares import by_share, is_first, joined
 from pyro_vae.evaluation.simulation import Simulation
 from pyro_vae.models import Program
 
@@ -152,11 +153,16 @@ def ais(
         ValueError: a latent that is discrete or constrained; densities that are random; a number below 1.
     """
     _check_counts("ais", num_particles, num_temperatures, num_leapfrog_steps)
-    path = _Path("ais", program, (x, *context), num_particles, num_temperatures, num_leapfrog_steps, plate)
-    with tqdm(total=_WARM_UP + 2 * num_temperatures - 1, disable=not progress, unit="temperature") as bar:
-        path.adapt(bar)
-        log_weights, acceptance = path.forwards(bar)
-    value, error, ess = _averaged(log_weights)
+    progress = progress and is_first()
+
+    def annealed(*own: Tensor) -> tuple[Tensor, ...]:
+        path = _Path("ais", program, own, num_particles, num_temperatures, num_leapfrog_steps, plate)
+        with tqdm(total=_WARM_UP + 2 * num_temperatures - 1, disable=not progress, unit="temperature") as bar:
+            path.adapt(bar)
+            log_weights, acceptance = path.forwards(bar)
+        return *_averaged(log_weights), acceptance
+
+    value, error, ess, acceptance = joined(by_share("ais", program, (x, *context), annealed))
     return AnnealedImportanceSampling(
         value, error, ess, acceptance, num_particles, num_temperatures, num_leapfrog_steps
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.runs import guide_run
+from pyro_vae.evaluation.shares import by_share, joined
 from pyro_vae.evaluation.units import means_of
 from pyro_vae.models import Program
 
@@ -59,11 +60,16 @@ def latent_means(
     """
     checks.whole("latent_means", "num_particles", num_particles)
     checks.whole("latent_means", "batch_size", batch_size)
-    parts: list[dict[str, Tensor]] = []
-    for args in zip(*(each.split(batch_size) for each in (x, *context)), strict=True):
-        run = guide_run(program.guide, args, num_particles)
-        parts.append({name: means_of("latent_means", site, run, plate)[0].mean(0) for name, _, site in run.latents()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def means(*own: Tensor) -> dict[str, Tensor]:
+        parts = []
+        for args in zip(*(each.split(batch_size) for each in own), strict=True):
+            run = guide_run(program.guide, args, num_particles)
+            parts.append({n: means_of("latent_means", site, run, plate)[0].mean(0) for n, _, site in run.latents()})
+        return joined(parts)
+
+    whole = batch_size >= len(x)
+    return joined(by_share("latent_means", program, (x, *context), means, whole=whole))
 
 
 def write_latents(

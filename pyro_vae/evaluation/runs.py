@@ -13,6 +13,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae.evaluation.shares import by_share, is_first
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import Recorded, random_state, recorded
 from pyro_vae.models import Program
@@ -126,6 +127,32 @@ def reduce_runs(
             that the model cannot have made, or NaN densities.
     """
     _check(subject, program, args, num_particles=num_particles, batch_size=batch_size, memory=memory)
+    bar = tqdm(total=num_particles, disable=not (progress and is_first()), unit="draw", unit_scale=True)
+
+    def reduced(*own: Tensor) -> list[T_co]:
+        given = own, reducer, num_particles, memory, reserve, latents, batch_size, plate
+        return _reduced(subject, program, *given, bar)
+
+    # Where all are to be run at once, because a guide's parameters belong to them, there are no shares.
+    whole = batch_size is not None and batch_size >= len(args[0])
+    with bar:
+        return [kept for part in by_share(subject, program, args, reduced, whole=whole) for kept in part]
+
+
+def _reduced(
+    subject: str,
+    program: Program,
+    args: tuple[Tensor, ...],
+    reducer: Callable[[], Reducer[T_co]],
+    num_particles: int,
+    memory: int | None,
+    reserve: int,
+    latents: bool,
+    batch_size: int | None,
+    plate: str,
+    bar: tqdm,
+) -> list[T_co]:
+    """What :func:`reduce_runs` returns, of one process's data."""
     n = len(args[0])
     batch_size = None if batch_size is None else min(batch_size, n)
     runs, per_datum, per_draw = _trial(subject, program, args, batch_size or min(2, n), plate, latents, reducer)
@@ -150,14 +177,14 @@ def reduce_runs(
     if len(full) * (num_particles // particles) >= _WORTH_RECORDING:
         runs.record(particles, full[:2], memory)
     kept = []
-    with tqdm(total=n * num_particles, disable=not progress, unit="draw", unit_scale=True) as bar:
-        for batch in batches:
-            part, draw = reducer(), runs.of(batch)
-            for done in range(0, num_particles, particles):
-                count = min(particles, num_particles - done)
-                part.add(draw(count))
-                bar.update(count * len(batch[0]))
-            kept.append(part.finish())
+    bar.total = n * num_particles
+    for batch in batches:
+        part, draw = reducer(), runs.of(batch)
+        for done in range(0, num_particles, particles):
+            count = min(particles, num_particles - done)
+            part.add(draw(count))
+            bar.update(count * len(batch[0]))
+        kept.append(part.finish())
     return kept
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from pyro_vae import checks
 from pyro_vae.elbo import Terms
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.runs import one_run
+from pyro_vae.evaluation.shares import by_share, joined
 from pyro_vae.models import Program
 from pyro_vae.traces.possible import check_possible
 from pyro_vae.traces.terms import terms_of
@@ -63,7 +66,11 @@ def checked_terms(
 ) -> Terms:
     """The terms of one run, once they are possible; ``subject`` is who asks, for messages."""
     checks.whole(subject, "num_particles", num_particles)
-    run = one_run(program, args, num_particles)
-    terms = terms_of([run], plate, analytic=analytic_kl)
-    check_possible(subject, terms.elbo, lambda: run, plate)
-    return terms
+
+    def terms(*own: Tensor) -> dict[str, Any]:
+        run = one_run(program, own, num_particles)
+        found = terms_of([run], plate, analytic=analytic_kl)
+        check_possible(subject, found.elbo, lambda: run, plate)
+        return vars(found)
+
+    return Terms(**joined(by_share(subject, program, args, terms)))

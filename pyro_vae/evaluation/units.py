@@ -23,6 +23,7 @@ from torch.distributions import Independent
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Result, table
 from pyro_vae.evaluation.runs import guide_run
+from pyro_vae.evaluation.shares import by_share, joined
 from pyro_vae.models import Program
 from pyro_vae.traces.layout import by_draw
 from pyro_vae.traces.tracing import Site, Traces
@@ -132,10 +133,14 @@ def active_units(
             f"active_units: expected at least 2 data and 1 particle; got {len(x)} and {num_particles}. Pass more."
         )
     args = (x, *context)
-    run = guide_run(program.guide, args, num_particles)
+
+    def of_guide(*own: Tensor) -> dict[str, tuple[Tensor, str]]:
+        run = guide_run(program.guide, own, num_particles)
+        return {name: means_of("active_units", site, run, plate) for name, _, site in run.latents()}
+
     variance, error, mean, how = {}, {}, {}, {}
-    for name, _, site in run.latents():
-        means, how[name] = means_of("active_units", site, run, plate)
+    found = joined(by_share("active_units", program, args, of_guide), dim=1)
+    for name, (means, how[name]) in found.items():
         averages = means.mean(0)
         centered = averages - averages.mean(0)
         biased = centered.square().mean(0)

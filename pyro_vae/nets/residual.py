@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad
 
 from pyro_vae import checks
 from pyro_vae.nets.body import Body
@@ -214,6 +215,17 @@ def two_convolutions(
         nn.init.zeros_(last.bias)
     first = [_norm(fan_in), layer(activation), nn.Conv2d(fan_in, fan_in, kernel, padding=kernel // 2)]
     return nn.Sequential(*first, _norm(fan_in), layer(activation), last)
+
+
+class Halved(nn.Module):
+    """Half the height and width, rounded up: the mean of each 2x2 pixels, or of those that there are at an odd end.
+
+    As ``nn.AvgPool2d(2, ceil_mode=True)``, whose gradient at odd sizes Inductor gets wrong (torch 2.14).
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        rows, columns = (size % 2 for size in h.shape[-2:])
+        return avg_pool2d(pad(h, (0, columns, 0, rows), mode="replicate") if rows or columns else h, 2)
 
 
 class Doubled(nn.Module):

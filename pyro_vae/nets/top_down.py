@@ -12,7 +12,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.nets.residual import Block, Doubled, two_convolutions
+from pyro_vae.nets.residual import Block, Doubled, Halved, two_convolutions
 
 Activation = Callable[[], nn.Module]
 
@@ -45,7 +45,7 @@ class Features(nn.Module):
         self.entry = nn.Conv2d(image[0], channels, 3, padding=1)
         self.stages = nn.ModuleList(
             nn.Sequential(
-                *([] if size == sizes[-1] else [nn.AvgPool2d(2, ceil_mode=True)]),
+                *([] if size == sizes[-1] else [Halved()]),
                 *(Block(channels, activation, scale=scale, kernel=_kernel(size)) for _ in range(blocks)),
             )
             for size in reversed(sizes)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from pyro_vae.distributed import is_sharded
 from pyro_vae.svi.optimizers import listed
 from pyro_vae.svi.parameters import Parameters
 
@@ -63,3 +66,27 @@ def account(
             f"SVI: expected a loss with a gradient; got one that depends on none of the {len(registered)} "
             "parameters. Unfreeze them, or use evaluate_loss."
         )
+
+
+def check_shards(parameters: Sequence[Tensor], ranks: int, compile: bool | str) -> bool:
+    """Whether some parameters are sharded.
+
+    Args:
+        parameters: of the programs.
+        ranks: number of processes that take the steps.
+        compile: whether these are to be compiled.
+
+    Raises:
+        ValueError: they are so over other processes than those, or steps are to be compiled.
+    """
+    meshes: list[int] = [getattr(p, "device_mesh").size() for p in parameters if is_sharded(p)]  # noqa: B009
+    if any(mesh != ranks for mesh in meshes):
+        raise ValueError(
+            f"SVI: expected sharded parameters on a mesh of the processes that take the steps, {ranks}; got them on "
+            f"one of {max(meshes)}. Pass ranks=pyro_vae.distributed.ranks(), and shard over all of them."
+        )
+    if meshes and compile is True:
+        raise ValueError(
+            "SVI: expected whole parameters for compile=True; got some that fully_shard has split. Use compile=False."
+        )
+    return bool(meshes)

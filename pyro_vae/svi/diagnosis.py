@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.distributed import whole
 from pyro_vae.svi.optimizers import listed
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -31,7 +32,7 @@ def check_gradients(named: Mapping[str, Tensor], step: int) -> None:
         FloatingPointError: naming them.
     """
     # A sum is NaN or infinite where a term is, and takes one pass.
-    if math.isfinite(sum(float(p.grad.sum()) for p in named.values() if p.grad is not None)):
+    if math.isfinite(sum(float(whole(p.grad.sum())) for p in named.values() if p.grad is not None)):
         return
     lost = [name for name, p in named.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if lost:

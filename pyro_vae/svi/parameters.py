@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pyro_vae.distributed import is_sharded, settle_shards
 from pyro_vae.traces.modules import Binding, bindings_of, is_bound, roots_of
 
 
@@ -106,6 +107,7 @@ class Parameters:
         return bool(gone)
 
     def _look(self) -> None:
+        settle_shards(self._roots)
         self._buffers = [buffer for root in self._roots for buffer in root.buffers()]
         self.held = {id(parameter) for root in self._roots for parameter in root.parameters()}
 
@@ -141,13 +143,18 @@ class Parameters:
         with torch.no_grad():
             parameters = list(dict.fromkeys(self.named.values()))
             old = [p for p in parameters if p in self._averages]
-            if old:
-                get_ema_multi_avg_fn(decay)([self._averages[p] for p in old], old, 0)
+            for alike in [[p] for p in old] if any(map(is_sharded, old)) else [old] if old else []:
+                get_ema_multi_avg_fn(decay)([self._averages[p] for p in alike], alike, 0)
             self._averages |= {p: p.detach().clone() for p in parameters if p not in self._averages}
 
     def keep_precision(self) -> None:
         """Gives the averages the precision that the parameters have now."""
         self._averages = {p: average.to(p.dtype) for p, average in self._averages.items()}
+
+    @property
+    def are_sharded(self) -> bool:
+        """Whether ranks have parts of some of them each."""
+        return any(map(is_sharded, self.named.values()))
 
     @property
     def has_averages(self) -> bool:

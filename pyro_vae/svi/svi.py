@@ -27,7 +27,7 @@ from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, 
 from pyro_vae.distributed import Ranks
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves
-from pyro_vae.svi.accounting import account, set_aside
+from pyro_vae.svi.accounting import account, check_shards, set_aside
 from pyro_vae.svi.calls import Calls, cuda_devices, out_of_inference
 from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import as_number, is_sound, with_methods
@@ -393,7 +393,8 @@ class SVI:
             self._adopt(statements.names if isinstance(statements, Declared) else set())
             if isinstance(leaves, Leaves) and is_sound(self.loss, loss, self.parameters.named):
                 data = {a for a in tree_leaves((args, given, kwargs)) if isinstance(a, Tensor)}
-                account(self.parameters, others, leaves.found - data)
+                # Of a sharded network the step differentiates by what was gathered of the parameters.
+                account(self.parameters, others, set() if self.parameters.are_sharded else leaves.found - data)
         return loss, False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -461,10 +462,17 @@ class SVI:
         new = self.parameters.adopt(declared)
         if new:
             self._differentiated = None
+            if check_shards(new, 1 if self.ranks is None else self.ranks.size, self.compiler.mode):
+                self.compiler.give_up()
             self._update.adopt(new, self.parameters.named)
 
     def refuse(self, loss: float, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises the error for a loss of :meth:`advance` that is not finite, after looking for where it comes from."""
+        if self.parameters.are_sharded:  # whose programs no rank runs alone
+            raise FloatingPointError(
+                f"SVI: expected a finite loss at step {self.num_steps}; got {loss}. Look for NaN and extremes in this "
+                "rank's data, lower the learning rate, or clip gradients (max_grad_norm)."
+            )
         with running_programs(), self.scope():
             rows = args[0] if self.prepare is not None and args and isinstance(args[0], Tensor) else None
             found = diagnosis(self.model, self.guide, self._prepared(args), kwargs, self.parameters.named, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyro.optim
 import torch
 from torch import Tensor
 
+from pyro_vae.distributed import is_sharded, whole
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by, keep_precision, made_of, owned
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -88,8 +90,19 @@ class Update:
                     parameter.grad = torch.zeros_like(parameter)
             self.moved.update(p for p in parameters if p.grad is not None)
         if max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            _clip(parameters, max_grad_norm)
         if isinstance(self.optimizer, pyro.optim.PyroOptim):
             self.optimizer([p for p in parameters if p.grad is not None])
         elif self.optimizer is not None:
             self.optimizer.step()
+
+
+def _clip(parameters: list[Tensor], max_norm: float) -> None:
+    """Clips the gradient of all parameters together."""
+    if not any(map(is_sharded, parameters)):
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]  # of which torch's function takes no mixture
+    norm = math.sqrt(sum(float(whole(gradient.square().sum())) for gradient in gradients))
+    for gradient in gradients:
+        gradient.mul_(min(1.0, max_norm / (norm + 1e-6)))

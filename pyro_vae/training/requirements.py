@@ -12,6 +12,7 @@ from torch import nn
 from pyro_vae import checks
 from pyro_vae.data import Dataset, Stream, as_dataset
 from pyro_vae.data.alike import as_taken, check_alike
+from pyro_vae.distributed import check_whole
 from pyro_vae.internals import BatchNorm
 from pyro_vae.models.program import Program
 from pyro_vae.schedules import Schedule
@@ -21,12 +22,14 @@ from pyro_vae.training.run import modules_of_program
 
 
 def check_program(program: object) -> None:
-    """Raises for what has no model and guide."""
+    """Raises for what has no model and guide, or is split over ranks."""
     if not isinstance(program, Program):
         raise TypeError(
             f"fit: expected a program with model and guide; got {type(program).__name__}. Pass a VAE, or an object "
             "with these two attributes."
         )
+    for part in modules_of_program(program):
+        check_whole("fit", part)
 
 
 def check_settings(
