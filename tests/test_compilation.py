@@ -482,7 +482,7 @@ def test_use_onednn_takes_large_products(rows: int, features: int, outputs: int)
 def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the CPU for a GPU, and repeats in Python what a CUDA graph would repeat."""
 
-    def capture(body: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    def capture(body: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], None]]:
         result = X.new_zeros(())
 
         def replay() -> None:
@@ -496,6 +496,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
 
     uncompiled(monkeypatch)
     monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(cuda_graph, "warm_up", torch.no_grad()(lambda body, device: body()))
     monkeypatch.setattr(compiler, "can_capture", can_capture)
 
 
