@@ -36,7 +36,7 @@ def test_step_time_contenders_that_compute_something_else_are_refused(step_time:
 
 
 def test_step_time_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) -> None:
-    setting = step_time.Setting("784-400-20", 100, 1, False, 1, 2, ())
+    setting = step_time.Setting("784-400-20", 100, 1, False, 1, 2, (), torch.device("cpu"))
     blocks = setting.task().blocks(2)
     seen = torch.cat([next(blocks).flatten() for _ in range(300)])
     assert torch.equal(seen.sort().values, torch.arange(60_000))

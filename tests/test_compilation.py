@@ -552,7 +552,7 @@ def test_CapturedStep_leaves_the_parameters_where_the_loss_is_not_finite(monkeyp
     assert not torch.equal(weights(vae), before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("make", [lambda: elbo.ELBO(), lambda: elbo.IWELBO(5, gradient="dreg")])
 def test_CapturedStep_on_cuda_trains_as_eager_steps_do(make: Callable[[], pyro.infer.ELBO]) -> None:
     x, results = X.float().cuda(), []
@@ -568,7 +568,7 @@ def test_CapturedStep_on_cuda_trains_as_eager_steps_do(make: Callable[[], pyro.i
     assert bool(results[1][0].isfinite().all())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_fit_on_cuda_reads_the_loss_once_per_epoch() -> None:
     vae, x = small_vae().float().cuda(), X.float().cuda()
     torch.cuda.set_sync_debug_mode("default")
