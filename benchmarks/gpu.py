@@ -1,8 +1,8 @@
 """All that a GPU is to be asked, in one run, the most telling first.
 
-    python benchmarks/cuda.py                    # under 8 minutes on an H200
-    python benchmarks/cuda.py --only parity replay
-    python benchmarks/cuda.py --device cpu --quick     # tests the script itself, in a minute or two
+    python benchmarks/gpu.py                    # under 8 minutes on an H200
+    python benchmarks/gpu.py --only parity replay
+    python benchmarks/gpu.py --device cpu --quick     # tests the script itself, in a minute or two
 
 It prints as it goes. A part that fails is named at the end, and their number is the exit status; a part that may not
 end within the budget is left out, with a word. Peak is that of a product of two large matrices, measured here.
@@ -17,7 +17,7 @@ it lacks, from the root of the checkout, in a folder that git ignores:
 and there, with .whl carried:
 
     python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl && tar -xzf .whl/mnist.tar.gz -C /tmp
-    PYTHONPATH=/tmp/site:. PYRO_VAE_DATA=/tmp python3 benchmarks/cuda.py
+    PYTHONPATH=/tmp/site:. PYRO_VAE_DATA=/tmp python3 benchmarks/gpu.py
 """
 
 from __future__ import annotations
