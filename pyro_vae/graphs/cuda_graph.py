@@ -95,7 +95,7 @@ class CapturedStep:
                 update()
             finally:
                 del optimizer.found_inf  # type: ignore[attr-defined]
-            return torch.where(bounded, loss, math.nan)
+            return loss.masked_fill(~bounded, math.nan)
 
         self._body = body, device
         self._warm_ups: float = WARM_UPS
