@@ -165,13 +165,19 @@ def test_CapturedStep_an_argument_that_was_the_same_so_far_is_copied_from_then_o
     assert captures == 2 * FIRST
 
 
+def move(svi: SVI) -> None:
+    """What moving a module to another device and back does to its parameters."""
+    for parameter in svi.named_parameters().values():
+        parameter.data = parameter.data.clone()
+
+
 CHANGES: dict[str, Callable[[SVI], None]] = {
     "clipping": lambda svi: setattr(svi, "max_grad_norm", 1e-9),
     "decay of averages": lambda svi: setattr(svi, "ema_decay", 0.5),
     "betas": lambda svi: group_of(svi).update(betas=(0.1, 0.2)),
     "weight decay": lambda svi: group_of(svi).update(weight_decay=0.5),
     "a loaded state": lambda svi: optimizer_of(svi).load_state_dict(copy.deepcopy(optimizer_of(svi).state_dict())),
-    "memory": lambda svi: [setattr(p, "data", p.data.clone()) for p in svi.named_parameters().values()] and None,
+    "memory": move,
 }
 
 
