@@ -35,8 +35,9 @@ Block = Callable[[Tensor], list[float]]
 
 
 def numbers(losses: Sequence[Tensor | float]) -> list[float]:
-    """Losses as numbers, of which a GPU is asked once."""
-    return torch.stack([torch.as_tensor(loss) for loss in losses]).tolist()
+    """Losses as numbers, of which a GPU is asked once; our first steps return numbers themselves."""
+    on = next((loss.device for loss in losses if isinstance(loss, Tensor)), None)
+    return torch.stack([torch.as_tensor(loss, device=on) for loss in losses]).tolist()
 
 
 class Task:
