@@ -322,10 +322,11 @@ def main() -> None:
     run = Run(arguments.device, arguments.quick, lambda: arguments.budget - (time.perf_counter() - start))
     torch.set_float32_matmul_precision("highest")
     say(description(run.device))
-    failed = []
+    failed, left_out = [], []
     for name in arguments.only:
         function, seconds = PARTS[name]
         if run.left() < seconds:
+            left_out.append(name)
             say(f"\n{name}: left out, as {run.left():.0f} s are left of the budget and it may take {seconds:.0f} s")
             continue
         say(f"\n== {name}: {function.__doc__}")
@@ -336,7 +337,8 @@ def main() -> None:
             failed.append(name)
             say(traceback.format_exc(limit=-8))
         say(f"-- {name}: {'FAILED' if name in failed else 'passed'}, {time.perf_counter() - before:.1f} s")
-    say(f"\n{len(failed)} failed: {', '.join(failed)}" if failed else "\nnone failed")
+    ending = f"{len(failed)} failed: {', '.join(failed)}" if failed else "none failed"
+    say(f"\n{ending}" + (f"; left out: {', '.join(left_out)}" if left_out else ""))
     sys.exit(len(failed))
 
 

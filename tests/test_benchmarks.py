@@ -193,7 +193,7 @@ def test_gpu_tells_what_failed_and_what_it_left_out(
     assert ended.value.code == 1
     assert "AssertionError: expected a GPU; got cpu" in said
     assert "long: left out, as 4" in said
-    assert said.endswith("passed, 0.0 s\n\n1 failed: bad\n")
+    assert said.endswith("passed, 0.0 s\n\n1 failed: bad; left out: long\n")
 
 
 def test_devices_one_that_is_not_there_is_told(gpu: Any) -> None:
