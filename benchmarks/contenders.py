@@ -2,7 +2,7 @@
 
 Bernoulli pixels, tanh networks, one layer for mean and log-scale together, Adam at 1e-3. Each contender starts from the
 same weights, is given a block of indices (steps, batch), and gathers and binarizes its batches from all images, uint8
-(N, 784), itself.
+(N, 784), itself. Losses are read at the end of a block, except by those whose step returns a number, as Pyro's does.
 """
 # mypy: disable-error-code="import-not-found, import-untyped"
 
@@ -12,7 +12,7 @@ import importlib.util
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +34,12 @@ Block = Callable[[Tensor], list[float]]
 """Takes a step for each row of indices (steps, batch); the losses, before each step."""
 
 
+def numbers(losses: Sequence[Tensor | float]) -> list[float]:
+    """Losses as numbers, of which a GPU is asked once; our first steps return numbers themselves."""
+    on = next((loss.device for loss in losses if isinstance(loss, Tensor)), None)
+    return torch.stack([torch.as_tensor(loss, device=on) for loss in losses]).tolist()
+
+
 class Task:
     """What is trained on what.
 
@@ -42,24 +48,27 @@ class Task:
         latent: dimensions of z.
         particles: K; 1 for the ELBO, more for the importance-weighted bound.
         batch_size: data in a step.
-        dataset: gray pixels, to be binarized in every batch.
+        dataset: gray pixels, to be binarized in every batch; its device is that of all tensors.
     """
 
     def __init__(self, hidden: list[int], latent: int, particles: int, batch_size: int, dataset: data.Dataset) -> None:
         self.hidden, self.latent = hidden, latent
         self.particles, self.batch_size, self.dataset = particles, batch_size, dataset
+        self.device = dataset.device
         self.weights = [(layer.weight.detach(), layer.bias.detach()) for layer in linears(Networks(self))]
 
     def blocks(self, steps: int) -> Iterator[Tensor]:
         """Indices (steps, batch), of one permutation of the data after the other."""
         size = steps * self.batch_size
         while True:
-            for indices in torch.randperm(len(self.dataset)).split(size):
+            for indices in torch.randperm(len(self.dataset)).to(self.device).split(size):
                 if len(indices) == size:
                     yield indices.view(steps, self.batch_size)
 
     def start(self, *networks: nn.Module) -> None:
-        """Gives encoder and decoder the weights that every contender starts from."""
+        """Gives encoder and decoder the weights that every contender starts from, on the device."""
+        for network in networks:
+            network.to(self.device)
         layers = [layer for network in networks for layer in linears(network)]
         for layer, (weight, bias) in zip(layers, self.weights, strict=True):
             layer.load_state_dict({"weight": weight, "bias": bias})
@@ -107,7 +116,7 @@ def our_loss(task: Task) -> pyro.infer.ELBO:
 def ours(task: Task, *, compile: bool, precision: Precision = "float32") -> Block:
     vae, gather, images = our_vae(task), task.dataset.gather, task.dataset.images
     svi = SVI(vae.model, vae.guide, FUSED_ADAM, our_loss(task), compile=compile, prepare=gather, precision=precision)
-    return lambda indices: [svi.step(index, images) for index in indices]
+    return lambda indices: numbers([svi.advance(index, images) for index in indices])
 
 
 class HandWritten(Networks):
@@ -123,7 +132,8 @@ class HandWritten(Networks):
         gray = images[index].float() / 255
         x = (torch.rand_like(gray) < gray).float()
         loc, scale = self.encode(x)
-        noise = torch.randn_like(loc) if self.particles == 1 else torch.randn(self.particles, *loc.shape)
+        shape = loc.shape if self.particles == 1 else (self.particles, *loc.shape)
+        noise = torch.randn(shape, device=loc.device)
         z = loc + scale * noise
         logits = self.decoder(z)
         log_weights = (0.5 * (noise.square() - z.square()) + scale.log()).sum(-1)
@@ -132,12 +142,12 @@ class HandWritten(Networks):
             return -log_weights.sum()
         return -(log_weights.logsumexp(0) - math.log(self.particles)).sum()
 
-    def step(self, index: Tensor, images: Tensor) -> float:
-        loss = self(index, images)
+    def step(self, index: Tensor, images: Tensor) -> Tensor:
+        loss: Tensor = self(index, images)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
 
 def hand_written(task: Task, *, compile: bool, **options: object) -> Block:
@@ -146,7 +156,38 @@ def hand_written(task: Task, *, compile: bool, **options: object) -> Block:
     if compile:
         module.compile(dynamic=False, options=options)
     images = task.dataset.images
-    return lambda indices: [module.step(index, images) for index in indices]
+    return lambda indices: numbers([module.step(index, images) for index in indices])
+
+
+def with_cuda_graph(task: Task) -> Block:
+    """By hand, compiled, and captured with the optimizer as PyTorch's notes on CUDA graphs have it."""
+    module, images = HandWritten(task), task.dataset.images
+    module.compile(dynamic=False)
+    for group in module.optimizer.param_groups:
+        group["capturable"] = True
+    place = torch.zeros(task.batch_size, dtype=torch.int64, device=task.device)
+    before = [tensor.detach().clone() for tensor in module.parameters()]
+    side, present = torch.cuda.Stream(task.device), torch.cuda.current_stream(task.device)
+    side.wait_stream(present)
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            module.step(place, images)
+    present.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        loss = module.step(place, images)
+    with torch.no_grad():  # as before the warm-up
+        for tensor, value in zip(module.parameters(), before, strict=True):
+            tensor.copy_(value)
+            for average in module.optimizer.state[tensor].values():
+                average.zero_()
+
+    def step(index: Tensor) -> Tensor:
+        place.copy_(index)
+        graph.replay()
+        return loss.clone()
+
+    return lambda indices: numbers([step(index) for index in indices])
 
 
 class PyroStyle(Networks):
@@ -248,12 +289,12 @@ def with_numpyro(task: Task, *, loop: bool) -> Block:
         return jax.lax.fori_loop(0, len(indices), body, (state, jnp.zeros(len(indices))))
 
     state = svi.init(jax.random.key(0), jnp.zeros((1, PIXELS)))
-    images = jnp.asarray(task.dataset.images.numpy())
+    images = jnp.asarray(task.dataset.images.cpu().numpy())
     step, steps = jax.jit(update, donate_argnums=0), jax.jit(updates, donate_argnums=0)
 
     def block(indices: Tensor) -> list[float]:
         nonlocal state
-        rows = indices.numpy().astype("int32")
+        rows = indices.cpu().numpy().astype("int32")
         if loop:
             state, losses = steps(state, rows, images)
         else:
@@ -267,5 +308,11 @@ def with_numpyro(task: Task, *, loop: bool) -> Block:
     return block
 
 
-def has_numpyro() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in ("jax", "numpyro"))
+def has_numpyro(device: torch.device) -> bool:
+    """Whether NumPyro can be imported, and computes on this kind of device."""
+    if any(importlib.util.find_spec(name) is None for name in ("jax", "numpyro")):
+        return False
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # it would take most of a GPU's memory
+    import jax
+
+    return jax.default_backend() == {"cuda": "gpu"}.get(device.type, device.type)

@@ -1,6 +1,7 @@
 """Time of a training step of every estimator, beside Pyro's own class where there is one.
 
     OMP_NUM_THREADS=1 python benchmarks/estimators.py
+    python benchmarks/estimators.py --device cuda
 
 A VAE of Bernoulli pixels (784-200-200-50, batch 100) is trained with fused Adam by stock ``pyro.infer.SVI``, so that
 only the estimator differs: no compilation, and Pyro's validation is off for all. Contenders of one K take turns in
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +22,7 @@ import pyro
 import pyro.infer
 import pyro.optim
 import torch
+from devices import description, device, milliseconds
 from torch import Tensor
 
 from pyro_vae import VAE, conditionals, elbo, likelihoods, nets, priors
@@ -74,16 +75,14 @@ def stepper(estimator: Estimator, x: Tensor) -> Callable[[], object]:
         likelihood=likelihoods.Bernoulli(nets.MLP(LATENT, HIDDEN), (PIXELS,)),
         posterior=conditionals.DiagonalNormal(nets.MLP((PIXELS,), HIDDEN), LATENT),
     )
+    vae.to(x.device)
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3, "fused": True})
     return partial(pyro.infer.SVI(vae.model, vae.guide, optimizer, estimator).step, x)
 
 
-def block(step: Callable[[], object], steps: int) -> float:
+def block(step: Callable[[], object], steps: int, on: torch.device) -> float:
     """Milliseconds per step."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps * 1e3
+    return milliseconds(lambda: [step() for _ in range(steps)], on) / steps
 
 
 def main() -> None:
@@ -91,13 +90,14 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 5, 50])
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="contenders whose name has one of these")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    x = torch.rand(arguments.batch_size, PIXELS).round()
+    x = torch.rand(arguments.batch_size, PIXELS).round().to(arguments.device)
     print(
-        f"784-200-200-50, batch {arguments.batch_size}, {arguments.blocks} blocks, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, Pyro {pyro.__version__}"
+        f"784-200-200-50, batch {arguments.batch_size}, {arguments.blocks} blocks, "
+        f"{description(x.device)}, Pyro {pyro.__version__}"
     )
     for k in arguments.particles:
         table = {
@@ -110,10 +110,10 @@ def main() -> None:
         with warnings.catch_warnings(), pyro.validation_enabled(False):
             warnings.simplefilter("ignore")  # Pyro's estimators give advice
             for step in steps.values():
-                block(step, 3)  # warm up
+                block(step, 3, x.device)  # warm up
             for _ in range(arguments.blocks):
                 for name, step in steps.items():
-                    times[name].append(block(step, 5 if k < 50 else 1))
+                    times[name].append(block(step, 5 if k < 50 else 1, x.device))
         print(f"\nK = {k:<20} {'ms/step':>8} {'min':>8}   ratio to: median [min]")
         for name, values in times.items():
             line = f"{name:24} {statistics.median(values):8.2f} {min(values):8.2f}"

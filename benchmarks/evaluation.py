@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py
     python benchmarks/evaluation.py --images 1000 --blocks 1
+    python benchmarks/evaluation.py --images 1000 --device cuda --memory 1000000000 --rows 100000
 
 Both take turns on the same images, network and number of draws; ratios are of runs side by side, because the speed of
 a shared machine drifts. Images are MNIST's test images where --mnist is given, else random bits.
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 import warnings
+from collections.abc import Callable
 
 import torch
+from devices import description, device, milliseconds
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -30,7 +32,7 @@ def hand_written(vae: VAE, x: Tensor, num_particles: int, rows: int) -> Tensor:
     """Log p(x), (N,), as one writes it without a library; ``rows`` draws are decoded at once."""
     guide, decoder = vae.encode(x).base_dist, vae.likelihood
     loc, scale = guide.loc, guide.scale
-    prior = Normal(torch.zeros(LATENT), 1.0)
+    prior = Normal(torch.zeros(LATENT, device=x.device), 1.0)
     batch, bound = max(1, rows // num_particles), []
     for start in range(0, len(x), batch):
         m, s, target = (t[start : start + batch] for t in (loc, scale, x))
@@ -47,10 +49,10 @@ def hand_written(vae: VAE, x: Tensor, num_particles: int, rows: int) -> Tensor:
     return torch.cat(bound)
 
 
-def timed(function: object) -> tuple[float, Tensor]:
-    start = time.perf_counter()
-    value: Tensor = function()  # type: ignore[operator]
-    return time.perf_counter() - start, value
+def timed(function: Callable[[], Tensor], on: torch.device) -> tuple[float, Tensor]:
+    """Seconds that a function takes, and its result."""
+    values: list[Tensor] = []
+    return milliseconds(lambda: values.append(function()), on) / 1e3, values[0]
 
 
 def main() -> None:
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1024, help="draws that the hand-written loop decodes at once")
     parser.add_argument("--memory", type=int, default=2**23, help="bytes that pyro_vae may take")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--mnist", action="store_true", help="MNIST's images in place of random ones")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", "log_marginal_likelihood: expected Pareto")  # nothing is trained here
@@ -68,11 +71,12 @@ def main() -> None:
         x = next(data.load("mnist", binarize="static").test.batches(arguments.images))[0].flatten(1)
     else:
         x = torch.bernoulli(torch.full((arguments.images, 784), 0.2))
+    x = x.to(arguments.device)
     vae = VAE(
         prior=priors.StandardNormal(LATENT),
         likelihood=likelihoods.Bernoulli(nets.MLP(LATENT, HIDDEN), (784,)),
         posterior=conditionals.DiagonalNormal(nets.MLP((784,), HIDDEN), LATENT),
-    )
+    ).to(arguments.device)
     ours, theirs = [], []
     for _ in range(arguments.blocks):
         seconds, value = timed(
@@ -80,15 +84,16 @@ def main() -> None:
                 evaluation.log_marginal_likelihood(
                     vae, x, num_particles=arguments.particles, memory=arguments.memory, progress=False
                 ).value
-            )
+            ),
+            x.device,
         )
         ours.append(seconds)
-        seconds, other = timed(lambda: hand_written(vae, x, arguments.particles, arguments.rows))
+        seconds, other = timed(lambda: hand_written(vae, x, arguments.particles, arguments.rows), x.device)
         theirs.append(seconds)
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     print(
-        f"{arguments.images} images, K = {arguments.particles}, {arguments.blocks} blocks, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}\npyro_vae {statistics.median(ours):.2f} s, hand-written "
+        f"{arguments.images} images, K = {arguments.particles}, {arguments.blocks} blocks, "
+        f"{description(x.device)}\npyro_vae {statistics.median(ours):.2f} s, hand-written "
         f"{statistics.median(theirs):.2f} s; pyro_vae / hand-written {statistics.median(ratios):.3f} "
         f"[{min(ratios):.3f}, {max(ratios):.3f}]; largest difference {(value - other).abs().max():.2g} nats"
     )

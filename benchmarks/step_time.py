@@ -3,12 +3,14 @@
     python benchmarks/step_time.py
     python benchmarks/step_time.py --network 784-200-200-50 --batch-size 100 --particles 50
     python benchmarks/step_time.py --first-step --memory --profile --epoch     # these in place of the table
+    python benchmarks/step_time.py --device cuda --batch-size 1024
 
 All contenders train the same networks with the same Adam, from the same weights, on one stream of indices; each gathers
 and binarizes its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
 blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
 Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
 of threads at work, which OMP_NUM_THREADS sets for all, the machine is busy. Pixels are random, or MNIST's with --mnist.
+On a GPU times are those between CUDA events, and a hand-written step that is captured as a CUDA graph takes part.
 """
 
 from __future__ import annotations
@@ -45,8 +47,10 @@ from contenders import (
     ours,
     pyro_style_with_our_svi,
     stock,
+    with_cuda_graph,
     with_numpyro,
 )
+from devices import description, device, milliseconds
 from torch import Tensor
 
 from pyro_vae import SVI, data, fit
@@ -63,6 +67,7 @@ CONTENDERS: dict[str, Callable[[Task], Block]] = {
     "pyro_vae, Pyro's example": pyro_style_with_our_svi,
     BY_HAND: partial(hand_written, compile=True, fallback_random=True),  # eager kernels draw faster on one thread
     "by hand, compiled as it comes": partial(hand_written, compile=True),
+    "by hand, CUDA graph": with_cuda_graph,
     "by hand, eager": partial(hand_written, compile=False),
     "Pyro, as shipped": partial(stock, fused=False, validate=True),
     "Pyro, no validation": partial(stock, fused=False, validate=False),
@@ -84,6 +89,7 @@ class Setting:
     rounds: int
     steps: int
     contenders: tuple[str, ...]
+    device: torch.device
 
     def task(self) -> Task:
         torch.manual_seed(0)
@@ -91,7 +97,7 @@ class Setting:
             grays = data.load("mnist").train.images.flatten(1)
         else:
             grays = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
-        dataset = data.Dataset("pixels", grays, levels=255, binarization="dynamic")
+        dataset = data.Dataset("pixels", grays.to(self.device), levels=255, binarization="dynamic")
         return Task(*NETWORKS[self.network], self.particles, self.batch_size, dataset)
 
 
@@ -103,14 +109,14 @@ class Times:
     processor: list[float] = field(default_factory=list)
 
     def run(self, block: Block, indices: Tensor) -> None:
-        elapsed, processor = time.perf_counter(), time.process_time()
-        block(indices)
-        self.elapsed.append((time.perf_counter() - elapsed) / len(indices) * 1e3)
+        processor = time.process_time()
+        elapsed = milliseconds(lambda: block(indices), indices.device)
+        self.elapsed.append(elapsed / len(indices))
         self.processor.append((time.process_time() - processor) / len(indices) * 1e3)
 
 
-def table(setting: Setting) -> None:
-    """Times the contenders."""
+def measure(setting: Setting) -> dict[str, Times]:
+    """Times of the contenders, by name."""
     task = setting.task()
     blocks = {name: CONTENDERS[name](task) for name in setting.contenders}
     batches = task.blocks(setting.steps)
@@ -121,6 +127,12 @@ def table(setting: Setting) -> None:
         shuffle(names)
         for name in names:
             times[name].run(blocks[name], indices)
+    return times
+
+
+def table(setting: Setting) -> None:
+    """Times the contenders."""
+    times = measure(setting)
     print(f"\n{setting.rounds} rounds of {setting.steps} steps")
     print(f"{'':30} ms/step [min]      cores   {OURS} / this [min]: it is x faster")
     for name, its in times.items():
@@ -181,6 +193,12 @@ def peaks(setting: Setting, name: str) -> tuple[float, float]:
     task = setting.task()
     block, batches = CONTENDERS[name](task), task.blocks(3)
     block(next(batches))
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    if setting.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        before = torch.cuda.memory_allocated(setting.device)
+        block(next(batches))
+        return (torch.cuda.max_memory_allocated(setting.device) - before) / 1e6, resident
     with profiled(memory=True) as profiler:  # also sees what compiled code allocates past the dispatcher
         block(next(batches))
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
@@ -238,8 +256,8 @@ def profile(setting: Setting) -> None:
         plain, parts = in_a_process(breakdown, setting, name)
         total = sum(parts.values())
         print(f"{name}: {plain:.2f} ms per step; {total:.2f} under the profiler, of these")
-        for part, milliseconds in parts.items():
-            print(f"    {part:26} {milliseconds:7.2f} ms {milliseconds / total:6.1%}")
+        for part, taken in parts.items():
+            print(f"    {part:26} {taken:7.2f} ms {taken / total:6.1%}")
 
 
 def epoch(setting: Setting) -> None:
@@ -280,7 +298,8 @@ def epoch(setting: Setting) -> None:
         print(f"    {part:26} {seconds:7.2f} s {seconds / (second - first):6.1%}")
 
 
-MODES = {"--first-step": first_step, "--memory": memory, "--profile": profile, "--epoch": epoch}
+ON_CPU = {"--profile": profile, "--epoch": epoch}
+MODES = {"--first-step": first_step, "--memory": memory, **ON_CPU}
 
 
 def main() -> None:
@@ -292,15 +311,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a block: 10, or 2 with several particles")
     parser.add_argument("--mnist", action="store_true", help="MNIST's pixels in place of random ones")
     parser.add_argument("--bfloat16", action="store_true", help="also pyro_vae with precision='bfloat16'")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="names of contenders beside the first")
     for flag, mode in MODES.items():
         parser.add_argument(flag, dest="modes", action="append_const", const=mode, help=mode.__doc__)
     arguments = parser.parse_args()
+    on_cuda = arguments.device.type == "cuda"
+    if on_cuda and any(mode in ON_CPU.values() for mode in arguments.modes or ()):
+        parser.error(f"expected {' and '.join(ON_CPU)} without --device cuda, which they cannot see into")
     names = [OURS, *(name for name in CONTENDERS if name != OURS and any(word in name for word in arguments.only))]
     if not arguments.bfloat16:
         names = [name for name in names if "bfloat16" not in name]
-    if not has_numpyro():
-        print("NumPyro is left out: it cannot be imported")
+    if not on_cuda:
+        names = [name for name in names if "CUDA" not in name]
+    if not has_numpyro(arguments.device):
+        print(f"NumPyro is left out: it cannot be imported, or computes elsewhere than on {arguments.device}")
         names = [name for name in names if not name.startswith("NumPyro")]
     setting = Setting(
         network=arguments.network,
@@ -310,10 +335,11 @@ def main() -> None:
         rounds=arguments.rounds,
         steps=arguments.steps or (10 if arguments.particles == 1 else 2),
         contenders=tuple(names),
+        device=arguments.device,
     )
     print(
         f"{setting.network}, batch {setting.batch_size}, {setting.particles} particles, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, Pyro {pyro.__version__}"
+        f"{description(setting.device)}, Pyro {pyro.__version__}"
     )
     for mode in arguments.modes or [table]:
         mode(setting)

@@ -27,6 +27,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn.modules import module as every_module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim import optimizer as every_optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -44,6 +45,7 @@ __all__ = [
     "enumerate_symbol",
     "forward_hooks",
     "global_calls",
+    "has_step_hooks",
     "is_mutable",
     "is_out_of_memory",
     "linear_by_onednn",
@@ -55,6 +57,7 @@ __all__ = [
     "planar_parameters",
     "pyro_name",
     "recorded_node",
+    "refused_by_cuda_graphs",
     "return_memory",
     "set_pyro_name",
     "standard_gamma",
@@ -111,7 +114,9 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Callable[...,
     """
     import torch._inductor  # a second, and settings of the process, that only compiling is worth
 
-    options = {"config_patches": {"fallback_random": True, "reorder_for_peak_memory": False}}
+    # Whole steps are captured here, optimizer included: its own CUDA graphs would be captured within.
+    patches = {"fallback_random": True, "reorder_for_peak_memory": False, "triton.cudagraphs": False}
+    options = {"config_patches": patches}
     return torch._inductor.standalone_compile(
         graph, list(inputs), dynamic_shapes="from_example_inputs", options=options
     )
@@ -122,6 +127,25 @@ def recorded_node(tensor: Tensor) -> Node | None:
     mode = get_proxy_mode()
     slot: Any = None if mode is None else get_proxy_slot(detach_provenance(tensor), mode.tracer, None)
     return None if slot is None else slot.proxy.node
+
+
+def refused_by_cuda_graphs(graph: GraphModule) -> set[Node]:
+    """Operations of a record that read numbers on a GPU, or of which Inductor knows that a CUDA graph refuses them."""
+    from torch._inductor.utils import get_first_incompatible_cudagraph_node  # as heavy as compiling
+
+    found = set(graph.graph.find_nodes(op="call_function", target=torch.ops.aten._linalg_check_errors.default))
+    first = get_first_incompatible_cudagraph_node(graph)
+    return found if first is None else {*found, first}
+
+
+def has_step_hooks(optimizer: Any) -> bool:
+    """Whether something is called before or after every step of an optimizer."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or every_optimizer._global_optimizer_pre_hooks
+        or every_optimizer._global_optimizer_post_hooks
+    )
 
 
 def is_mutable(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_step_time_contenders_that_compute_something_else_are_refused(step_time:
 
 
 def test_step_time_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) -> None:
-    setting = step_time.Setting("784-400-20", 100, 1, False, 1, 2, ())
+    setting = step_time.Setting("784-400-20", 100, 1, False, 1, 2, (), torch.device("cpu"))
     blocks = setting.task().blocks(2)
     seen = torch.cat([next(blocks).flatten() for _ in range(300)])
     assert torch.equal(seen.sort().values, torch.arange(60_000))
@@ -281,3 +283,52 @@ def test_ranks_two_measure_every_setting(ranks: Any, tmp_path: Path) -> None:
     for row in rows:
         assert all(row[name] > 0 for name in ranks.FIGURES)
         assert row["communication"] < row["step"]
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gpu")
+
+
+def test_gpu_tells_what_failed_and_what_it_left_out(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(run: Any) -> None:
+        """What fails."""
+        raise AssertionError(f"expected a GPU; got {run.device}")
+
+    parts = {"good": (lambda run: None, 0), "bad": (fails, 0), "long": (fails, 1e9), "last": (lambda run: None, 0)}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--quick"])
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    torch.set_float32_matmul_precision(before)
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "AssertionError: expected a GPU; got cpu" in said
+    assert "long: left out, as 4" in said
+    assert said.endswith("passed, 0.0 s\n\n1 failed: bad; left out: long\n")
+
+
+def test_devices_one_that_is_not_there_is_told(gpu: Any) -> None:
+    devices = sys.modules["devices"]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a device of this machine; got 'cuda:99' \(.*\)"):
+        devices.device("cuda:99")
+    cpu = devices.device("cpu")
+    assert 20 <= devices.milliseconds(lambda: time.sleep(0.02), cpu) < 2_000
+
+
+@pytest.mark.slow
+def test_gpu_asks_a_cpu_the_same() -> None:
+    result = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--budget", "3000"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)},
+        timeout=3_000,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("\nnone failed\n")
+    assert "twice the learning rate moves 2.0" in result.stdout

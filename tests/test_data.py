@@ -783,7 +783,6 @@ def test_load_device_that_is_not_there_is_told_before_anything(device: str) -> N
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_Dataset_draws_on_cuda_as_its_generator_on_the_cpu_does() -> None:
     here, there = (data.load("digits", binarize="dynamic", device=device) for device in ("cpu", "cuda"))
     assert there.train.device.type == "cuda"

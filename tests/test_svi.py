@@ -822,7 +822,7 @@ def normal_normal_programs() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return program.model, program.guide
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_SVI_tf32_is_used_within_the_step_alone() -> None:
     vae = small_vae().cuda()
     before = torch.get_float32_matmul_precision()

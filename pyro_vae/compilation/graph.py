@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import internals
-from pyro_vae.compilation.reasons import sized_by_values
+from pyro_vae.compilation.reasons import sized_by_values, unrepeatable
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
@@ -26,12 +26,18 @@ class Graph:
 
     Args:
         step: the step to record.
+
+    Attributes:
+        checks: results that are yet to be compared with the eager step's.
+        runs: how often it was run.
+        repeatable: whether it is of operations that a CUDA graph can repeat.
     """
 
     def __init__(self, step: Step) -> None:
         self.checks = CHECKS
         self.runs = 0
         self._inputs = step.inputs
+        self._moves = [False] * len(step.inputs)
         self._captured: CapturedStep | None = None
 
         def recorded(*_: Tensor) -> list[Tensor]:
@@ -51,6 +57,7 @@ class Graph:
                 f"it makes a tensor whose size depends on values that differ from step to step, by {operation}: use a "
                 "mask"
             )
+        self.repeatable = not unrepeatable(graph, step.inputs[0].device)
         compiled = compile_graph(graph, step.inputs)
         # The record of bfloat16 has its roundings in it; tf32 is a mode of the kernels that it calls.
         precision: Precision = "tf32" if step.precision == "tf32" else "float32"
@@ -72,9 +79,15 @@ class Graph:
     def advance(self, step: Step, optimizer: torch.optim.Optimizer, update: Callable[[], None]) -> Tensor:
         """Takes a whole step on a GPU, update included, and returns the loss."""
         self.runs += 1
-        if self._captured is None or not self._captured.suits(step.inputs):
+        if self._captured is None or not self._captured.suits(step.inputs, optimizer, update):
+            # Arguments alone may be others: what is written into parameters and buffers is to stay in them.
+            fixed = len(step.parameters) + len(step.buffers)
+            pairs = zip(self._moves, step.inputs, self._inputs, strict=True)
+            self._moves = [i >= fixed and (moved or t is not last) for i, (moved, t, last) in enumerate(pairs)]
             present = [p for p, has in zip(step.parameters, self._has_gradient, strict=True) if has]
-            self._captured = CapturedStep(self._run, step.inputs, self._inputs, present, optimizer, update)
+            buffers = [buffer for buffer in step.buffers if not isinstance(buffer, nn.Parameter)]
+            self._captured = None  # gives its memory back
+            self._captured = CapturedStep(self._run, step.inputs, self._moves, present, buffers, optimizer, update)
         self._inputs = step.inputs
         return self._captured(step.inputs).clone()
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pyro
 import torch
-from torch.fx import Graph, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
 
+from pyro_vae import internals
 from pyro_vae.graphs.reading import ReadError, draws_random_numbers
 
 _PACKAGES = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, str(Path(__file__).parent))]
@@ -95,11 +97,47 @@ def sized_by_values(graph: Graph, fixed: range) -> str:
     return ""
 
 
+def unrepeatable(graph: GraphModule, device: torch.device) -> str:
+    """The operation of a graph for which a GPU waits for the CPU, or that the CPU does; empty where there is none.
+
+    What the CPU draws, or is given, would stay as it was when a CUDA graph was captured. A number that it computes from
+    constants is one.
+
+    Args:
+        graph: of a step.
+        device: the GPU.
+    """
+    live = set[Node]()
+    for node in reversed(graph.graph.nodes):
+        if node.op == "output" or internals.is_mutable(node) or not live.isdisjoint(node.users):
+            live.add(node)
+    refused = internals.refused_by_cuda_graphs(graph)
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        elsewhere = isinstance(value, Tensor) and value.device != device
+        varies = node.op == "placeholder" or draws_random_numbers(node)
+        if (
+            node in refused
+            or (node in live and elsewhere and (varies or value.ndim > 0))
+            or _sizing(node)
+            or (node.target in _WRITING and any(map(_is_mask, node.args[1])))
+        ):
+            return str(node.target)
+    return ""
+
+
+_WRITING = {torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
+
+
+def _is_mask(index: Node | None) -> bool:
+    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
 def _sizing(node: Node) -> list[Node]:
     """The arguments of an operation whose values say how large its result is."""
     if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
         return []
     if node.target is torch.ops.aten.index.Tensor:
         indices: Any = node.args[1]
-        return [i for i in indices if i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8)]
+        return [i for i in indices if _is_mask(i)]
     return list(node.all_input_nodes)

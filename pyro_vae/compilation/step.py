@@ -126,7 +126,7 @@ class Step:
             beta = float(self._original.beta)
             if not self._beta or self._beta_value != beta:
                 self._beta_value = beta
-                self._beta = [self.parameters[0].new_tensor(beta)]
+                self._beta = [self.parameters[0].new_full((), beta)]  # filled by a GPU, which does not wait for it
                 vars(self.loss)["beta"] = self._beta[0]  # a tensor, past the check of a number
         self.inputs = [*self.parameters, *self.buffers, *tensors_in((*args, *kwargs.values())), *self._beta]
 

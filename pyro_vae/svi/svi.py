@@ -35,7 +35,7 @@ from pyro_vae.svi.optimizers import one_of
 from pyro_vae.svi.parameters import Declared, Parameters, restore
 from pyro_vae.svi.pool import Pool
 from pyro_vae.svi.programs import Forwards, trainable
-from pyro_vae.svi.update import OptimizerFactory, Update
+from pyro_vae.svi.update import Move, OptimizerFactory, Update
 from pyro_vae.traces.threads import running_programs
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -244,8 +244,8 @@ class SVI:
         """Takes a step as :meth:`step` does, but does not wait for a GPU.
 
         Returns:
-            The loss, as a scalar tensor where the step is a CUDA graph. There a loss that is not finite leaves the
-            parameters as they were, and is the caller's to find.
+            The loss, as a scalar tensor where the step is a CUDA graph. There a loss or a gradient that is not finite
+            leaves parameters and buffers as they were, and is the caller's to find, by a loss that is not finite.
         """
         # A step is one whatever mode of gradients it is called in.
         with torch.inference_mode(False), torch.enable_grad():
@@ -329,7 +329,9 @@ class SVI:
         with self._counted():
             repeated = None
             if self.parameters.in_store():
-                repeated = self.compiler.repeat(self._trained(), args, kwargs, self.optimizer, self._move)
+                repeated = self.compiler.repeat(
+                    self._trained(), args, kwargs, self.optimizer, self._captured(args, kwargs)
+                )
             loss, updated = self._run(args, kwargs) if repeated is None else repeated
             if not updated:
                 loss = float(loss)
@@ -376,7 +378,8 @@ class SVI:
         with running_programs(), self.scope(), self._calls.validation(args, kwargs):
             if known:  # the first step is eager: it finds parameters, and is validated
                 optimizer = self.optimizer if captured else None
-                compiled = self.compiler.run(programs, trained, args, kwargs, optimizer, self._move)
+                update = self._captured(args, kwargs)
+                compiled = self.compiler.run(programs, trained, args, kwargs, optimizer, update)
                 if compiled is not None:
                     self._adopt(set())
                     return compiled
@@ -456,6 +459,11 @@ class SVI:
             self._update(self.parameters.named, declared, self.max_grad_norm)
         if self.ema_decay is not None:
             self.parameters.average(self.ema_decay)
+
+    def _captured(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Move:
+        """The move of a step as a CUDA graph has it."""
+        declared = frozenset(self._calls.declared_by(args, kwargs) if self._update.is_as_pyro else ())
+        return Move(self._move, declared, self.max_grad_norm, self.ema_decay)
 
     def _adopt(self, declared: set[str]) -> None:
         """Gives the optimizer the parameters that the programs have registered since the last step."""

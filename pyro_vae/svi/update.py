@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.optim
@@ -14,6 +15,26 @@ from pyro_vae.distributed import is_sharded, whole
 from pyro_vae.svi.optimizers import FusedOptimizer, held_by, keep_precision, made_of, owned
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Move:
+    """The update of a step and what it reads beside tensors: equal to one that does the same.
+
+    Attributes:
+        move: moves parameters, given the names of what a step has declared.
+        declared: these names.
+        max_grad_norm: of an SVI.
+        ema_decay: likewise.
+    """
+
+    move: Callable[[Collection[str]], None]
+    declared: frozenset[str]
+    max_grad_norm: float | None
+    ema_decay: float | None
+
+    def __call__(self) -> None:
+        self.move(self.declared)
 
 
 class Update:

@@ -165,6 +165,7 @@ class Run:
 
     def _step(self, so_far: EpochSoFar, size: int, given: tuple[Tensor, ...]) -> Any:
         """Takes a step, or leaves it out where something in it is not finite and that is asked for; its loss."""
+        taken = self.svi.num_steps
         try:
             loss: Any = self._advance(size, *given)
             if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
@@ -180,7 +181,7 @@ class Run:
                     f"fit: expected a finite step after {_MOST_SKIPPED} in a row that were left out; got another: "
                     f"{what}. Lower the learning rate, clip gradients (max_grad_norm), or bound what runs away."
                 ) from error
-            self.svi.num_steps += 1
+            self.svi.num_steps = taken + 1  # a step of a CUDA graph has been counted
             return math.nan
         self.in_a_row = 0
         so_far.total += loss  # read from the device once per epoch
