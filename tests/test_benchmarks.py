@@ -285,6 +285,7 @@ def test_ranks_two_measure_every_setting(ranks: Any, tmp_path: Path) -> None:
         assert row["communication"] < row["step"]
 
 
+@pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module("gpu")
