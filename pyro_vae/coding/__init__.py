@@ -20,9 +20,10 @@ since finer cells cost p and refund q alike.
 **Layers.** With a bottom-up guide x is encoded as soon as there is z1, z1 as soon as there is z2: Bit-Swap, whose
 bits to begin with are those of one layer. A top-down guide draws all layers first.
 
-**What the length differs from -ELBO by.** The grid: 2nd order in (cell / scale)^2 / 12, below 1e-3 nats a dim; the
-coder's 24 bits: 2^-24 a symbol at least, which is the share of draws that fall anywhere within 7 scales or so; bits that
-are not quite random where q draws from them ("dirty"), too little to measure; the header, and the bits to begin with.
+**What the length differs from -ELBO by.** The grid, to second order in (cell / scale)^2 / 12, so by less than .001 nats
+a dim; the coder's 24 bits, as every symbol has a mass of 2^-24: draws of z fall anywhere in a window that often, and an
+element costs 24 bits at most where -ELBO of an overconfident likelihood counts more, which makes the file *shorter*;
+bits that q draws from and that are not quite random ("dirty"), too little to measure; header and bits to begin with.
 
 **Exactness.** Both sides must compute the same numbers to the last bit, so a copy of the program in double precision
 runs on one thread of the CPU, in batches that both sides know, and its networks' outputs are rounded to 2^-16, so that

@@ -71,11 +71,13 @@ def compress(program: Program, x: Tensor) -> bytes:
         if not torch.equal(exact, x):
             raise ValueError(
                 f"coding.compress: expected levels as k / (levels - 1) is in {x.dtype}; got data off by up to "
-                f"{(exact - x).abs().max():.1g}, which would not come back. Make them by division: pixels / 255."
+                f"{(exact - x).abs().max():.1g}, which would not come back. Divide the whole "
+                "numbers, of pixels (x * 255).round() / 255."
             )
         coder = _Coder(Moves(frozen(program)), code)
         initial, grids, stack = coder.encoded(exact.double())
-    found = Container(len(x), largest, initial, fingerprint(program), digest_of(exact), grids, stack.words)
+    ours = fingerprint(moves.program)
+    found = Container(len(x), largest, initial, ours, digest_of(exact), grids, stack.words)
     content = found.packed()
     decompress(program, content)
     return content
@@ -96,7 +98,7 @@ def decompress(program: Program, content: bytes) -> Tensor:
     """
     moves = Moves(program)
     found = Container.unpacked(content)
-    if found.program != fingerprint(program):
+    if found.program != fingerprint(moves.program):
         raise ValueError(
             f"coding.decompress: expected the {type(program).__name__} that the data were compressed with; got another "
             "one, or other weights. Load the program that was kept with the file."

@@ -73,15 +73,18 @@ class Grid:
 
     def pop_prior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Decodes z, (N, latents)."""
-        model = (self.reach, (loc / self.cell).flatten(), (scale / self.cell).flatten())
-        return stack.pop_normals(*model).reshape(loc.shape) * self.cell
+        symbols = stack.pop_normals(self.reach, self._in_cells(loc), self._in_cells(scale))
+        return symbols.reshape(loc.shape) * self.cell
 
     def push_prior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
         """Encodes z."""
-        stack.push_normals((z / self.cell).flatten(), self.reach, (loc / self.cell).flatten(), (scale / self.cell).flatten())
+        stack.push_normals(self._in_cells(z), self.reach, self._in_cells(loc), self._in_cells(scale))
+
+    def _in_cells(self, values: Tensor) -> Tensor:
+        return (values / self.cell).flatten()
 
     def _window(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, tuple[int, Tensor, Tensor]]:
         """The cell in the middle, of which there are so many on either side, and the model of the distance to it."""
         inner = self.reach - self.window
         center = (loc / self.cell).round().clamp(-inner, inner)
-        return center, (self.window, (loc / self.cell - center).flatten(), (scale / self.cell).flatten())
+        return center, (self.window, (loc / self.cell - center).flatten(), self._in_cells(scale))

@@ -105,7 +105,7 @@ class Channels(Code):
     def _masses(self, given_z: Any, known: Tensor) -> Tensor:
         """Of the next channel of every pixel: pixels are data of one pixel each, of the first channels."""
         c = known.shape[1] + 1
-        of_pixels = [
+        logits, loc, scale, coefficients = (
             parameters.movedim((-2, -1), (1, 2))[..., None, None]
             for parameters in (
                 given_z.logits,
@@ -113,8 +113,8 @@ class Channels(Code):
                 given_z.scale[..., :c, :, :],
                 given_z.coefficients[..., : c * (c - 1) // 2, :, :],
             )
-        ]
-        pixels = distributions.MixtureOfDiscretizedLogistics(*of_pixels, given_z.levels)
+        )
+        pixels = distributions.MixtureOfDiscretizedLogistics(logits, loc, scale, coefficients, given_z.levels)
         every = self.elements.levels.double()
         values = known.movedim(1, -1).expand(len(every), -1, -1, -1, -1)
         last = every.reshape(-1, 1, 1, 1, 1).expand(*values.shape[:-1], 1)
@@ -226,8 +226,8 @@ def code_of(likelihood: Likelihood, largest: int, dtype: torch.dtype) -> Code:
 
 def _check(likelihood: Likelihood) -> None:
     """Raises for a likelihood without masses for the coder, by name."""
-    if likelihood.contexts:
-        why = f"which takes {', '.join(likelihood.contexts)}. Use one of z alone: contexts would have to be sent too"
+    if likelihood.contexts or len(likelihood.body.input_shapes) > 1:
+        why = "which takes contexts. Use one of z alone, as contexts would have to be sent too"
     elif isinstance(likelihood, likelihoods.MissingAtRandom):
         why = "in whose data values are missing. Compress complete data, and what is missing apart"
     elif isinstance(likelihood, likelihoods.Dequantized):
@@ -239,9 +239,8 @@ def _check(likelihood: Likelihood) -> None:
         )
     else:
         return
-    raise TypeError(
-        f"coding: expected a likelihood with a probability mass of each element; got {type(likelihood).__name__}, {why}."
-    )
+    name = type(likelihood).__name__
+    raise TypeError(f"coding: expected a likelihood with a probability mass of each element; got {name}, {why}.")
 
 
 def _has_masses(likelihood: Likelihood) -> bool:

@@ -51,7 +51,7 @@ class Moves:
             return program.prior
         if isinstance(program, VAE):
             return program.posterior
-        return program.guide.parts[place] if kind == "q" else program.model.conditionals[place]  # type: ignore[return-value]
+        return program.guide.parts[place] if kind == "q" else program.model.conditionals[place]
 
     def density(self, move: Move, values: Mapping[str, Tensor], size: int) -> TorchDistribution:
         """The density of a move given the values that it depends on.
