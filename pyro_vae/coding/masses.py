@@ -16,7 +16,7 @@ from pyro_vae.coding.stack import Stack
 from pyro_vae.distributions import elementwise_log_prob
 from pyro_vae.likelihoods import Likelihood
 
-_MOST_LEVELS = 2**16  # of an element: more would take a hundredth of the coder's 2^24 parts, and much memory
+_MOST_LEVELS = 2**16  # of an element: they take a 256th of the coder's mass, as each has 2^-24, and much memory
 
 
 class Code:

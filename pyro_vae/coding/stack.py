@@ -22,6 +22,7 @@ class Stack:
 
     Raises:
         ImportError: constriction is not installed.
+        Exhausted: by what pops, of a stack that runs empty in it.
     """
 
     def __init__(self, words: np.ndarray) -> None:
@@ -59,15 +60,8 @@ class Stack:
         self._push(symbols, self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
 
     def pop_normals(self, reach: int, loc: Tensor, scale: Tensor) -> Tensor:
-        """The inverse of :meth:`push_normals`.
-
-        Raises:
-            Exhausted: of a stack that runs empty in it, from which nothing random comes.
-        """
-        symbols = self._pop(self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
-        if self._coder.num_words() < 2:  # the coder's own state
-            raise Exhausted
-        return symbols
+        """The inverse of :meth:`push_normals`."""
+        return self._pop(self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
 
     def _categorical(self) -> Any:
         return self._models.Categorical(perfect=False)
@@ -76,4 +70,7 @@ class Stack:
         self._coder.encode_reverse(symbols.numpy().astype(np.int32), model, *parameters)
 
     def _pop(self, model: Any, *parameters: np.ndarray) -> Tensor:
-        return torch.from_numpy(self._coder.decode(model, *parameters)).long()
+        symbols = self._coder.decode(model, *parameters)
+        if self._coder.num_words() < 2:  # which are the coder's own state: from none comes nothing random
+            raise Exhausted
+        return torch.from_numpy(symbols).long()
