@@ -16,7 +16,7 @@ from pyro_vae.coding.frozen import digest_of, fingerprint, frozen, on_one_thread
 from pyro_vae.coding.grid import Grid, normal_of
 from pyro_vae.coding.masses import Code, code_of, largest_count
 from pyro_vae.coding.moves import Moves
-from pyro_vae.coding.stack import Exhausted, Stack
+from pyro_vae.coding.stack import Exhausted, Stack, random_words
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.models import Program
 
@@ -142,18 +142,18 @@ class _Coder:
         grids = self.grids(x)
         words = _FEWEST_WORDS
         while True:
-            stack = Stack(_random(words))
+            stack = Stack(_initial(words))
             try:
                 for rows in self.batches(len(x)):
-                    self.encode(stack, grids, x[rows])
+                    self.encode(stack, grids, x[rows], rows.start)
                 return words, list(grids.values()), stack
             except Exhausted:
                 words += max(words // 8, _FEWEST_WORDS)
 
-    def encode(self, stack: Stack, grids: dict[str, Grid], x: Tensor) -> None:
-        """Pushes a batch."""
+    def encode(self, stack: Stack, grids: dict[str, Grid], x: Tensor, start: int) -> None:
+        """Pushes a batch, of which the first datum has this place."""
         values = {"x": x}
-        for move in self.moves.order:
+        for place, move in enumerate(self.moves.order):
             kind, site = move
             density = self.moves.density(move, values, len(x))
             if site == "x":
@@ -161,6 +161,7 @@ class _Coder:
                 continue
             loc, scale = normal_of(self.moves.part(move), density)
             if kind == "q":
+                stack.scramble(start, place)
                 values[site] = grids[site].pop_posterior(stack, loc, scale).reshape(density.shape())
             else:
                 grids[site].push_prior(stack, values[site].flatten(1), loc, scale)
@@ -172,15 +173,15 @@ class _Coder:
         batches = []
         try:
             for rows in reversed(list(self.batches(found.size))):
-                batches.append(self.decode(stack, grids, rows.stop - rows.start))
+                batches.append(self.decode(stack, grids, rows.stop - rows.start, rows.start))
         except Exhausted:
             return None
-        return torch.cat(batches[::-1]) if np.array_equal(stack.words, _random(found.initial)) else None
+        return torch.cat(batches[::-1]) if np.array_equal(stack.words, _initial(found.initial)) else None
 
-    def decode(self, stack: Stack, grids: dict[str, Grid], size: int) -> Tensor:
+    def decode(self, stack: Stack, grids: dict[str, Grid], size: int, start: int) -> Tensor:
         """Pops a batch: the moves of :meth:`encode` backwards, each reversed."""
         values: dict[str, Tensor] = {}
-        for move in reversed(self.moves.order):
+        for place, move in reversed(list(enumerate(self.moves.order))):
             kind, site = move
             density = self.moves.density(move, values, size)
             if site == "x":
@@ -191,6 +192,7 @@ class _Coder:
                 values[site] = grids[site].pop_prior(stack, loc, scale).reshape(density.shape())
             else:
                 grids[site].push_posterior(stack, values[site].flatten(1), loc, scale)
+                stack.scramble(start, place)
         return values["x"]
 
     def grids(self, x: Tensor) -> dict[str, Grid]:
@@ -213,6 +215,6 @@ class _Coder:
         }
 
 
-def _random(words: int) -> np.ndarray:
+def _initial(words: int) -> np.ndarray:
     """The bits to begin with; the last word is not 0, which a stack would drop."""
-    return np.random.default_rng(0).integers(1, 2**32, words, dtype=np.uint32)
+    return random_words(words, 0, 0, 1) | np.uint32(1)  # of a seed that no batch has

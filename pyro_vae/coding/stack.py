@@ -33,12 +33,22 @@ class Stack:
                 f"coding: expected constriction to be installed; got {error}. Use pip install 'pyro-vae[coding]'."
             ) from error
         self._models = constriction.stream.model
-        self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
+        self._make = constriction.stream.stack.AnsCoder
+        self._coder = self._make(words.astype(np.uint32))
 
     @property
     def words(self) -> np.ndarray:
         """All that it holds."""
         return np.asarray(self._coder.get_compressed())
+
+    def scramble(self, *seed: int) -> None:
+        """Makes its bits random, by exclusive or with those of a seed; a second time with the seed undoes it.
+
+        What is popped then is drawn from its distribution, whatever was pushed before.
+        """
+        words = self.words
+        words[:-1] ^= random_words(len(words) - 1, *seed)  # the last has the highest bit, which tells the length
+        self._coder = self._make(words)
 
     def push_masses(self, symbols: Tensor, masses: Tensor) -> None:
         """Encodes symbols 0, ..., K - 1.
@@ -74,3 +84,8 @@ class Stack:
         if self._coder.num_words() < 2:  # which are the coder's own state: from none comes nothing random
             raise Exhausted
         return torch.from_numpy(symbols).long()
+
+
+def random_words(size: int, *seed: int) -> np.ndarray:
+    """Words of 32 random bits, the same on every machine."""
+    return np.random.PCG64(seed).random_raw(size).astype(np.uint32)
