@@ -27,7 +27,8 @@ from pyro_vae.coding.frozen import fingerprint, frozen
 from pyro_vae.coding.grid import Grid
 from pyro_vae.coding.masses import code_of
 from pyro_vae.coding.moves import Moves
-from pyro_vae.coding.stack import Exhausted, Stack
+from pyro_vae.coding.stack import Exhausted, Stack, random_words
+from pyro_vae.likelihoods.mixed import MakePart
 
 pytest.importorskip("constriction")
 
@@ -59,7 +60,7 @@ def refusal(name: str) -> str | None:
 
 
 def counted_columns() -> likelihoods.Likelihood:
-    parts = [
+    parts: list[tuple[int | slice | list[int], MakePart]] = [
         (1, partial(likelihoods.Categorical, 3)),
         (slice(0, 3, 2), likelihoods.Poisson),
         ([5, 4, 3], likelihoods.OneHotCategorical),
@@ -208,12 +209,13 @@ def test_compress_of_three_layers_comes_back_and_is_as_long_as_the_elbo_says(inf
 @pytest.mark.parametrize("inference", ["bottom-up", "top-down"])
 def test_Moves_give_every_density_what_the_receiver_has(inference: str) -> None:
     vae, (x,) = members.PROGRAMS[f"HierarchicalVAE, {inference}"]()
+    assert isinstance(vae, HierarchicalVAE)
     moves = Moves(vae)
     if inference == "bottom-up":  # Bit-Swap: z1 is coded as soon as z2 is drawn
         assert moves.order == [("q", "z1"), ("p", "x"), ("q", "z2"), ("p", "z1"), ("q", "z3"), ("p", "z2"), ("p", "z3")]
     else:
         assert moves.order[:4] == [("q", "z3"), ("q", "z2"), ("q", "z1"), ("p", "x")]
-    known = {"x": x, **vae.guide.infer(x, lambda _, distribution: distribution.sample())}  # type: ignore[union-attr]
+    known = {"x": x, **vae.guide.infer(x, lambda _, distribution: distribution.sample())}
     values: dict[str, Tensor] = {}
     for move in reversed(moves.order):
         density = moves.density(move, values, len(x))
@@ -234,6 +236,30 @@ def test_compress_needs_few_bits_to_begin_with() -> None:
     assert 2 * math.log2(2 * grid.window + 1) < 32 * initial
     with pytest.raises(Exhausted):
         Stack(torch.tensor([1, 2]).numpy()).pop_normals(2**15, torch.zeros(4).double(), torch.full((4,), 1e4).double())
+
+
+def test_Stack_scrambled_draws_what_was_not_pushed_and_comes_back() -> None:
+    stack = Stack(random_words(50, 1))
+    loc, scale = torch.zeros(100).double(), torch.full((100,), 50.0).double()
+    pushed = torch.arange(100)
+    stack.push_normals(pushed, 300, loc, scale)
+    words = stack.words
+    stack.scramble(3, 4)
+    drawn = stack.pop_normals(300, loc, scale)
+    assert abs(drawn.double().mean()) < 25  # five standard errors, where those pushed have 49.5
+    stack.push_normals(drawn, 300, loc, scale)
+    stack.scramble(3, 4)
+    assert stack.words.tolist() == words.tolist()
+    assert torch.equal(stack.pop_normals(300, loc, scale), pushed)
+    # A batch's bits are no other's, nor those to begin with.
+    seeds = [(0, 0), (0, 1), (1, 0), (0, 0, 1)]
+    assert len({random_words(2, *seed).tobytes() for seed in seeds}) == len(seeds)
+
+
+def test_Stack_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-vae\[coding\]'"):
+        coding.compress(binary(), torch.zeros(3, 4))
 
 
 def test_compress_takes_more_bits_to_begin_with_where_eight_words_are_not_enough() -> None:
@@ -261,7 +287,7 @@ def test_compress_of_one_datum_and_the_same_bytes_twice() -> None:
 def test_compress_takes_a_set_and_refuses_what_is_none() -> None:
     vae = binary(64)
     _, _, test = data.load(torch.tensor(load_digits().data[:90] > 8).float())
-    assert torch.equal(coding.decompress(vae, coding.compress(vae, test)), test.tensor())
+    assert torch.equal(coding.decompress(vae, coding.compress(vae, test)), test.tensor())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="compress: expected data of shape"):
         coding.compress(vae, torch.zeros(0, 64))
     with pytest.raises(ValueError, match="Bernoulli likelihood: expected binary values"):
@@ -313,8 +339,8 @@ def test_compress_takes_learned_and_shaped_Normals() -> None:
         conditionals.DiagonalNormal(nets.MLP(6, [5]), (1, 2)),
     )
     with torch.no_grad():
-        vae.prior.loc.copy_(torch.tensor([[3.0, -1e3]]))  # type: ignore[operator, union-attr]
-        vae.prior.log_scale.copy_(torch.tensor([[-7.0, 7.0]]))  # type: ignore[operator, union-attr]
+        vae.prior.loc.copy_(torch.tensor([[3.0, -1e3]]))  # type: ignore[operator]
+        vae.prior.log_scale.copy_(torch.tensor([[-7.0, 7.0]]))  # type: ignore[operator]
     x = drawn(vae, 100)
     assert torch.equal(coding.decompress(vae, coding.compress(vae, x)), x)
 
@@ -324,7 +350,7 @@ def test_Grid_fits_the_scales_and_comes_back_beyond_its_reach() -> None:
     scale = torch.tensor([0.1, 1.0]).double() * torch.linspace(1, 2, 500).double()[:, None]
     grid = Grid.fitting(loc, scale)
     assert grid.cell.tolist() == [2.0**-5, 2.0**-1]
-    assert grid.window == 7 * 0.2 * 32 + 1 - 0.8  # seven of the largest scales
+    assert grid.window == 45  # seven of the largest scales, 0.2 * 32 cells, rounded up
     far = 1e9 * torch.ones(1, 2).double()
     stack = Stack(torch.arange(1, 40).numpy())
     before = stack.words
@@ -514,7 +540,7 @@ def test_compress_of_mnist_is_within_a_hundredth_of_the_elbo(mnist: Path) -> Non
         conditionals.DiagonalNormal(nets.MLP((1, 28, 28), [100]), 20),
     )
     fit(vae, train.take(20_000), epochs=2, progress=False)
-    content = coding.compress(vae, test)
+    content = coding.compress(vae, test)  # type: ignore[arg-type]
     assert torch.equal(coding.decompress(vae, content), test.tensor())
     length = coding.code_length(vae, test.tensor(), content, num_particles=5)
     assert 0.99 < length.net_ratio < length.ratio < 1.01

@@ -20,10 +20,10 @@ since finer cells cost p and refund q alike.
 **Layers.** With a bottom-up guide x is encoded as soon as there is z1, z1 as soon as there is z2: Bit-Swap, whose
 bits to begin with are those of one layer. A top-down guide draws all layers first.
 
-**What the length differs from -ELBO by.** The grid, to second order in (cell / scale)^2 / 12, so by less than .001 nats
-a dim; the coder's 24 bits, as every symbol has a mass of 2^-24: draws of z fall anywhere in a window that often, and an
-element costs 24 bits at most where -ELBO of an overconfident likelihood counts more, which makes the file *shorter*;
-header and bits to begin with. Bits that q draws from are "dirty" where they are another datum's z whose posteriors do
+**What the length differs from -ELBO by.** The grid, which adds cell^2 / 12 to the variance of z: less than .001 nats a
+dim for a guide whose scales are at their optimum; the coder's 24 bits, as every symbol has a mass of 2^-24: draws of z
+fall anywhere in a window that often, and an element costs 24 bits at most where -ELBO of an overconfident likelihood
+counts more, which makes the file *shorter*; header and bits to begin with. Bits that q draws from are "dirty" where they are another datum's z whose posteriors do
 not add up to the prior: 1.5% of a bad guide's file. So they are scrambled by bits that both sides know, and draws are
 exact.
 
