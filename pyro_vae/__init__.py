@@ -54,6 +54,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     """Modules that are imported when they are used, since not all users need what they import."""
-    if name in ("export", "lightning", "plots", "sklearn", "testing", "trackers"):
+    if name in ("coding", "export", "lightning", "plots", "sklearn", "testing", "trackers"):
         return importlib.import_module(f"pyro_vae.{name}")
     raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")

@@ -185,3 +185,19 @@ def test_sklearn_pipeline_compares_latents_of_a_vae_and_of_pca() -> None:
     assert vae > pca > 0.5
     digits, halves = (float(number) for number in re.findall(r"-\d+\.\d", lines[-1]))
     assert digits > halves + 10
+
+
+@pytest.mark.slow
+def test_elbo_in_bytes_comes_back_and_is_shorter_than_gzip(tmp_path: Path) -> None:
+    out = tmp_path / "digits.vae"
+    result = run("elbo_in_bytes.py", "--epochs", "60", "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    assert "898 digits of 64 pixels came back bit for bit: True" in result.stdout
+    ratio, net = (
+        float(number) for number in re.findall(r"\d\.\d{4}$|(?<=ELBO: )\d\.\d{4}", result.stdout, re.MULTILINE)
+    )
+    assert 0.99 < net < ratio < 1.02
+    (gzipped,) = re.findall(r"gzip of the same pixels: ([\d,]+) bytes", result.stdout)
+    assert out.stat().st_size < int(gzipped.replace(",", "")) < 36_000
+    bits, of_x, of_z = map(int, re.findall(r"(\d+) bits: (\d+) for x given z, .* and (\d+) for z", result.stdout)[0])
+    assert abs(bits - of_x - of_z) <= 1

@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plots": MODELS | {"traces", "graphs", "training", "evaluation", "lab", "data", "checkpoint", "style"},
     "trackers": STEPS | {"models", "training", "evaluation"},
     "export": MODELS,
+    "coding": MODELS | {"evaluation", "checkpoint"},
     "lightning": STEPS | {"models", "training"},
     "checkpoint": MODELS | {"schedules", "distributed"},
     "sklearn": MODELS | {"traces", "schedules", "training"},

@@ -1,0 +1,90 @@
+"""Normal latents on a grid, so that they have masses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from pyro_vae.coding.stack import Stack
+
+_SCALES = 7  # on either side of a posterior's loc; beyond are 3e-12 of its mass
+_SHARPEST = 0.01  # quantile of the scales that the cells fit
+_WIDEST, _FARTHEST = 2**15, 2**18  # in cells: every cell takes 2^-24 of the mass
+
+
+def normal_of(part: nn.Module, distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Loc and scale of independent Normals, (N, latents) each.
+
+    Raises:
+        TypeError: another family, which is named.
+    """
+    base = getattr(distribution, "base_dist", None)
+    if not isinstance(distribution, Independent) or not isinstance(base, dist.Normal):
+        raise TypeError(
+            f"coding: expected latents that are independent Normals; got {type(part).__name__}. Build the program of "
+            "priors.StandardNormal or priors.Normal and conditionals.DiagonalNormal."
+        )
+    return base.loc.flatten(1), base.scale.flatten(1)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values z = k 2^exponent of the latents of one site, |k| at most ``reach``.
+
+    Attributes:
+        reach: of the grid, in cells.
+        window: of a posterior, in cells around its loc. Since every cell of a model has some mass, a posterior over the
+            whole grid would now and then draw a z from nowhere near.
+        exponents: one for each dim, (latents,).
+    """
+
+    reach: int
+    window: int
+    exponents: Tensor
+
+    @classmethod
+    def fitting(cls, loc: Tensor, scale: Tensor) -> Grid:
+        """The grid for posteriors of these, (N, latents) each."""
+        sharpest = scale.kthvalue(1 + int(_SHARPEST * len(scale)), 0).values
+        exponents = (sharpest / 2).log2().floor().clamp(-128, 127)
+        cell = exponents.exp2()
+        window = min(int((_SCALES * scale / cell).max()) + 1, _WIDEST)
+        reach = min(int((loc.abs() / cell).max()) + 2 * window, _FARTHEST)
+        return cls(reach, window, exponents.to(torch.int8))
+
+    @property
+    def cell(self) -> Tensor:
+        return self.exponents.double().exp2()
+
+    def pop_posterior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
+        """Draws z, (N, latents), from what the stack holds."""
+        center, model = self._window(loc, scale)
+        return (center + stack.pop_normals(*model).reshape(loc.shape)) * self.cell
+
+    def push_posterior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
+        """Gives back the bits of z."""
+        center, model = self._window(loc, scale)
+        stack.push_normals((z / self.cell - center).flatten(), *model)
+
+    def pop_prior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
+        """Decodes z, (N, latents)."""
+        symbols = stack.pop_normals(self.reach, self._in_cells(loc), self._in_cells(scale))
+        return symbols.reshape(loc.shape) * self.cell
+
+    def push_prior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
+        """Encodes z."""
+        stack.push_normals(self._in_cells(z), self.reach, self._in_cells(loc), self._in_cells(scale))
+
+    def _in_cells(self, values: Tensor) -> Tensor:
+        return (values / self.cell).flatten()
+
+    def _window(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, tuple[int, Tensor, Tensor]]:
+        """The cell in the middle, of which there are so many on either side, and the model of the distance to it."""
+        inner = self.reach - self.window
+        center = (loc / self.cell).round().clamp(-inner, inner)
+        return center, (self.window, (loc / self.cell - center).flatten(), self._in_cells(scale))

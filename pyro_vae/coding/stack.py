@@ -1,0 +1,91 @@
+"""The stack of bits: what is pushed last is popped first, and what was never pushed can be popped too."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Exhausted(Exception):
+    """The stack has no more bits to draw from."""
+
+
+class Stack:
+    """An ANS coder of the library constriction, of 32-bit words and masses of 24 bits.
+
+    Args:
+        words: what it holds at first.
+
+    Raises:
+        ImportError: constriction is not installed.
+        Exhausted: by what pops, of a stack that runs empty in it.
+    """
+
+    def __init__(self, words: np.ndarray) -> None:
+        try:
+            constriction = importlib.import_module("constriction")
+        except ImportError as error:
+            raise ImportError(
+                f"coding: expected constriction to be installed; got {error}. Use pip install 'pyro-vae[coding]'."
+            ) from error
+        self._models = constriction.stream.model
+        self._make = constriction.stream.stack.AnsCoder
+        self._coder = self._make(words.astype(np.uint32))
+
+    @property
+    def words(self) -> np.ndarray:
+        """All that it holds."""
+        return np.asarray(self._coder.get_compressed())
+
+    def scramble(self, *seed: int) -> None:
+        """Makes its bits random, by exclusive or with those of a seed; a second time with the seed undoes it.
+
+        What is popped then is drawn from its distribution, whatever was pushed before.
+        """
+        words = self.words
+        words[:-1] ^= random_words(len(words) - 1, *seed)  # the last has the highest bit, which tells the length
+        self._coder = self._make(words)
+
+    def push_masses(self, symbols: Tensor, masses: Tensor) -> None:
+        """Encodes symbols 0, ..., K - 1.
+
+        Shapes: S symbols, K values.
+
+        Args:
+            symbols: (S,).
+            masses: of each, up to a constant, (S, K).
+        """
+        self._push(symbols, self._categorical(), masses.numpy())
+
+    def pop_masses(self, masses: Tensor) -> Tensor:
+        """Decodes symbols (S,) of masses (S, K); the inverse of :meth:`push_masses`."""
+        return self._pop(self._categorical(), masses.numpy())
+
+    def push_normals(self, symbols: Tensor, reach: int, loc: Tensor, scale: Tensor) -> None:
+        """Encodes whole numbers within -reach and reach with the mass of Normal(loc, scale) within 1/2 of each."""
+        self._push(symbols, self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
+
+    def pop_normals(self, reach: int, loc: Tensor, scale: Tensor) -> Tensor:
+        """The inverse of :meth:`push_normals`."""
+        return self._pop(self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
+
+    def _categorical(self) -> Any:
+        return self._models.Categorical(perfect=False)
+
+    def _push(self, symbols: Tensor, model: Any, *parameters: np.ndarray) -> None:
+        self._coder.encode_reverse(symbols.numpy().astype(np.int32), model, *parameters)
+
+    def _pop(self, model: Any, *parameters: np.ndarray) -> Tensor:
+        symbols = self._coder.decode(model, *parameters)
+        if self._coder.num_words() < 2:  # which are the coder's own state: from none comes nothing random
+            raise Exhausted
+        return torch.from_numpy(symbols).long()
+
+
+def random_words(size: int, *seed: int) -> np.ndarray:
+    """Words of 32 random bits, the same on every machine."""
+    return np.random.PCG64(seed).random_raw(size).astype(np.uint32)
