@@ -13,6 +13,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import Recorded, random_state, recorded
 from pyro_vae.models import Program
@@ -72,6 +73,45 @@ def at_latents(run: Traces, latents: dict[str, Tensor]) -> Traces:
 def default_memory(x: Tensor) -> int:
     """Bytes that a run on these data takes unless told."""
     return DEFAULT_MEMORY if x.device.type == "cpu" else _DEFAULT_MEMORY_OF_DEVICES
+
+
+def in_parts(
+    subject: str, args: tuple[Tensor, ...], run: Callable[[tuple[Tensor, ...]], object], memory: int | None
+) -> list[tuple[Tensor, ...]]:
+    """The data in parts, as few as keep a run on each of them within a memory budget.
+
+    Args:
+        subject: who asks, for messages.
+        args: of a program, of N rows each.
+        run: what takes memory, on some of the data; tried on one datum and on two, with random generators left as they
+            were.
+        memory: bytes; None for a default that is fast.
+
+    Raises:
+        ValueError: a number below 1; one datum does not fit the budget; parameters that belong to the data, which
+            cannot be parted.
+    """
+    given = None if memory is None else checks.whole(subject, "memory", memory)
+    budget = default_memory(args[0]) if given is None else given
+
+    def cost(size: int) -> int:
+        with unchanged_param_store(), random_state(args):
+            return peak_memory(lambda: run(tuple(a[:size] for a in args)))
+
+    try:
+        one = cost(1)
+        two = cost(2) if len(args[0]) > 1 else one
+    except ValueError as error:
+        if given is not None or "Shape mismatch" not in str(error):
+            raise
+        return [args]
+    if one > budget:
+        raise ValueError(
+            f"{subject}: expected memory for one datum at a time, {one:,} bytes; got {budget:,}. Allow more memory, or "
+            "draw fewer particles."
+        )
+    size = 1 + (budget - one) // max(1, two - one)
+    return list(zip(*(a.split(size) for a in args), strict=True))
 
 
 T_co = TypeVar("T_co", covariant=True)

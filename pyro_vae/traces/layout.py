@@ -36,6 +36,11 @@ def for_each_draw(site: Site, value: Tensor) -> Tensor:
     return value.reshape((1,) * (len(shape) - value.dim()) + value.shape).expand(shape)
 
 
+def of_data(site: Site, value: Tensor, index: Tensor, plate: str) -> Tensor:
+    """A value of a site that was run without particles, at some of the data."""
+    return value.index_select(_data_dim(site, plate) - site["fn"].event_dim, index)
+
+
 def _moved(site: Site, value: Tensor, traces: Traces, plate: str) -> Tensor:
     data = _data_dim(site, plate) - site["fn"].event_dim
     if traces.particle_dim is None:
