@@ -74,7 +74,7 @@ class TemperedPosterior:
                     f"{subject}: expected a guide that draws the model's latents; got {name!r}, which the model has "
                     "not. Use start='prior'."
                 )
-            if not _is_real(site["fn"].support):
+            if not is_real(site["fn"].support):
                 raise ValueError(
                     f"{subject}: expected latents that are real vectors, for Hamiltonian Monte Carlo; got support "
                     f"{site['fn'].support} at site {name!r}. Use log_marginal_likelihood."
@@ -181,7 +181,8 @@ def _close(values: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(values, others, strict=True))
 
 
-def _is_real(support: Any) -> bool:
+def is_real(support: Any) -> bool:
+    """Whether latents of this support are real vectors."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector, log_odds)
