@@ -351,8 +351,8 @@ def warn_unreliable(subject: str, data: list[int], num_data: int, off: str = "lo
     if data:
         warnings.warn(
             f"{subject}: expected Pareto k-hat at most {RELIABLE}; got more for {len(data)} of {num_data} data: "
-            f"{listed(data)}. Their values are likely too {off}, and their standard errors too small. Draw more "
-            "particles, widen the guide, or use ais.",
+            f"{listed(data)}. Their values are likely too {off}, and their standard errors too small. Give "
+            "log_marginal_likelihood proposal=proposals.Refined(), draw more particles, or use ais.",
             stacklevel=5,
         )
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -214,14 +213,15 @@ class Defensive(Proposal):
         drawn = [trace(start, start, structure=alone) for _, start in starts.values()]
         shares = args[0].new_tensor([share for share, _ in starts.values()], dtype=torch.float64)
         values = _chosen(drawn, shares, plate)
-        run = trace(program.model, poutine.replay(program.guide, trace=values), structure=structure)
+        run = trace(program.model, program.guide, structure=structure, subsamples=values)
         densities = log_densities(run, plate)
         at_values = {"guide": densities.guide}
         if self.prior:
             at_values["prior"] = _prior_density(densities)
         if self.widened:
-            widened = poutine.replay(starts["widened"][1], trace=values)
-            at_values["widened"] = log_densities(trace(widened, widened, structure=alone), plate).guide
+            widened = starts["widened"][1]
+            again = trace(widened, widened, structure=alone, subsamples=values)
+            at_values["widened"] = log_densities(again, plate).guide
         terms = [at_values[name] + math.log(share) for name, (share, _) in starts.items()]
         return run, densities.joint - torch.stack(terms).logsumexp(0)
 
