@@ -119,7 +119,9 @@ def amortization_gap(
         return [elbo(program.guide, draws, chunk), elbo(refined, draws, chunk)]
 
     with unchanged_param_store():
-        parts = in_parts("amortization_gap", args, lambda part: gap_of(part, 1, 1), memory)
+        parts = in_parts(
+            "amortization_gap", args, lambda part: gap_of(part, 2, 1), memory
+        )  # 2 steps, for Adam's averages
         with tqdm(total=num_steps * len(x), disable=not progress, unit="step", unit_scale=True) as bar:
             rows = [gap_of(part, num_steps, num_particles, bar) for part in parts]
     amortized, optimized = (torch.cat(column) for column in zip(*rows, strict=True))

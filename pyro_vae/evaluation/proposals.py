@@ -40,7 +40,7 @@ from pyro_vae.evaluation.runs import check_arguments, in_parts, weighted_run
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.structure import Structure
-from pyro_vae.traces.tracing import Site, Traces, across, trace_programs
+from pyro_vae.traces.tracing import Site, Traces, across, trace_programs, unchanged_param_store
 
 _WIDER = 1.1
 """What the scales of a refined Normal vector are multiplied by."""
@@ -147,9 +147,10 @@ class Refined(Proposal):
             refinement.widen(_WIDER)
             return refinement
 
-        parts = in_parts(subject, args, lambda part: refined(part, 1), memory)
-        with tqdm(total=len(args[0]) * self.num_steps, disable=not progress, unit="step", unit_scale=True) as bar:
-            fitted = [refined(part, self.num_steps, bar) for part in parts]
+        with unchanged_param_store():
+            parts = in_parts(subject, args, lambda part: refined(part, 2), memory)  # the second has Adam's averages too
+            with tqdm(total=len(args[0]) * self.num_steps, disable=not progress, unit="step", unit_scale=True) as bar:
+                fitted = [refined(part, self.num_steps, bar) for part in parts]
         offsets = [torch.cat(rows).detach() for rows in zip(*(part.offsets for part in fitted), strict=True)]
         n, moved = len(args), fitted[0].moved
 

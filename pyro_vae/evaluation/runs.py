@@ -111,9 +111,14 @@ def in_parts(
         one = cost(1)
         two = cost(2) if len(args[0]) > 1 else one
     except ValueError as error:
-        if given is not None or "Shape mismatch" not in str(error):
+        if "Shape mismatch" not in str(error):
             raise
-        return [args]
+        if given is None:
+            return [args]
+        raise ValueError(
+            f"{subject}: expected programs for any part of the data, for memory; got an error of one datum "
+            f"({str(error).splitlines()[0]}). Leave memory out where parameters belong to the data."
+        ) from error
     if one > budget:
         raise ValueError(
             f"{subject}: expected memory for one datum at a time, {one:,} bytes; got {budget:,}. Allow more memory, or "
