@@ -213,12 +213,15 @@ def test_elbo_terms_what_has_no_terms_is_refused(call: Callable[[], object], mes
 ORACLE = LinearVAE.random(6, 3, orthogonal=True)
 EXACT = ORACLE.vae(diagonal=True)  # whose guide is the posterior
 DATA = ORACLE.draw(120)
+with torch.random.fork_rng():
+    torch.manual_seed(3)
+    SIMULATION = evaluation.simulate(EXACT, torch.zeros(300, 6, dtype=torch.float64))
 
 
 def _ais(memory: int | None) -> Tensor:
-    result = evaluation.ais(EXACT, DATA, num_particles=4, num_temperatures=5, memory=memory, progress=False)
-    z_scores = (result.value - ORACLE.log_marginal_likelihood(DATA)) / result.standard_error
-    assert z_scores.median().abs() < 1.5  # of few chains, whose standard errors are noisy
+    options: dict[str, Any] = {"start": "guide", "num_particles": 4, "num_temperatures": 2}
+    result = evaluation.ais(EXACT, DATA, memory=memory, progress=False, **options)
+    assert torch.allclose(result.value, ORACLE.log_marginal_likelihood(DATA))
     return result.value
 
 
@@ -231,9 +234,7 @@ def _amortization_gap(memory: int | None) -> Tensor:
 
 
 def _calibration(memory: int | None) -> Tensor:
-    torch.manual_seed(3)
-    simulation = evaluation.simulate(EXACT, torch.zeros(300, 6, dtype=torch.float64))
-    result = evaluation.calibration(EXACT, simulation, memory=memory)
+    result = evaluation.calibration(EXACT, SIMULATION, memory=memory)
     assert result.p_value > 0.001  # ranks among another datum's draws would not be uniform
     return result.ranks["z"]
 
@@ -255,11 +256,9 @@ def test_memory_of_figures_stays_within_the_budget_which_leaves_them_as_they_are
     at_once = peak_memory(lambda: seen.append(figure(2**30)))
     kept = 2**15 if figure is _calibration else 2**13  # ranks and figures of all data, and what checks them
     assert memory / 2 < peak <= memory + kept
-    assert at_once > 2 * peak
+    assert at_once > 1.5 * peak
     assert seen[0].shape == seen[1].shape
-    with pytest.raises(
-        ValueError, match=r"expected memory for one datum at a time, [\d,]+ bytes; got 100\. Allow more"
-    ):
+    with pytest.raises(ValueError, match=r"expected memory for one datum at a time, [\d,]+ bytes; got 100\."):
         figure(100)
 
 
