@@ -106,7 +106,7 @@ class Refined(Proposal):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(0 * x, 0.5))
         >>> program, x = SimpleNamespace(model=model, guide=guide), torch.tensor([0.0, 2.0])
-        >>> torch.manual_seed(0)
+        >>> _ = torch.manual_seed(0)
         >>> refined = Refined(num_steps=100, num_particles=10)
         >>> result = log_marginal_likelihood(program, x, num_particles=100, proposal=refined, progress=False)
         >>> result.value  # log Normal(x; 0, 2)
@@ -189,7 +189,7 @@ class Defensive(Proposal):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.2))
         >>> program, x = SimpleNamespace(model=model, guide=guide), torch.tensor([0.0, 2.0])
-        >>> torch.manual_seed(0)
+        >>> _ = torch.manual_seed(0)
         >>> result = log_marginal_likelihood(program, x, proposal=Defensive(prior=0.5), progress=False)
         >>> result.value.round(decimals=1), result.unreliable  # log Normal(x; 0, 2) is -1.27 and -2.27
         (tensor([-1.3000, -2.3000]), [])
