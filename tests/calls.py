@@ -450,13 +450,21 @@ CALLS: dict[str, Callable[[], Call]] = {
     "evaluation.elbo_terms": _on_vae(evaluation.elbo_terms, num_particles=2, analytic_kl=False, plate="data"),
     "evaluation.active_units": _on_vae(evaluation.active_units, threshold=0.01, num_particles=1, plate="data"),
     "evaluation.ais": _on_vae(
-        evaluation.ais, num_particles=2, num_temperatures=2, num_leapfrog_steps=1, plate="data", progress=False
+        evaluation.ais,
+        start="guide",
+        num_particles=2,
+        num_temperatures=2,
+        num_leapfrog_steps=1,
+        memory=10**6,
+        plate="data",
+        progress=False,
     ),
     "evaluation.amortization_gap": _on_vae(
         evaluation.amortization_gap,
         num_steps=2,
         learning_rate=0.01,
         num_particles=2,
+        memory=10**6,
         plate="data",
         progress=False,
     ),
@@ -524,7 +532,13 @@ CALLS: dict[str, Callable[[], Call]] = {
     "Threshold.rate": lambda: (_scores().threshold(0.2).rate, {"scores": _scores(), "confidence": 0.9}),
     "evaluation.elbo_surgery": _on_vae(evaluation.elbo_surgery, num_particles=1, memory=10**6, plate="data"),
     "evaluation.log_marginal_likelihood": _on_vae(
-        evaluation.log_marginal_likelihood, num_particles=3, memory=10**6, batch_size=2, plate="data", progress=False
+        evaluation.log_marginal_likelihood,
+        num_particles=3,
+        proposal=evaluation.proposals.Refined(1, 2, 0.01, full_rank=True),
+        memory=10**6,
+        batch_size=2,
+        plate="data",
+        progress=False,
     ),
     "evaluation.posterior_samples": _on_vae(
         evaluation.posterior_samples,
@@ -535,7 +549,9 @@ CALLS: dict[str, Callable[[], Call]] = {
         plate="data",
         progress=False,
     ),
-    "evaluation.rate_distortion": _on_vae(evaluation.rate_distortion, num_particles=1, analytic_kl=False, plate="data"),
+    "evaluation.rate_distortion": _on_vae(
+        evaluation.rate_distortion, num_particles=1, analytic_kl=False, memory=10**6, plate="data"
+    ),
     "evaluation.rate_distortion_curve": lambda: (
         evaluation.rate_distortion_curve,
         {"programs": {1.0: _vae()}, "x": _bits(), "num_particles": 1, "analytic_kl": False, "plate": "data"},
@@ -570,6 +586,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         {
             "program": (vae := _vae()),
             "simulation": evaluation.simulate(vae, _bits()),
+            "start": "guide",
             "num_particles": 2,
             "num_temperatures": 2,
             "num_leapfrog_steps": 1,
@@ -582,6 +599,7 @@ CALLS: dict[str, Callable[[], Call]] = {
         {
             "program": (vae := _vae()),
             "simulation": evaluation.simulate(vae, _bits().repeat(15, 1, 1, 1)),
+            "memory": 10**6,
             "plate": "data",
         },
     ),

@@ -58,7 +58,7 @@ def test_TemperedPosterior_gradient_is_that_of_the_density() -> None:
     oracle = random_oracle(0, 4, 2)
     x = oracle.draw(3)
     target = TemperedPosterior("test", oracle.vae().model, (x,), 6, "data")
-    z = target.draw_prior()
+    z = target.draw()
     prior, likelihood, gradient = target(0.3, z)
     leaf = z["z"].clone().requires_grad_()
     expected_prior = dist.Normal(0.0, 1.0).log_prob(leaf).sum(-1)

@@ -131,7 +131,8 @@ def test_log_marginal_likelihood_anything_with_a_model_and_a_guide_is_a_program(
     assert ((result.value - TwoStates.log_marginal_likelihood).abs() < 5 * result.standard_error).all()
 
 
-def test_log_marginal_likelihood_latents_that_the_model_sums_over_are_summed_out() -> None:
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_log_marginal_likelihood_latents_that_the_model_sums_over_are_summed_out(batch_size: int | None) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             kind = pyro.sample("kind", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
@@ -143,7 +144,9 @@ def test_log_marginal_likelihood_latents_that_the_model_sums_over_are_summed_out
             pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.5))
 
     x = torch.tensor([-1.0, 1.0, 4.0], dtype=torch.float64)
-    result = log_marginal_likelihood(SimpleProgram(model, guide), x, num_particles=4000, progress=False)
+    result = log_marginal_likelihood(
+        SimpleProgram(model, guide), x, num_particles=4000, batch_size=batch_size, progress=False
+    )
     parts = torch.stack([dist.Normal(mean, math.sqrt(2)).log_prob(x) + math.log(p) for mean, p in ((0, 0.7), (3, 0.3))])
     assert ((result.value - parts.logsumexp(0)).abs() < 5 * result.standard_error).all()
 

@@ -12,8 +12,9 @@ from oracles import LinearVAE, NormalNormal, SimpleProgram, TwoStates
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+from pyro_vae import VAE, conditionals, evaluation, likelihoods, nets, priors
 from pyro_vae.evaluation import elbo_terms
+from pyro_vae.graphs.memory import peak_memory
 
 
 @pytest.mark.parametrize("num_particles", [1, 7])
@@ -207,3 +208,64 @@ def test_elbo_terms_what_has_no_terms_is_refused(call: Callable[[], object], mes
     with pytest.raises(ValueError, match=message):
         call()
     assert len(pyro.get_param_store()) == 0
+
+
+ORACLE = LinearVAE.random(6, 3, orthogonal=True)
+EXACT = ORACLE.vae(diagonal=True)  # whose guide is the posterior
+DATA = ORACLE.draw(120)
+with torch.random.fork_rng():
+    torch.manual_seed(3)
+    SIMULATION = evaluation.simulate(EXACT, torch.zeros(300, 6, dtype=torch.float64))
+
+
+def _ais(memory: int | None) -> Tensor:
+    options: dict[str, Any] = {"start": "guide", "num_particles": 4, "num_temperatures": 2}
+    result = evaluation.ais(EXACT, DATA, memory=memory, progress=False, **options)
+    assert torch.allclose(result.value, ORACLE.log_marginal_likelihood(DATA))
+    return result.value
+
+
+def _amortization_gap(memory: int | None) -> Tensor:
+    options: dict[str, Any] = {"num_steps": 3, "learning_rate": 1e-6, "num_particles": 5}
+    result = evaluation.amortization_gap(EXACT, DATA, memory=memory, progress=False, **options)
+    assert torch.allclose(result.elbo, ORACLE.log_marginal_likelihood(DATA))
+    assert torch.allclose(result.optimized_elbo, result.elbo, atol=1e-4)
+    return result.elbo
+
+
+def _calibration(memory: int | None) -> Tensor:
+    result = evaluation.calibration(EXACT, SIMULATION, memory=memory)
+    assert result.p_value > 0.001  # ranks among another datum's draws would not be uniform
+    return result.ranks["z"]
+
+
+def _rate_distortion(memory: int | None) -> Tensor:
+    result = evaluation.rate_distortion(EXACT, DATA, num_particles=3, analytic_kl=True, memory=memory)
+    assert result.elbo.value == pytest.approx(ORACLE.log_marginal_likelihood(DATA).mean().item(), abs=0.3)
+    assert result.rate.value == pytest.approx(ORACLE.posterior_kl(DATA).mean().item(), rel=1e-6)
+    assert result.rate.num_data == len(DATA)
+    return torch.tensor([result.rate.value])
+
+
+@pytest.mark.parametrize("figure", [_ais, _amortization_gap, _calibration, _rate_distortion])
+def test_memory_of_figures_stays_within_the_budget_which_leaves_them_as_they_are(
+    figure: Callable[[int | None], Tensor],
+) -> None:
+    memory, seen = 2**16, []
+    peak = peak_memory(lambda: seen.append(figure(memory)))
+    at_once = peak_memory(lambda: seen.append(figure(2**30)))
+    kept = 2**15 if figure is _calibration else 2**13  # ranks and figures of all data, and what checks them
+    assert memory / 2 < peak <= memory + kept
+    assert at_once > 1.5 * peak
+    assert seen[0].shape == seen[1].shape
+    with pytest.raises(ValueError, match=r"expected memory for one datum at a time, [\d,]+ bytes; got 100\."):
+        figure(100)
+
+
+def test_in_parts_leaves_parameters_that_belong_to_the_data_together() -> None:
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    program = NormalNormal.exact(x)
+    result = evaluation.rate_distortion(program, x)
+    assert result.elbo.value == pytest.approx(NormalNormal.log_marginal_likelihood(x).mean().item())
+    with pytest.raises(ValueError, match=r"Shape mismatch.*\)\. Leave memory out where parameters belong to the data"):
+        evaluation.rate_distortion(program, x, memory=10**6)

@@ -1,5 +1,6 @@
 """What was learned: figures of a trained program, per datum and in nats."""
 
+from pyro_vae.evaluation import proposals
 from pyro_vae.evaluation.amortization import AmortizationGap, amortization_gap
 from pyro_vae.evaluation.annealing import AnnealedImportanceSampling, BidirectionalMonteCarlo, ais, bdmc
 from pyro_vae.evaluation.anomalies import Scores, Threshold, auc, score
@@ -68,6 +69,7 @@ __all__ = [
     "over_ranks",
     "posterior_samples",
     "predictive_checks",
+    "proposals",
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruction_error",

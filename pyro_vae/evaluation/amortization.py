@@ -10,27 +10,25 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent, transform_to
 from tqdm.auto import tqdm
 
 from pyro_vae import checks
 from pyro_vae.elbo import ELBO
 from pyro_vae.evaluation.modes import in_evaluation_mode
+from pyro_vae.evaluation.refinement import Refinement, parameters_of
 from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.runs import default_memory, guide_run, in_parts
 from pyro_vae.evaluation.shares import by_share, is_first, joined
+from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import random_state
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_weights
-from pyro_vae.traces.tracing import Site, Traces, inspect, trace_programs, unchanged_param_store
+from pyro_vae.traces.tracing import PyroProgram, unchanged_param_store
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ def amortization_gap(
     num_steps: int = 500,
     learning_rate: float = 0.05,
     num_particles: int = 100,
+    memory: int | None = None,
     plate: str = "data",
     progress: bool = True,
 ) -> AmortizationGap:
@@ -82,108 +81,62 @@ def amortization_gap(
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
-        x: data (N, ...), the first argument of model and guide, all optimized at once.
+        x: data (N, ...), the first argument of model and guide.
         context: their further arguments.
         num_steps: of Adam.
         learning_rate: the first, for the distributions' parameters without constraints.
         num_particles: draws per datum to estimate the two ELBOs with.
+        memory: bytes that a step, or the draws in flight, may take; None for an amount that is fast. Data that do not
+            fit are optimized one part after another.
         plate: name of the plate over the data.
         progress: show a bar.
 
     Raises:
-        ValueError: a number below 1; a guide with a flow, with discrete latents, or with latents that depend on one
-            another, which has no parameters to free for each datum.
+        ValueError: a number below 1; a budget for less than one datum; a guide with a flow, with discrete latents, or
+            with latents that depend on one another, which has no parameters to free for each datum.
     """
     checks.number("amortization_gap", "learning_rate", learning_rate, above=0)
     for name, value in (("num_steps", num_steps), ("num_particles", num_particles)):
         if value < 1:
             raise ValueError(f"amortization_gap: expected {name} at least 1; got {value}. Give a positive number.")
     progress = progress and is_first()
+    loss = ELBO(gradient="stl", plate=plate)
+    budget = default_memory(x) if memory is None else memory
 
-    def elbos(*own: Tensor) -> tuple[Tensor, Tensor]:
-        return _elbos(program, own, num_steps, learning_rate, num_particles, plate, progress)
+    def gap_of(part: tuple[Tensor, ...], steps: int, draws: int, bar: tqdm | None = None) -> list[Tensor]:
+        with torch.no_grad():
+            _check_independent(program, part)
+        refinement = Refinement("amortization_gap", program, part, plate)
+        refinement.fit(loss, steps, learning_rate, bar)
+
+        @torch.no_grad()
+        def elbo(guide: PyroProgram, count: int, chunk: int) -> Tensor:
+            with pyro.validation_enabled(False), random_state(part):
+                rows = log_weights(program.model, guide, *part, num_particles=count, plate=plate, chunk_size=chunk)
+            return rows.mean(0)
+
+        refined = refinement.moved(refinement.offsets)
+        chunk = max(1, budget // peak_memory(lambda: elbo(refined, 1, 1)))
+        return [elbo(program.guide, draws, chunk), elbo(refined, draws, chunk)]
+
+    def elbos(*own: Tensor) -> list[Tensor]:
+        with unchanged_param_store():
+            # 2 steps, for Adam's averages
+            parts = in_parts("amortization_gap", own, lambda part: gap_of(part, 2, 1), memory)
+            with tqdm(total=num_steps * len(own[0]), disable=not progress, unit="step", unit_scale=True) as bar:
+                return joined([gap_of(part, num_steps, num_particles, bar) for part in parts])
 
     amortized, optimized = joined(by_share("amortization_gap", program, (x, *context), elbos))
     return AmortizationGap(amortized, optimized, num_particles, num_steps)
 
 
-def _elbos(
-    program: Program,
-    args: tuple[Tensor, ...],
-    num_steps: int,
-    learning_rate: float,
-    num_particles: int,
-    plate: str,
-    progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """The guide's ELBO of each datum, and that of its own distribution."""
-    with unchanged_param_store():
-        structure = inspect(program.model, program.guide, args, {})
-        with torch.no_grad(), random_state(args):
-            first, second = (
-                trace_programs(program.model, program.guide, args, {}, structure=structure) for _ in range(2)
-            )
-        freed = _OwnParameters(first, second)
-        guide = freed(program.guide)
-        loss = ELBO(gradient="stl", plate=plate)
-        optimizer = torch.optim.Adam(freed.parameters, lr=learning_rate)
-        # Adam's steps are as long as the rate, also at the optimum, so it falls to 0.
-        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, num_steps, power=2)
-        for _ in tqdm(range(num_steps), disable=not progress, unit="step"):
-            with torch.enable_grad(), pyro.validation_enabled(False):
-                objective = loss.differentiable_loss(program.model, guide, *args)
-            gradients = torch.autograd.grad(objective, freed.parameters)
-            for parameter, gradient in zip(freed.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            schedule.step()
-
-        def elbo(guide: Callable[..., Any]) -> Tensor:
-            return log_weights(program.model, guide, *args, num_particles=num_particles, plate=plate).mean(0)
-
-        with torch.no_grad(), pyro.validation_enabled(False):
-            with random_state(args):
-                optimized = elbo(guide)
-            return elbo(program.guide), optimized
-
-
-class _OwnParameters(Messenger):
-    """Replaces the distributions of a guide by ones with parameters of their own, which start at the guide's.
-
-    Args:
-        first: a run of the program.
-        second: another, with other draws.
-    """
-
-    def __init__(self, first: Traces, second: Traces) -> None:
-        super().__init__()
-        self.parameters: list[Tensor] = []
-        self._make: dict[str, Callable[[], TorchDistribution]] = {}
-        others = {name: site for name, _, site in second.latents()}
-        for name, _, site in first.latents():
-            self._free(name, site["fn"], others[name]["fn"])
-
-    def _free(self, name: str, fn: Any, other: Any) -> None:
-        ndims = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
-        base, other = (d.base_dist if isinstance(d, Independent) else d for d in (fn, other))
-        values = {key: base.__dict__[key] for key in base.arg_constraints if key in base.__dict__}
-        if not values or not base.has_rsample:
-            raise ValueError(
-                f"amortization_gap: expected a reparameterized distribution with parameters at site {name!r}; got "
-                f"{type(base).__name__}. Use log_marginal_likelihood to see the whole gap."
-            )
-        if not all(torch.allclose(value, other.__dict__[key]) for key, value in values.items()):
+def _check_independent(program: Program, args: tuple[Tensor, ...]) -> None:
+    """Raises for a latent of the guide whose distribution is another with other draws."""
+    first, second = (guide_run(program.guide, args, 1).latents() for _ in range(2))
+    for (name, _, site), (_, _, other) in zip(first, second, strict=True):
+        others = parameters_of(other)[1]
+        if not all(torch.allclose(value, others[key]) for key, value in parameters_of(site)[1].items()):
             raise ValueError(
                 f"amortization_gap: expected latents that do not depend on one another in the guide; got {name!r}, "
                 "which does. Use log_marginal_likelihood to see the whole gap."
             )
-        leaves, transforms = {}, {}
-        for key, value in values.items():
-            transforms[key] = transform_to(base.arg_constraints[key])
-            leaves[key] = transforms[key].inv(value).detach().clone().contiguous().requires_grad_()
-        self.parameters += leaves.values()
-        self._make[name] = lambda: type(base)(**{k: transforms[k](leaf) for k, leaf in leaves.items()}).to_event(ndims)
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] in self._make:
-            msg["fn"] = self._make[msg["name"]]()

@@ -1,4 +1,4 @@
-r"""Annealed importance sampling: log p(x) along a path from prior to posterior, without the guide.
+r"""Annealed importance sampling: log p(x) along a path from the prior, or the guide, to the posterior.
 
 Shapes: N data, K chains, T temperatures.
 
@@ -7,6 +7,9 @@ Chains start from the prior and pass through :math:`\pi_t(z) \propto p(z) p(x|z)
 estimate of p(x), so the logarithm of its average is a lower bound on average:
 
 .. math:: \log p(x) \ge E\Big[\log \frac1K \sum_k \prod_t p(x|z_{k,t-1})^{\beta_t - \beta_{t-1}}\Big]
+
+A path may start at the guide instead, :math:`\pi_t(z) \propto q(z|x)^{1 - \beta_t} p(x, z)^{\beta_t}`, with
+p(x, z)/q(z|x) in the place of p(x|z): it is shorter by as much as the guide is nearer to the posterior than the prior.
 
 The same path walked backwards from an exact draw of the posterior gives an unbiased estimate of 1/p(x), and an upper
 bound. Exact draws are at hand for data that the model itself made: the latents they were made from.
@@ -23,15 +26,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
 from pyro_vae.evaluation.hmc import TemperedPosterior
 from pyro_vae.evaluation.importance import log_mean
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
+from pyro_vae.evaluation.runs import in_parts
 from pyro_vae.evaluation.shares import by_share, is_first, joined
 from pyro_vae.evaluation.simulation import Simulation
 from pyro_vae.models import Program
@@ -42,6 +48,9 @@ _ACCEPTANCE = 0.8
 _FIRST_STEP_SIZE = 0.5  # of a prior of unit scale
 _RATE = 0.25  # of adaptation, in logarithms: fast enough to follow a posterior that narrows over some tens of steps
 _WARM_UP = 20
+_LEAST_DEVIATION = 1e-6  # nats: an exact guide, whose log-weights are all equal, has a path too
+
+Start: TypeAlias = Literal["prior", "guide"]
 
 
 @dataclass(frozen=True)
@@ -126,9 +135,11 @@ def ais(
     program: Program,
     x: Tensor,
     *context: Tensor,
+    start: Start = "prior",
     num_particles: int = 16,
     num_temperatures: int = 500,
     num_leapfrog_steps: int = 5,
+    memory: int | None = None,
     plate: str = "data",
     progress: bool = True,
 ) -> AnnealedImportanceSampling:
@@ -143,24 +154,40 @@ def ais(
         program: a :class:`~pyro_vae.VAE`, or anything with ``model``; all of its latents are real vectors.
         x: data (N, ...), the first argument of the model.
         context: its further arguments.
+        start: where chains start, at the ``"prior"`` or at the ``"guide"``. The guide is no longer checked then: what
+            it leaves out of the posterior, few temperatures do not find.
         num_particles: K, chains per datum, at least 2, all run at once.
         num_temperatures: T.
         num_leapfrog_steps: gradients per transition.
+        memory: bytes that the chains in flight may take; None for an amount that is fast. Data that do not fit are run
+            one part after another, with temperatures of their own.
         plate: name of the plate over the data.
         progress: show a bar.
 
     Raises:
-        ValueError: a latent that is discrete or constrained; densities that are random; a number below 1.
+        ValueError: a latent that is discrete or constrained; densities that are random; a number below 1; a budget for
+            less than one datum.
     """
     _check_counts("ais", num_particles, num_temperatures, num_leapfrog_steps)
+    checks.choice("ais", "start", start, get_args(Start))
     progress = progress and is_first()
 
-    def annealed(*own: Tensor) -> tuple[Tensor, ...]:
-        path = _Path("ais", program, own, num_particles, num_temperatures, num_leapfrog_steps, plate)
-        with tqdm(total=_WARM_UP + 2 * num_temperatures - 1, disable=not progress, unit="temperature") as bar:
-            path.adapt(bar)
-            log_weights, acceptance = path.forwards(bar)
-        return *_averaged(log_weights), acceptance
+    def path(args: tuple[Tensor, ...]) -> _Path:
+        guide = program.guide if start == "guide" else None
+        target = TemperedPosterior("ais", program.model, args, num_particles, plate, guide)
+        return _Path(target, num_temperatures, num_leapfrog_steps)
+
+    def annealed(*own: Tensor) -> list[Tensor]:
+        parts = in_parts("ais", own, lambda args: path(args).step(), memory)
+        rows = []
+        total = len(parts) * (_WARM_UP + 2 * num_temperatures - 1)
+        with tqdm(total=total, disable=not progress, unit="temperature") as bar:
+            for part in parts:
+                own_path = path(part)
+                own_path.adapt(bar)
+                log_weights, acceptance = own_path.forwards(bar)
+                rows.append([*_averaged(log_weights), acceptance])
+        return joined(rows)
 
     value, error, ess, acceptance = joined(by_share("ais", program, (x, *context), annealed))
     return AnnealedImportanceSampling(
@@ -174,6 +201,7 @@ def bdmc(
     program: Program,
     simulation: Simulation,
     *,
+    start: Start = "prior",
     num_particles: int = 16,
     num_temperatures: int = 500,
     num_leapfrog_steps: int = 5,
@@ -189,6 +217,7 @@ def bdmc(
     Args:
         program: see :func:`ais`.
         simulation: of :func:`~pyro_vae.evaluation.simulate`.
+        start: of the path, at the ``"prior"`` or at the ``"guide"``.
         num_particles: K, chains per datum; those that run backwards all start at the datum's own latents.
         num_temperatures: T.
         num_leapfrog_steps: gradients per transition.
@@ -199,7 +228,10 @@ def bdmc(
         ValueError: as :func:`ais`.
     """
     _check_counts("bdmc", num_particles, num_temperatures, num_leapfrog_steps)
-    path = _Path("bdmc", program, simulation.args, num_particles, num_temperatures, num_leapfrog_steps, plate)
+    checks.choice("bdmc", "start", start, get_args(Start))
+    guide = program.guide if start == "guide" else None
+    target = TemperedPosterior("bdmc", program.model, simulation.args, num_particles, plate, guide)
+    path = _Path(target, num_temperatures, num_leapfrog_steps)
     with tqdm(total=_WARM_UP + 3 * num_temperatures - 2, disable=not progress, unit="temperature") as bar:
         path.adapt(bar)
         forwards, acceptance = path.forwards(bar)
@@ -217,44 +249,41 @@ def bdmc(
 class _Path:
     """The temperatures, and the transitions at each."""
 
-    def __init__(
-        self,
-        subject: str,
-        program: Program,
-        args: tuple[Tensor, ...],
-        num_chains: int,
-        num_temperatures: int,
-        num_leapfrog_steps: int,
-        plate: str,
-    ) -> None:
-        self._target = TemperedPosterior(subject, program.model, args, num_chains, plate)
+    def __init__(self, target: TemperedPosterior, num_temperatures: int, num_leapfrog_steps: int) -> None:
+        self._target = target
         self._num_leapfrog_steps = num_leapfrog_steps
         self._num_temperatures = num_temperatures
         self._betas: list[float] = []
         self._step_sizes: list[Tensor] = []
 
+    def step(self) -> None:
+        """One transition: what a path takes at a time."""
+        z = self._target.draw()
+        _, log_weight, *_ = self._target(0.0, z)
+        self._target.transition(0.0, z, torch.full_like(log_weight[0], _FIRST_STEP_SIZE), 1)
+
     def adapt(self, bar: tqdm) -> None:
         """Finds temperatures and step sizes on a pass of its own.
 
-        The best temperatures are equally far apart in the standard deviation of log p(x|z) times the step in beta
+        The best temperatures are equally far apart in the standard deviation of the log-weight times the step in beta
         (Gelman, Meng, "Simulating normalizing constants", 1998, https://doi.org/10.1214/ss/1028905934).
         """
-        z = self._target.draw_prior()
-        _, likelihood, *_ = self._target(0.0, z)
-        lowest = 0.1 / likelihood.std(0).mean().clamp(min=1).item()  # nothing changes below it
+        z = self._target.draw()
+        _, log_weight, *_ = self._target(0.0, z)
+        lowest = 0.1 / log_weight.std(0).mean().clamp(min=1).item()  # nothing changes below it
         pilot = torch.logspace(math.log10(lowest), 0, self._num_temperatures, dtype=torch.float64)
-        log_step = torch.full_like(likelihood[0], math.log(_FIRST_STEP_SIZE))
-        deviations, log_steps = [likelihood.std(0).mean()], []
+        log_step = torch.full_like(log_weight[0], math.log(_FIRST_STEP_SIZE))
+        deviations, log_steps = [log_weight.std(0).mean()], []
         for i in [0] * _WARM_UP + list(range(len(pilot))):
-            z, likelihood, accepted = self._target.transition(
+            z, log_weight, accepted = self._target.transition(
                 pilot[i].item(), z, log_step.exp(), self._num_leapfrog_steps
             )
             log_step = log_step + _RATE * (accepted.mean(0) - _ACCEPTANCE)
-            deviations.append(likelihood.std(0).mean())
+            deviations.append(log_weight.std(0).mean())
             log_steps.append(log_step)
             bar.update()
         grid = torch.cat([pilot.new_zeros(1), pilot])
-        deviation = torch.stack([deviations[0], *deviations[1 + _WARM_UP :]]).to(grid)
+        deviation = torch.stack([deviations[0], *deviations[1 + _WARM_UP :]]).to(grid).clamp(min=_LEAST_DEVIATION)
         length = torch.cat([grid.new_zeros(1), torch.cumulative_trapezoid(deviation, grid)])
         betas = _interpolated(length, grid, torch.linspace(0, 1, self._num_temperatures + 1).to(length) * length[-1])
         self._betas = [0.0, *betas[1:-1].tolist(), 1.0]
@@ -262,15 +291,15 @@ class _Path:
         self._step_sizes = list(_interpolated(pilot.log(), steps, betas[1:-1].log()).exp())
 
     def forwards(self, bar: tqdm) -> tuple[Tensor, Tensor]:
-        """Log-weights (K, N) of chains from the prior, and their acceptance (N,)."""
+        """Log-weights (K, N) of chains from the start, and their acceptance (N,)."""
         target = self._target
-        z = target.draw_prior()
-        _, likelihood, *_ = target(0.0, z)
-        log_weights = self._betas[1] * likelihood
-        acceptance = torch.zeros_like(likelihood[0])
+        z = target.draw()
+        _, log_weight, *_ = target(0.0, z)
+        log_weights = self._betas[1] * log_weight
+        acceptance = torch.zeros_like(log_weight[0])
         for t, step_size in enumerate(self._step_sizes, 1):
-            z, likelihood, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
-            log_weights = log_weights + (self._betas[t + 1] - self._betas[t]) * likelihood
+            z, log_weight, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
+            log_weights = log_weights + (self._betas[t + 1] - self._betas[t]) * log_weight
             acceptance = acceptance + accepted.mean(0)
             bar.update()
         return log_weights, acceptance / len(self._step_sizes)
@@ -279,13 +308,13 @@ class _Path:
         """The same for chains from the posterior, at these latents; their inverse weights average to 1 / p(x)."""
         target = self._target
         z = target.lay_out(latents)
-        _, likelihood, *_ = target(1.0, z)
-        log_weights = (1 - self._betas[-2]) * likelihood
-        acceptance = torch.zeros_like(likelihood[0])
+        _, log_weight, *_ = target(1.0, z)
+        log_weights = (1 - self._betas[-2]) * log_weight
+        acceptance = torch.zeros_like(log_weight[0])
         for t in range(len(self._step_sizes), 0, -1):
             step_size = self._step_sizes[t - 1]
-            z, likelihood, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
-            log_weights = log_weights + (self._betas[t] - self._betas[t - 1]) * likelihood
+            z, log_weight, accepted = target.transition(self._betas[t], z, step_size, self._num_leapfrog_steps)
+            log_weights = log_weights + (self._betas[t] - self._betas[t - 1]) * log_weight
             acceptance = acceptance + accepted.mean(0)
             bar.update()
         return log_weights, acceptance / len(self._step_sizes)

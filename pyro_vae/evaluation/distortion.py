@@ -21,8 +21,10 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result, rounded, table
-from pyro_vae.evaluation.terms import checked_terms
+from pyro_vae.evaluation.runs import in_parts, one_run
 from pyro_vae.models import Program
+from pyro_vae.traces.possible import check_possible
+from pyro_vae.traces.terms import Terms, terms_of
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def rate_distortion(
     *context: Tensor,
     num_particles: int = 1,
     analytic_kl: bool = False,
+    memory: int | None = None,
     plate: str = "data",
 ) -> RateDistortion:
-    """Rate and distortion of a program on some data, run at once.
+    """Rate and distortion of a program on some data.
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
@@ -93,17 +96,31 @@ def rate_distortion(
         context: their further arguments.
         num_particles: draws of the latents per datum.
         analytic_kl: take each KL in closed form; an error where there is none.
+        memory: bytes that the draws in flight may take; None for an amount that is fast. Data that do not fit are run
+            one part after another.
         plate: name of the plate over the data.
 
     Raises:
-        ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for.
+        ValueError: ``num_particles`` below 1, a site outside the plate, no closed form where one was asked for; a
+            budget for less than one datum.
     """
-    terms = checked_terms("rate_distortion", program, (x, *context), num_particles, analytic_kl, plate)
+    checks.whole("rate_distortion", "num_particles", num_particles)
+
+    def terms_on(args: tuple[Tensor, ...]) -> Terms:
+        return terms_of([one_run(program, args, num_particles)], plate, analytic=analytic_kl)
+
+    args = (x, *context)
+    parts = [terms_on(part) for part in in_parts("rate_distortion", args, terms_on, memory)]
+    rate, elbo = (torch.cat([getattr(part, name) for part in parts]) for name in ("kl", "elbo"))
+    check_possible("rate_distortion", elbo, partial(one_run, program, args), plate)
     return RateDistortion(
-        rate=Estimate.of(terms.kl, num_particles),
-        distortion=Estimate.of(-terms.expected_log_likelihood, num_particles),
-        elbo=Estimate.of(terms.elbo, num_particles),
-        rate_by_site={name: Estimate.of(kl, num_particles) for name, kl in terms.kl_by_site.items()},
+        rate=Estimate.of(rate, num_particles),
+        distortion=Estimate.of(torch.cat([-part.expected_log_likelihood for part in parts]), num_particles),
+        elbo=Estimate.of(elbo, num_particles),
+        rate_by_site={
+            name: Estimate.of(torch.cat([part.kl_by_site[name] for part in parts]), num_particles)
+            for name in parts[0].kl_by_site
+        },
         analytic_kl=analytic_kl,
     )
 

@@ -222,7 +222,7 @@ CHECKS: dict[str, Check] = {
         0.2,
         "note",
         "log p(x) of these data is likely higher than estimated.",
-        "Draw more particles, or use ais.",
+        "Give log_marginal_likelihood proposal=proposals.Refined(), where the latents are Normal vectors, or use ais.",
         Rates(0, 0, 0, 200),
     ),
     "uncertain log p(x)": Check(

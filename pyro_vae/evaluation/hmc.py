@@ -1,7 +1,11 @@
 r"""Hamiltonian Monte Carlo on the latents of a program, for many chains and data at once.
 
-It leaves the tempered posteriors :math:`\pi_\beta(z) \propto p(z) p(x|z)^\beta` as they are: a momentum is drawn, the
-pair follows Hamilton's equations by leapfrog steps, and the end is accepted with probability min(1, exp(-error)).
+It leaves the densities on a path from a start r to the posterior as they are,
+
+.. math:: \pi_\beta(z) \propto r(z)^{1 - \beta} p(x, z)^\beta, \text{ from the prior } p(z) p(x|z)^\beta:
+
+a momentum is drawn, the pair follows Hamilton's equations by leapfrog steps, and the end is accepted with probability
+min(1, exp(-error)).
 
 References:
     Neal, "MCMC using Hamiltonian dynamics", 2011, https://arxiv.org/abs/1206.1901
@@ -30,7 +34,7 @@ Latents = dict[str, Tensor]
 
 
 class TemperedPosterior:
-    """p(z) p(x|z)^beta of a model, with gradients, for K chains and N data.
+    """r(z)^(1 - beta) p(x, z)^beta of a model, with gradients, for K chains and N data.
 
     Shapes: N data, K chains.
 
@@ -40,31 +44,43 @@ class TemperedPosterior:
         args: its arguments.
         num_chains: K.
         plate: name of the plate over the data.
+        guide: the start r; None for the prior.
 
     Raises:
-        ValueError: a latent that is not a real vector; densities that change from one evaluation to the next.
+        ValueError: a latent that is not a real vector, or that the guide alone has; densities that change from one
+            evaluation to the next.
     """
 
     def __init__(
-        self, subject: str, model: Callable[..., Any], args: tuple[Tensor, ...], num_chains: int, plate: str
+        self,
+        subject: str,
+        model: Callable[..., Any],
+        args: tuple[Tensor, ...],
+        num_chains: int,
+        plate: str,
+        guide: Callable[..., Any] | None = None,
     ) -> None:
-        self._plate = plate
-        # The model without its data draws from the prior. What it sums over is left to the model itself.
-        prior = poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and _is_no_latent(site))
+        self._plate, self._from_guide = plate, guide is not None
+        start = prior_of(model) if guide is None else guide
         with unchanged_param_store():
-            structure = inspect(model, prior, args, {})
-        self._trace = partial(trace_programs, model, prior, args, {}, num_particles=num_chains, structure=structure)
+            structure = inspect(model, start, args, {})
+        self._trace = partial(trace_programs, model, start, args, {}, num_particles=num_chains, structure=structure)
         with unchanged_param_store():
             self._run = self._trace()
         self.sites: dict[str, Site] = {name: site for name, _, site in self._run.latents()}
-        for name, site in self.sites.items():
-            if not _is_real(site["fn"].support):
+        for name, of_model, site in self._run.latents():
+            if of_model is None:
+                raise ValueError(
+                    f"{subject}: expected a guide that draws the model's latents; got {name!r}, which the model has "
+                    "not. Use start='prior'."
+                )
+            if not is_real(site["fn"].support):
                 raise ValueError(
                     f"{subject}: expected latents that are real vectors, for Hamiltonian Monte Carlo; got support "
                     f"{site['fn'].support} at site {name!r}. Use log_marginal_likelihood."
                 )
         self._evaluate: Function = self._gradient
-        z = self.draw_prior()
+        z = self.draw()
         evaluated = self(0.5, z)
         if not _close(self(0.5, z), evaluated):
             raise ValueError(
@@ -78,8 +94,8 @@ class TemperedPosterior:
         if recorded is not None and _close(recorded(half, *z.values()), evaluated):
             self._evaluate = recorded
 
-    def draw_prior(self) -> Latents:
-        """Draws from the prior, one for each chain and datum."""
+    def draw(self) -> Latents:
+        """Draws from the start, one for each chain and datum."""
         with unchanged_param_store(), pyro.validation_enabled(False):
             return {name: site["value"] for name, _, site in self._trace().latents()}
 
@@ -88,7 +104,10 @@ class TemperedPosterior:
         return {name: for_each_draw(site, latents[name]).clone() for name, site in self.sites.items()}
 
     def __call__(self, beta: float, z: Latents) -> list[Tensor]:
-        """Log p(z) and log p(x|z), (K, N) each, and the gradient of log p(z) + beta log p(x|z) in every latent."""
+        """Log r(z) and the log-weight log p(x, z) - log r(z), (K, N) each; the gradient of log r + beta log-weight.
+
+        From the prior they are log p(z) and log p(x|z).
+        """
         first = next(iter(z.values()))
         with unchanged_param_store(), pyro.validation_enabled(False):
             return self._evaluate(first.new_tensor(beta), *z.values())
@@ -103,25 +122,25 @@ class TemperedPosterior:
             num_steps: leapfrog steps.
 
         Returns:
-            Where the chains are now, log p(x|z) there and the acceptance probability, (K, N) each.
+            Where the chains are now, the log-weight there and the acceptance probability, (K, N) each.
         """
-        prior, likelihood, *gradient = self(beta, z)
-        steps = step_size * (0.8 + 0.4 * torch.rand_like(likelihood))
+        start, log_weight, *gradient = self(beta, z)
+        steps = step_size * (0.8 + 0.4 * torch.rand_like(log_weight))
         scale = {n: across(site, steps, self._run.particle_dim, self._plate) for n, site in self.sites.items()}
         momentum = {name: torch.randn_like(value) for name, value in z.items()}
-        before = prior + beta * likelihood - self._kinetic(momentum)
+        before = start + beta * log_weight - self._kinetic(momentum)
         moved = z
         for _ in range(num_steps):
             half = {n: momentum[n] + scale[n] / 2 * g for n, g in zip(z, gradient, strict=True)}
             moved = {n: moved[n] + scale[n] * half[n] for n in z}
-            prior, new_likelihood, *gradient = self(beta, moved)
+            start, new_log_weight, *gradient = self(beta, moved)
             momentum = {n: half[n] + scale[n] / 2 * g for n, g in zip(z, gradient, strict=True)}
-        error = prior + beta * new_likelihood - self._kinetic(momentum) - before
+        error = start + beta * new_log_weight - self._kinetic(momentum) - before
         probability = error.nan_to_num(nan=-torch.inf).clamp(max=0).exp()  # a path that diverges is refused
         accepted = torch.rand_like(probability) < probability
         mask = {n: across(site, accepted, self._run.particle_dim, self._plate) for n, site in self.sites.items()}
         z = {n: torch.where(mask[n], moved[n], z[n]) for n in z}
-        return z, torch.where(accepted, new_likelihood, likelihood), probability
+        return z, torch.where(accepted, new_log_weight, log_weight), probability
 
     def _kinetic(self, momentum: Latents) -> Tensor:
         """Half the squared momentum, (K, N)."""
@@ -138,10 +157,20 @@ class TemperedPosterior:
         for (name, site), leaf in zip(self.sites.items(), leaves, strict=True):
             trace.nodes[name] = site | {"value": leaf}
         with torch.enable_grad():
-            densities = log_densities(replace(self._run, model=self._run.replay("model", trace)), self._plate)
-            prior, likelihood = densities.prior, densities.likelihood
-            gradients = torch.autograd.grad((prior + beta * likelihood).sum(), leaves)
-        return [prior.detach(), likelihood.detach(), *gradients]
+            run = replace(self._run, model=self._run.replay("model", trace))
+            if self._from_guide:
+                densities = log_densities(replace(run, guide=self._run.replay("guide", trace)), self._plate)
+                start, log_weight = densities.guide, densities.log_weights
+            else:
+                densities = log_densities(run, self._plate)
+                start, log_weight = densities.prior, densities.likelihood
+            gradients = torch.autograd.grad((start + beta * log_weight).sum(), leaves)
+        return [start.detach(), log_weight.detach(), *gradients]
+
+
+def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model without its data, which draws from the prior. What it sums over is left to the model itself."""
+    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and _is_no_latent(site))
 
 
 def _is_no_latent(site: Site) -> bool:
@@ -152,7 +181,8 @@ def _close(values: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(values, others, strict=True))
 
 
-def _is_real(support: Any) -> bool:
+def is_real(support: Any) -> bool:
+    """Whether latents of this support are real vectors."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support in (constraints.real, constraints.real_vector, log_odds)

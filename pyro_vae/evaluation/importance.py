@@ -21,6 +21,7 @@ from pyro_vae import checks
 from pyro_vae.evaluation.bits import bits_per_dim
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.pareto import RELIABLE, pareto_k, tail_size
+from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.results import Estimate, Result
 from pyro_vae.evaluation.runs import Batch, one_run, reduce_runs
 from pyro_vae.models import Program
@@ -86,6 +87,7 @@ def log_marginal_likelihood(
     x: Tensor,
     *context: Tensor,
     num_particles: int = 5000,
+    proposal: Proposal | None = None,
     memory: int | None = None,
     batch_size: int | None = None,
     plate: str = "data",
@@ -100,6 +102,7 @@ def log_marginal_likelihood(
         x: data (N, ...), the first argument of model and guide.
         context: their further arguments, (N, ...) each.
         num_particles: K, draws per datum.
+        proposal: what they are drawn from, of :mod:`pyro_vae.evaluation.proposals`; None for the guide.
         memory: bytes that the draws in flight may take, whatever K; None for an amount that is fast.
         batch_size: data to run at once; None chooses it. Pass N where the guide's parameters belong to the data.
         plate: name of the plate over the data.
@@ -138,6 +141,7 @@ def log_marginal_likelihood(
         program,
         (x, *context),
         num_particles=num_particles,
+        proposal=proposal,
         memory=memory,
         batch_size=batch_size,
         plate=plate,
@@ -208,6 +212,7 @@ def weighted_draws(
     *,
     num_samples: int = 0,
     num_particles: int,
+    proposal: Proposal | None = None,
     memory: int | None,
     batch_size: int | None,
     plate: str,
@@ -223,6 +228,7 @@ def weighted_draws(
         args: of model and guide.
         num_samples: S, 0 for none.
         num_particles: K.
+        proposal: what they are drawn from; None for the guide.
         memory: bytes that the draws in flight may take.
         batch_size: data to run at once.
         plate: name of the plate over the data.
@@ -233,15 +239,18 @@ def weighted_draws(
     """
     num_particles = checks.whole(subject, "num_particles", num_particles)
     tail = tail_size(num_particles) + 1
+    proposal = proposal or Proposal()
+    proposed, rows = proposal.fit(subject, program, args, memory=memory, plate=plate, progress=progress)
     parts = reduce_runs(
         subject,
-        program,
-        args,
+        proposed,
+        rows,
         partial(_SumsAndDraws, tail, num_samples),
         num_particles=num_particles,
         memory=memory,
         reserve=64 * tail,  # the largest weights, a copy and their indices
         latents=num_samples > 0,
+        weigh=proposal.weigh,
         batch_size=batch_size,
         plate=plate,
         progress=progress,
@@ -342,8 +351,8 @@ def warn_unreliable(subject: str, data: list[int], num_data: int, off: str = "lo
     if data:
         warnings.warn(
             f"{subject}: expected Pareto k-hat at most {RELIABLE}; got more for {len(data)} of {num_data} data: "
-            f"{listed(data)}. Their values are likely too {off}, and their standard errors too small. Draw more "
-            "particles, widen the guide, or use ais.",
+            f"{listed(data)}. Their values are likely too {off}, and their standard errors too small. Give "
+            "log_marginal_likelihood proposal=proposals.Refined(), draw more particles, or use ais.",
             stacklevel=5,
         )
 

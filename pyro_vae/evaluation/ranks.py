@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result
-from pyro_vae.evaluation.runs import guide_run
+from pyro_vae.evaluation.runs import guide_run, in_parts
 from pyro_vae.evaluation.simulation import Simulation
 from pyro_vae.models import Program
-from pyro_vae.traces.layout import by_draw, for_each_draw
+from pyro_vae.traces.layout import by_draw, for_each_draw, of_data
 
 _NUM_DRAWS = 99  # so that a latent has 100 ranks
 _NUM_BINS = 20
@@ -57,32 +57,45 @@ class Calibration(Result):
 
 @in_evaluation_mode
 @torch.no_grad()
-def calibration(program: Program, simulation: Simulation, *, plate: str = "data") -> Calibration:
+def calibration(
+    program: Program, simulation: Simulation, *, memory: int | None = None, plate: str = "data"
+) -> Calibration:
     """Ranks the latents of simulated data among 99 draws of the guide.
 
     Args:
         program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``.
         simulation: of :func:`~pyro_vae.evaluation.simulate`; some hundreds of data, for the test to have power.
+        memory: bytes that the draws in flight may take; None for an amount that is fast. Data that do not fit are run
+            one part after another.
         plate: name of the plate over the data.
 
     Raises:
-        ValueError: fewer than 100 data, for which the test does not hold.
+        ValueError: fewer than 100 data, for which the test does not hold; a budget for less than one datum.
     """
     if len(simulation.x) < 5 * _NUM_BINS:
         raise ValueError(
             f"calibration: expected at least {5 * _NUM_BINS} data, five for each bin; got {len(simulation.x)}. "
             "Simulate more."
         )
-    run = guide_run(program.guide, simulation.args, _NUM_DRAWS)
-    ranks, p_values = {}, {}
-    for name, _, guide_site in run.latents():
-        if name not in simulation.latents:
-            continue  # no latent of the model
-        draws = by_draw(guide_site, guide_site["value"], run, plate)
-        truth = by_draw(guide_site, for_each_draw(guide_site, simulation.latents[name]), run, plate)
-        below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
-        rank = below + (torch.rand_like(draws[0], dtype=torch.float64) * (equal + 1)).long()  # ties, by lot
-        ranks[name], p_values[name] = rank, _p_values(rank)
+
+    def ranked(rows: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        *args, index = rows
+        run = guide_run(program.guide, tuple(args), _NUM_DRAWS)
+        ranks = {}
+        for name, _, site in run.latents():
+            if name not in simulation.latents:
+                continue  # no latent of the model
+            draws = by_draw(site, site["value"], run, plate)
+            own = of_data(site, simulation.latents[name], index, plate)
+            truth = by_draw(site, for_each_draw(site, own), run, plate)
+            below, equal = (draws < truth).sum(0), (draws == truth).sum(0)
+            ranks[name] = below + (torch.rand_like(draws[0], dtype=torch.float64) * (equal + 1)).long()  # ties, by lot
+        return ranks
+
+    index = torch.arange(len(simulation.x), device=simulation.x.device)
+    parts = [ranked(part) for part in in_parts("calibration", (*simulation.args, index), ranked, memory)]
+    ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    p_values = {name: _p_values(rank) for name, rank in ranks.items()}
     together = torch.cat([rank.reshape(len(rank), -1) for rank in ranks.values()], 1)
 
     def coverage(percent: int) -> Estimate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import pyro
 import torch
@@ -13,12 +13,14 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae import checks
 from pyro_vae.evaluation.shares import by_share, is_first
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import Recorded, random_state, recorded
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.layout import by_draw
+from pyro_vae.traces.structure import Structure
 from pyro_vae.traces.tracing import Traces, inspect, trace_programs, unchanged_param_store
 
 DEFAULT_MEMORY = 2**23
@@ -70,11 +72,64 @@ def at_latents(run: Traces, latents: dict[str, Tensor]) -> Traces:
         return replace(run, guide=run.replay("guide", trace), model=run.replay("model", trace))
 
 
+def weighted_run(
+    program: Program, args: tuple[Tensor, ...], num_particles: int, structure: Structure, plate: str
+) -> tuple[Traces, Tensor]:
+    """A run of a program, and log-weights (K, N) of the guide's draws."""
+    run = trace_programs(program.model, program.guide, args, {}, num_particles=num_particles, structure=structure)
+    return run, log_densities(run, plate).log_weights
+
+
 def default_memory(x: Tensor) -> int:
     """Bytes that a run on these data takes unless told."""
     return DEFAULT_MEMORY if x.device.type == "cpu" else _DEFAULT_MEMORY_OF_DEVICES
 
 
+def in_parts(
+    subject: str, args: tuple[Tensor, ...], run: Callable[[tuple[Tensor, ...]], object], memory: int | None
+) -> list[tuple[Tensor, ...]]:
+    """The data in parts, as few as keep a run on each of them within a memory budget.
+
+    Args:
+        subject: who asks, for messages.
+        args: of a program, of N rows each.
+        run: what takes memory, on some of the data; tried on one datum and on two, with random generators left as they
+            were.
+        memory: bytes; None for a default that is fast.
+
+    Raises:
+        ValueError: a number below 1; one datum does not fit the budget; parameters that belong to the data, which
+            cannot be parted.
+    """
+    given = None if memory is None else checks.whole(subject, "memory", memory)
+    budget = default_memory(args[0]) if given is None else given
+
+    def cost(size: int) -> int:
+        with unchanged_param_store(), random_state(args):
+            return peak_memory(lambda: run(tuple(a[:size] for a in args)))
+
+    try:
+        one = cost(1)
+        two = cost(2) if len(args[0]) > 1 else one
+    except ValueError as error:
+        if "Shape mismatch" not in str(error):
+            raise
+        if given is None:
+            return [args]
+        raise ValueError(
+            f"{subject}: expected programs for any part of the data, for memory; got an error of one datum "
+            f"({str(error).splitlines()[0]}). Leave memory out where parameters belong to the data."
+        ) from error
+    if one > budget:
+        raise ValueError(
+            f"{subject}: expected memory for one datum at a time, {one:,} bytes; got {budget:,}. Allow more memory, or "
+            "draw fewer particles."
+        )
+    size = 1 + (budget - one) // max(1, two - one)
+    return list(zip(*(a.split(size) for a in args), strict=True))
+
+
+Weigh: TypeAlias = Callable[[Program, tuple[Tensor, ...], int, Structure, str], tuple[Traces, Tensor]]
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -99,6 +154,7 @@ def reduce_runs(
     memory: int | None,
     reserve: int = 0,
     latents: bool = False,
+    weigh: Weigh = weighted_run,
     batch_size: int | None,
     plate: str,
     progress: bool,
@@ -114,6 +170,7 @@ def reduce_runs(
         memory: bytes that a run and its reduction may take; None for a default that is fast.
         reserve: bytes per datum that a reducer comes to hold.
         latents: also return the draws.
+        weigh: runs the program, for draws and their log-weights.
         batch_size: data per run; None for as few as leave memory for K particles, since the guide's share of a run
             falls with its particles.
         plate: name of the data plate.
@@ -126,11 +183,11 @@ def reduce_runs(
         ValueError: a number below 1; not even one particle fits the budget; a guide that takes other data than N; data
             that the model cannot have made, or NaN densities.
     """
-    _check(subject, program, args, num_particles=num_particles, batch_size=batch_size, memory=memory)
+    check_arguments(subject, program, args, num_particles=num_particles, batch_size=batch_size, memory=memory)
     bar = tqdm(total=num_particles, disable=not (progress and is_first()), unit="draw", unit_scale=True)
 
     def reduced(*own: Tensor) -> list[T_co]:
-        given = own, reducer, num_particles, memory, reserve, latents, batch_size, plate
+        given = own, reducer, num_particles, memory, reserve, latents, weigh, batch_size, plate
         return _reduced(subject, program, *given, bar)
 
     # Where all are to be run at once, because a guide's parameters belong to them, there are no shares.
@@ -148,6 +205,7 @@ def _reduced(
     memory: int | None,
     reserve: int,
     latents: bool,
+    weigh: Weigh,
     batch_size: int | None,
     plate: str,
     bar: tqdm,
@@ -155,7 +213,9 @@ def _reduced(
     """What :func:`reduce_runs` returns, of one process's data."""
     n = len(args[0])
     batch_size = None if batch_size is None else min(batch_size, n)
-    runs, per_datum, per_draw = _trial(subject, program, args, batch_size or min(2, n), plate, latents, reducer)
+    runs, per_datum, per_draw = _trial(
+        subject, args, batch_size or min(2, n), lambda trial: _Runs(program, trial, plate, latents, weigh), reducer
+    )
     memory = default_memory(args[0]) if memory is None else memory
     per_datum += reserve
     least = (batch_size or 1) * (per_datum + per_draw)
@@ -190,17 +250,15 @@ def _reduced(
 
 def _trial(
     subject: str,
-    program: Program,
     args: tuple[Tensor, ...],
     size: int,
-    plate: str,
-    latents: bool,
+    make: Callable[[tuple[Tensor, ...]], _Runs],
     reducer: Callable[[], Reducer[object]],
 ) -> tuple[_Runs, int, int]:
     """What runs a program, and the bytes per datum and per draw that a run on some of the data takes."""
     try:
         with unchanged_param_store(), random_state(args):
-            runs = _Runs(program, tuple(a[:size] for a in args), plate, latents)
+            runs = make(tuple(a[:size] for a in args))
             return runs, *runs.cost(reducer)
     except ValueError as error:
         n = len(args[0])
@@ -213,7 +271,7 @@ def _trial(
         ) from error
 
 
-def _check(subject: str, program: Program, args: tuple[Tensor, ...], **numbers: int | None) -> None:
+def check_arguments(subject: str, program: Program, args: tuple[Tensor, ...], **numbers: int | None) -> None:
     """Raises for a number below 1, no data, and data that the program cannot have made."""
     for name, value in numbers.items():
         if value is not None and value < 1:
@@ -237,10 +295,11 @@ class _Runs:
         trial: arguments for trial runs.
         plate: name of the data plate.
         latents: keep the draws.
+        weigh: see :func:`reduce_runs`.
     """
 
-    def __init__(self, program: Program, trial: tuple[Tensor, ...], plate: str, latents: bool) -> None:
-        self._program, self._trial, self._plate, self._latents = program, trial, plate, latents
+    def __init__(self, program: Program, trial: tuple[Tensor, ...], plate: str, latents: bool, weigh: Weigh) -> None:
+        self._program, self._trial, self._plate, self._latents, self._weigh = program, trial, plate, latents, weigh
         self._structure = inspect(program.model, program.guide, trial, {})
         self._names: list[str] = []
         self._fast: dict[tuple[int, int], Recorded] = {}
@@ -299,10 +358,8 @@ class _Runs:
 
     def _draw(self, particles: int, *args: Tensor) -> list[Tensor]:
         """Log-weights and, where they are kept, the draws in the order of ``_names``."""
-        traces = trace_programs(
-            self._program.model, self._program.guide, args, {}, num_particles=particles, structure=self._structure
-        )
+        traces, log_weights = self._weigh(self._program, args, particles, self._structure, self._plate)
         sites = {name: site for name, _, site in traces.latents()} if self._latents else {}
         self._names = list(sites)
         draws = [by_draw(site, site["value"], traces, self._plate) for site in sites.values()]
-        return [log_densities(traces, self._plate).log_weights, *draws]
+        return [log_weights, *draws]

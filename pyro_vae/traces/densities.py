@@ -239,9 +239,12 @@ def _sum_out(traces: Traces, sites: dict[str, Any], plate: str | None) -> Tensor
         )
     terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     kept: set[str] = set()
+    sized = {symbol for site in sites.values() for symbol in packed_dims(site["packed"]["log_prob"])}
     for site in sites.values():
         dim_to_symbol = internals.dim_to_symbol(site)
-        plates = {frame.name: dim_to_symbol[frame.dim] for frame in site["cond_indep_stack"] if frame.vectorized}
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        # Packing leaves out dims of size 1, such as that of a single datum.
+        plates = {frame.name: s for frame in frames if (s := dim_to_symbol[frame.dim]) in sized}
         kept |= {symbol for name, symbol in plates.items() if name in (PARTICLES, plate)}
         masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         terms.setdefault(frozenset(plates.values()), []).append(masked)
