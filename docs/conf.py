@@ -51,6 +51,7 @@ apidoc_modules = [
 # A re-exported name is documented once, where it is defined.
 autodoc_default_options = {"ignore-module-all": True}
 autodoc_typehints = "description"
+toc_object_entries = False  # the side bar names modules, the search finds the rest
 napoleon_use_ivar = True
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
