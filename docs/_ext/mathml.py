@@ -7,19 +7,13 @@ from typing import Any
 import latex2mathml.converter
 from docutils.nodes import SkipNode
 from sphinx.application import Sphinx
-from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
-
-_logger = logging.getLogger(__name__)
 
 
 def _converted(node: Any, display: str) -> str:
+    # its names for what it knows under another, and would show as it is
     latex = node.astext().replace("{aligned}", "{align}").replace(r"\lVert", r"\Vert").replace(r"\rVert", r"\Vert")
-    try:
-        return latex2mathml.converter.convert(latex, display=display)
-    except Exception as error:
-        _logger.warning("formula %r: %r", latex, error, location=node)
-        return ""
+    return latex2mathml.converter.convert(latex, display=display)
 
 
 def _inline(translator: Any, node: Any) -> None:

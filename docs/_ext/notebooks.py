@@ -16,7 +16,7 @@ _PLAIN = (
     (re.compile(r"^:::+\{admonition\} (.*)\n(?::\w+:.*\n)*", re.MULTILINE), r"**\1**\n\n"),
     (re.compile(r"^:::+\{(\w+)\} *\n(?::\w+:.*\n)*", re.MULTILINE), ""),
     (re.compile(r"^:::+ *$", re.MULTILINE), ""),
-    (re.compile(r"^.*\{download\}.*\n(?:.+\n)*", re.MULTILINE), ""),  # this notebook's own paragraph
+    (re.compile(r"^.*\{download\}.*$\n*", re.MULTILINE), ""),  # the line about this notebook itself
     (re.compile(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)"), r"\1"),  # a link into the site
 )
 
