@@ -296,7 +296,7 @@ class Dataset:
         return (({"position": min((i + 1) * batch_size, len(self))}, (index, *self.held)) for i, index in left)
 
     def mean(self) -> Tensor:
-        """The mean of every element, float32 (\\*event_shape); of grays where bits are drawn, of the values observed."""
+        """The mean of every element, float32 (\\*event_shape); of grays if bits are drawn, of the values observed."""
         total = torch.zeros(self.event_shape, device=self.device)
         observed = torch.zeros(self.event_shape, device=self.device)
         for chunk in self.images.split(CHUNK):
