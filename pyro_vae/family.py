@@ -19,8 +19,8 @@ from pyro_vae.recorded import Recorded
 def positive(log_scale: Tensor) -> Tensor:
     """exp(log_scale), for any number that a network may make of data on any scale.
 
-    Beyond 16 in absolute value the logarithm grows as a logarithm itself, 16 + log(|l| - 15): the scale stays a finite
-    positive number, and its gradient does not vanish. Within, nothing is changed.
+    Beyond 16 in absolute value the logarithm l grows as a logarithm itself, 16 + log(abs(l) - 15): the scale stays a
+    finite positive number, and its gradient does not vanish. Within, nothing is changed.
 
     Example:
         >>> import torch

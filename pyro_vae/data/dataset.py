@@ -210,7 +210,7 @@ class Dataset:
                 quickest; one on the CPU draws the same bits for every device.
 
         Returns:
-            x, float32 (B, *event_shape), and the rows (B, ...) of every context.
+            x, float32 (B, \\*event_shape), and the rows (B, ...) of every context.
         """
         x = floats(self.images.index_select(0, index.to(self.device)), self.levels)
         if self.binarization == "dynamic":
@@ -296,7 +296,7 @@ class Dataset:
         return (({"position": min((i + 1) * batch_size, len(self))}, (index, *self.held)) for i, index in left)
 
     def mean(self) -> Tensor:
-        """The mean of every element, float32 (*event_shape); of the grays of a dynamic set, of the values observed."""
+        """The mean of every element, float32 (\\*event_shape); of grays if bits are drawn, of the values observed."""
         total = torch.zeros(self.event_shape, device=self.device)
         observed = torch.zeros(self.event_shape, device=self.device)
         for chunk in self.images.split(CHUNK):
@@ -306,7 +306,7 @@ class Dataset:
         return total / observed
 
     def tensor(self) -> Tensor:
-        """All values at once, float32 (N, *event_shape): the grays of a dynamic set, so that nothing is drawn."""
+        """All values at once, float32 (N, \\*event_shape): the grays of a dynamic set, so that nothing is drawn."""
         return floats(self.images, self.levels)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Dataset:

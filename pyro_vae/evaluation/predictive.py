@@ -1,6 +1,6 @@
 r"""Posterior predictive checks: whether data look like draws of the likelihood they are given.
 
-For z from the posterior p(z|x) of a right model, a datum x and a replicate x' ~ p(x'|z) are exchangeable: both are
+For z from the posterior p(z|x) of a right model, a datum x and a replicate x' ~ p(x' | z) are exchangeable: both are
 draws of p(x|z). The rank of an element of x among 99 replicates is uniform then, whatever the likelihood, and so is
 the rank of log p(x|z). Heavier tails than the likelihood's put too many elements in the middle of their replicates,
 and a scale that is too small puts too few there. The

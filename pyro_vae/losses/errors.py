@@ -78,7 +78,7 @@ class Squared(Error):
 
 @dataclass(frozen=True)
 class Absolute(Error):
-    """|x - loc|."""
+    """The distance of x and loc."""
 
     words, family = "Absolute error", "Laplace"
 

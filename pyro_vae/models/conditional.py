@@ -203,7 +203,7 @@ class ConditionalVAE(ProgramModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
-        """E[x'|z, c] at one draw z ~ q(z|x, c), of the shape of x."""
+        """E[x' | z, c] at one draw z ~ q(z|x, c), of the shape of x."""
         return self.decode(self.encode(x, *context).sample(), *context).mean
 
     def check_data(self, x: Tensor, *context: Tensor) -> None:

@@ -316,7 +316,7 @@ class HierarchicalVAE(ProgramModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
-        """E[x'|z1] at one draw of the guide, of the shape of x."""
+        """E[x' | z1] at one draw of the guide, of the shape of x."""
         z1 = self.guide.infer(self.guide.seen(x), lambda _, distribution: distribution.sample())["z1"]
         return self.decode(z1, *context).mean
 

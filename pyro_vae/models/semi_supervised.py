@@ -298,7 +298,7 @@ class SemiSupervisedVAE(ProgramModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, labels: Tensor | None = None, *context: Tensor) -> Tensor:
-        """E[x'|z, y] at one draw of the guide, of the shape of x."""
+        """E[x' | z, y] at one draw of the guide, of the shape of x."""
         y, posterior = self._encode(x, labels)
         return self.decode(posterior.sample(), y, *context).mean
 

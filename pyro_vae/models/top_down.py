@@ -281,7 +281,7 @@ class TopDownVAE(ProgramModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor) -> Tensor:
-        """E[x'|z] at one draw of the guide, of the shape of x."""
+        """E[x' | z] at one draw of the guide, of the shape of x."""
         _, h = self.guide.infer(x, lambda _, distribution: distribution.sample())
         return self.likelihood(h, *context).mean
 

@@ -181,7 +181,7 @@ class VAE(ProgramModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *context: Tensor, mean: bool = True) -> Tensor:
-        """E[x'|z] at one draw z ~ q(z|x), of the shape of x; without ``mean`` a draw x' ~ p(x|z).
+        """E[x' | z] at one draw z ~ q(z|x), of the shape of x; without ``mean`` a draw x' ~ p(x|z).
 
         For categories, of which a mean is no value, ask for the draw.
         """

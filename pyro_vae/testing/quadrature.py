@@ -23,7 +23,7 @@ _NUM_POINTS = 2**14
 
 
 def elementwise_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (Q, *event) and the logarithms of their weights for every element by itself."""
+    """Points (Q, \\*event) and the logarithms of their weights for every element by itself."""
     support = _unwrapped(support_of(d))
     if support.is_discrete:
         points = _values(support, samples).reshape(-1, *(1,) * len(d.event_shape))
@@ -40,7 +40,7 @@ def elementwise_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Ten
 
 
 def joint_rule(d: TorchDistribution, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (Q, *event) and the logarithms of their weights (Q,) for the whole event."""
+    """Points (Q, \\*event) and the logarithms of their weights (Q,) for the whole event."""
     support = support_of(d)
     if support.is_discrete:
         values = _values(_unwrapped(support), samples)
