@@ -148,6 +148,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
+    about = {
+        "made": datetime.now(timezone.utc).date().isoformat(),
+        "version": pyro_vae.__version__,
+        "torch": torch.__version__,
+        "command": f"python benchmarks/estimator_table.py --draws {arguments.draws}",
+        "comparisons": found,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
         for k in PARTICLES:
             pyro.clear_param_store()
@@ -168,15 +176,8 @@ def main() -> None:
                     "refused": refused,
                 }
             )
-    about = {
-        "made": datetime.now(timezone.utc).date().isoformat(),
-        "version": pyro_vae.__version__,
-        "torch": torch.__version__,
-        "command": f"python benchmarks/estimator_table.py --draws {arguments.draws}",
-        "comparisons": found,
-    }
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            arguments.json.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.json}")
 
 
 if __name__ == "__main__":
