@@ -114,7 +114,7 @@ PRIORS: dict[str, Example] = {
     "RelaxedOneHotCategorical": (
         "priors.RelaxedOneHotCategorical(10)",
         "conditionals.RelaxedOneHotCategorical(encoder, 10)",
-        "",
+        "8",
     ),
 }
 
@@ -125,7 +125,7 @@ GUIDES: dict[str, Example] = {
     "MixtureOfNormals": (
         "conditionals.MixtureOfNormals(encoder, 2, num_components=2)",
         "priors.StandardNormal(2)",
-        'gradient="score"',
+        "",
     ),
     "InverseAutoregressiveFlow": (
         "conditionals.InverseAutoregressiveFlow(encoder, 2, hidden=[32])",
@@ -154,7 +154,7 @@ GUIDES: dict[str, Example] = {
     "RelaxedOneHotCategorical": (
         "conditionals.RelaxedOneHotCategorical(encoder, 10)",
         "priors.RelaxedOneHotCategorical(10)",
-        "",
+        "8",
     ),
 }
 
@@ -226,8 +226,6 @@ def guide_section(name: str, example: Example) -> str:
         f"- the network makes: {makes}",
         f"- a prior that suits it: `{prior}`",
     ]
-    if loss:
-        facts.append(f"- trained with `{loss}`, for it has no pathwise gradient")
     options = f", {loss}" if loss else ""
     code = f"encoder = nets.MLP(64, [64])\nvae = trained({prior}, {guide}{options})\nfigure(vae)"
     return section(getattr(conditionals, name), facts, code)
