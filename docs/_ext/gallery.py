@@ -1,7 +1,8 @@
 """Sphinx extension: the gallery, made from the first words of every example and what it prints or draws.
 
 Outputs are kept in ``data/gallery/``: ``<example>.txt``, with the hash of the example that printed it, and
-``<example>.png``, where there is a picture. ``python docs/_ext/gallery.py`` runs the examples that have changed and writes them anew.
+``<example>.png``, where there is a picture. ``python docs/_ext/gallery.py`` runs the examples that have changed and
+writes them anew.
 """
 
 from __future__ import annotations
@@ -62,10 +63,9 @@ def page() -> str:
             lines.append("```text\n" + "\n".join(shown) + "\n```\n")
         if picture and (OUTPUTS / f"{path.stem}.png").exists():
             lines.append(f"![What {path.name} draws](data/gallery/{path.stem}.png)\n")
-        lines.append(f":::{{dropdown}} The whole example\n```{{literalinclude}} ../examples/{path.name}\n```\n:::\n")
-    return "\n".join(lines).replace(
-        ":::{dropdown} The whole example", ":::{admonition} The whole example\n:class: toggle"
-    )
+        code = f"```{{literalinclude}} ../examples/{path.name}\n```"
+        lines.append(f"<details><summary>The whole example</summary>\n\n{code}\n\n</details>\n")
+    return "\n".join(lines)
 
 
 def current(path: Path) -> bool:
