@@ -4,7 +4,7 @@
 
 Three models whose log p(x) is known, and a VAE of MNIST's bits (784-64-16, one epoch of the ELBO). A pair that the
 library refuses is in the file with the refusal. The rows are of the guide's parameters; ``lab.Row`` says what each
-figure is.
+figure is. What the file holds of other models than ``--models`` stays.
 """
 
 from __future__ import annotations
@@ -142,12 +142,13 @@ def written(row: lab.Row) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="written anew")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="to write")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--draws", type=int, default=400, help="of each gradient; a quarter of it on MNIST")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: list[dict[str, Any]] = []
+    former = json.loads(arguments.json.read_text(encoding="utf-8"))["comparisons"] if arguments.json.exists() else []
+    found: list[dict[str, Any]] = [one for one in former if one["model"] not in arguments.models]
     about = {
         "made": datetime.now(timezone.utc).date().isoformat(),
         "version": pyro_vae.__version__,
