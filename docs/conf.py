@@ -36,6 +36,8 @@ extensions = [
     "myst_nb",
     "mathml",
     "notebooks",
+    "parts",
+    "gallery",
 ]
 exclude_patterns = ["_*", "jupyter_execute"]
 suppress_warnings = ["ref.python"]  # a family has one name as likelihood, conditional and distribution

@@ -32,7 +32,7 @@ def run(example: str, *arguments: str, data: Path | None = None) -> subprocess.C
 
 def test_examples_are_short() -> None:
     for path in (ROOT / "examples").glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) < 150, path.name
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 100, path.name
 
 
 @pytest.mark.slow

@@ -632,3 +632,13 @@ def test_compare_program_without_parameters_is_refused() -> None:
 
     with pytest.raises(ValueError, match="compare: expected parameters to differentiate by; got none"):
         compare(NormalNormal(ONE, ONE).model, guide, ONE, [ELBO()], progress=False)
+
+
+def test_telling_says_in_words_what_is_biased_and_what_dies() -> None:
+    program, x = normal_normal()
+    several = [IWELBO(k, gradient) for gradient in ("pathwise", "stl") for k in (1, 16)]
+    lines = run(program, x, several, draws=2000).telling()
+    assert lines[0] == "Biased, which more steps do not cure: IWELBO stl, K=16."
+    assert lines[1].startswith("IWELBO pathwise, from K = 1 to 16: the signal-to-noise ratio is 0.")
+    assert lines[1].endswith("It dies: the bound tightens, and the encoder learns less.")
+    assert lines[2].endswith("times as large. It grows.")

@@ -41,6 +41,27 @@ class Comparison(Result):
         """
         return {(row.estimator, row.group): row for row in self.rows}[estimator, group]
 
+    def telling(self, group: str = "guide") -> list[str]:
+        """What the rows of a group mean, in words: bias, gradients without noise, and what more particles do."""
+        rows = [row for row in self.rows if row.group == group]
+        biased = ", ".join(row.estimator for row in rows if row.biased)
+        lines = [f"Biased, which more steps do not cure: {biased or 'none that these draws could tell'}."]
+        noise = 1e-10 * max((row.variance for row in rows), default=0.0)
+        if still := ", ".join(row.estimator for row in rows if row.variance < noise):
+            lines.append(f"Without variance here, so that training comes to rest: {still}.")
+        for family in dict.fromkeys(row.family for row in rows):
+            members = sorted((row for row in rows if row.family == family), key=lambda row: row.num_particles)
+            first, last = members[0], members[-1]
+            if last.num_particles > first.num_particles:
+                ratio, change = last.snr / first.snr, "changes little"
+                if not 0.7 < ratio < 1.4:
+                    change = "grows" if ratio > 1 else "dies: the bound tightens, and the encoder learns less"
+                particles = f"from K = {first.num_particles} to {last.num_particles}"
+                lines.append(
+                    f"{family}, {particles}: the signal-to-noise ratio is {ratio:.2g} times as large. It {change}."
+                )
+        return lines
+
     def to_csv(self) -> str:
         """The rows, with a header."""
         text = io.StringIO()
