@@ -120,6 +120,7 @@ def estimators(k: int, model: Any, guide: Any, x: Tensor) -> tuple[dict[str, elb
     """The pairs that work for a program, and for the others the reason why not."""
     works: dict[str, elbo.Estimator] = {}
     refused: dict[str, str] = {}
+    pairs: list[tuple[str, Callable[[Any], elbo.Estimator], Callable[[], Any]]]
     pairs = [(f"{b} / {g}", partial(bound, k), make) for b, bound in BOUNDS.items() for g, make in GRADIENTS.items()]
     pairs.append(("ReweightedWakeSleep / its own", lambda gradient: elbo.ReweightedWakeSleep(k), lambda: None))
     for name, bound, make in pairs:

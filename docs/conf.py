@@ -20,6 +20,8 @@ def _inputs() -> str:
     package = Path(pyro_vae.__file__).parent
     found = hashlib.sha256(repr([metadata.version(name) for name in ("torch", "pyro-ppl", "matplotlib")]).encode())
     data = [path for kind in ("csv", "json") for path in _DOCS.glob(f"[!_]*/**/*.{kind}")]
+    benchmarks = _DOCS.parent / "benchmarks"
+    data += [*benchmarks.glob("*.py"), *benchmarks.glob("results/**/*.json")]
     for path in sorted([*package.rglob("*.py"), *data]):
         found.update(f"{path.name}\0".encode() + path.read_bytes())
     return found.hexdigest()[:16]

@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
         "continuous-bernoulli": partial(likelihoods.ContinuousBernoulli, decoder, shape, data_mean=mean),
         "normal": partial(likelihoods.Normal, decoder, shape, scale="learned", min_scale=0.05),
     }
-    prior = {"normal": priors.StandardNormal, "mixture": partial(priors.MixtureOfNormals, num_components=20)}
+    prior = {"normal": priors.StandardNormal(latent), "mixture": priors.MixtureOfNormals(latent, num_components=20)}
     posterior = conditionals.DiagonalNormal(nets.MLP(shape, [200, 200]), latent)
-    vae = VAE(prior[arguments.prior](latent), likelihood[arguments.likelihood](), posterior).to(device)
+    vae = VAE(prior[arguments.prior], likelihood[arguments.likelihood](), posterior).to(device)
     loss = elbo.ELBO(analytic_kl=arguments.elbo == "mean-field")
     adam = partial(torch.optim.Adam, lr=arguments.learning_rate, fused=True)
     cosine = partial(CosineAnnealingLR, T_max=-(-steps // per_epoch) or 1)
