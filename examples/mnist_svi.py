@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -55,10 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
     steps = steps if steps is not None else 8000 if len(train) > 10_000 else 2500
     torch.manual_seed(seed)
     decoder, shape, mean = nets.MLP(latent, [200, 200]), train.event_shape, train.mean().cpu()
-    likelihood: dict[str, Callable[[], likelihoods.Likelihood]] = {
-        "bernoulli": partial(likelihoods.Bernoulli, decoder, shape, data_mean=mean),
-        "continuous-bernoulli": partial(likelihoods.ContinuousBernoulli, decoder, shape, data_mean=mean),
-        "normal": partial(likelihoods.Normal, decoder, shape, scale="learned", min_scale=0.05),
+    likelihood = {
+        "bernoulli": lambda: likelihoods.Bernoulli(decoder, shape, data_mean=mean),
+        "continuous-bernoulli": lambda: likelihoods.ContinuousBernoulli(decoder, shape, data_mean=mean),
+        "normal": lambda: likelihoods.Normal(decoder, shape, scale="learned", min_scale=0.05),
     }
     prior = {"normal": priors.StandardNormal(latent), "mixture": priors.MixtureOfNormals(latent, num_components=20)}
     posterior = conditionals.DiagonalNormal(nets.MLP(shape, [200, 200]), latent)

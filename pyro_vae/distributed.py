@@ -43,6 +43,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pyro_vae.internals import forward_hooks
+
 __all__ = ["Ranks", "check_whole", "is_sharded", "ranks", "settle_shards", "whole"]
 
 _KINDS = (ValueError, TypeError, NotImplementedError, FloatingPointError, MemoryError, OSError)  # that callers catch
@@ -252,7 +254,7 @@ def settle_shards(roots: Iterable[nn.Module]) -> None:
         part.reshard()
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-        if _check_output not in part._forward_hooks.values():
+        if not any(_check_output in hooks for hooks in forward_hooks(part).values()):
             part.register_forward_hook(_check_output)
 
 

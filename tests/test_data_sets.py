@@ -190,10 +190,8 @@ def test_evaluation_of_a_loader_is_that_of_its_data(name: str) -> None:
 def test_evaluation_functions_of_data_are_all_in_the_table_above() -> None:
     import inspect
 
-    every = {
-        n for n in evaluation.__all__ if "x" in getattr(inspect.signature(getattr(evaluation, n)), "parameters", {})
-    }
-    functions = {name for name in every if inspect.isfunction(getattr(evaluation, name))}
+    every = {name: getattr(evaluation, name) for name in evaluation.__all__}
+    functions = {n for n, f in every.items() if inspect.isfunction(f) and "x" in inspect.signature(f).parameters}
     assert functions == set(FUNCTIONS) | {"to_inference_data"} & functions
 
 

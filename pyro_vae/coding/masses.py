@@ -1,4 +1,7 @@
-"""Data as symbols, with the masses that a likelihood gives them."""
+"""Data as symbols, with the masses that a likelihood gives them.
+
+Shapes: S symbols, K values.
+"""
 
 from __future__ import annotations
 

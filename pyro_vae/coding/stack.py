@@ -1,4 +1,7 @@
-"""The stack of bits: what is pushed last is popped first, and what was never pushed can be popped too."""
+"""The stack of bits: what is pushed last is popped first, and what was never pushed can be popped too.
+
+Shapes: S symbols, K values.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +56,15 @@ class Stack:
     def push_masses(self, symbols: Tensor, masses: Tensor) -> None:
         """Encodes symbols 0, ..., K - 1.
 
-        Shapes: S symbols, K values.
-
         Args:
             symbols: (S,).
             masses: of each, up to a constant, (S, K).
         """
-        self._push(symbols, self._categorical(), masses.numpy())
+        self._push(symbols, self._masses_model(), masses.numpy())
 
     def pop_masses(self, masses: Tensor) -> Tensor:
         """Decodes symbols (S,) of masses (S, K); the inverse of :meth:`push_masses`."""
-        return self._pop(self._categorical(), masses.numpy())
+        return self._pop(self._masses_model(), masses.numpy())
 
     def push_normals(self, symbols: Tensor, reach: int, loc: Tensor, scale: Tensor) -> None:
         """Encodes whole numbers within -reach and reach with the mass of Normal(loc, scale) within 1/2 of each."""
@@ -73,7 +74,7 @@ class Stack:
         """The inverse of :meth:`push_normals`."""
         return self._pop(self._models.QuantizedGaussian(-reach, reach), loc.numpy(), scale.numpy())
 
-    def _categorical(self) -> Any:
+    def _masses_model(self) -> Any:
         return self._models.Categorical(perfect=False)
 
     def _push(self, symbols: Tensor, model: Any, *parameters: np.ndarray) -> None:

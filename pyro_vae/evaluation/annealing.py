@@ -177,19 +177,19 @@ def ais(
         target = TemperedPosterior("ais", program.model, args, num_particles, plate, guide)
         return _Path(target, num_temperatures, num_leapfrog_steps)
 
-    def annealed(*own: Tensor) -> list[Tensor]:
+    def annealed(part: tuple[Tensor, ...], bar: tqdm) -> tuple[Tensor, ...]:
+        along = path(part)
+        along.adapt(bar)
+        log_weights, acceptance = along.forwards(bar)
+        return *_averaged(log_weights), acceptance
+
+    def shared(*own: Tensor) -> tuple[Tensor, ...]:
         parts = in_parts("ais", own, lambda args: path(args).step(), memory)
-        rows = []
         total = len(parts) * (_WARM_UP + 2 * num_temperatures - 1)
         with tqdm(total=total, disable=not progress, unit="temperature") as bar:
-            for part in parts:
-                own_path = path(part)
-                own_path.adapt(bar)
-                log_weights, acceptance = own_path.forwards(bar)
-                rows.append([*_averaged(log_weights), acceptance])
-        return joined(rows)
+            return joined([annealed(part, bar) for part in parts])
 
-    value, error, ess, acceptance = joined(by_share("ais", program, (x, *context), annealed))
+    value, error, ess, acceptance = joined(by_share("ais", program, (x, *context), shared))
     return AnnealedImportanceSampling(
         value, error, ess, acceptance, num_particles, num_temperatures, num_leapfrog_steps
     )

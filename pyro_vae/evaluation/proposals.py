@@ -6,6 +6,8 @@ for any r that is not 0 where p(x, z) is not. A guide trained on the ELBO is nar
 draws have most of the weight. A mixture bounds the weights; a refined guide is fitted again to each datum. What fits it
 are draws of its own: those that estimate p(x) know nothing of it, or the estimate would be too high.
 
+Shapes: N data, K particles.
+
 References:
     Hesterberg, "Weighted average importance sampling and defensive mixture distributions", 1995,
     https://doi.org/10.1080/00401706.1995.10484303

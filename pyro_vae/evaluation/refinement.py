@@ -101,7 +101,8 @@ class Refinement:
 
     def fit(self, loss: Estimator, num_steps: int, learning_rate: float, bar: tqdm | None = None) -> None:
         """Minimizes a loss by Adam, with a learning rate that falls to 0."""
-        guide = self.moved(self.offsets)
+        with torch.enable_grad():  # offsets are seen through views
+            guide = self.moved(self.offsets)
         optimizer = torch.optim.Adam(self.offsets, lr=learning_rate)
         # Adam's steps are as long as the rate, also at the optimum, so it falls to 0.
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, num_steps, power=2)

@@ -1,4 +1,7 @@
-"""Runs of a program that together make K draws for N data, each small enough for a memory budget."""
+"""Runs of a program that together make K draws for N data, each small enough for a memory budget.
+
+Shapes: N data, K particles.
+"""
 
 from __future__ import annotations
 
