@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -36,6 +37,7 @@ from pyro_vae import (
     priors,
     save,
 )
+from pyro_vae.training.figures import figures as training_figures
 
 N, D, L = 22, 6, 3
 GRAPH = "pyro_vae.compilation.graph.compile_graph"
@@ -228,6 +230,29 @@ def job_curves(ranks: distributed.Ranks, folder: Path) -> None:
     (folder / f"curves-{ranks.rank}.json").write_text(json.dumps([row["loss"] for row in history.epochs]))
 
 
+def job_unseeded(ranks: distributed.Ranks, folder: Path) -> None:
+    """Weights of a run without a seed, at once and gone on with after an epoch, when other numbers are drawn."""
+    found = {}
+    for name, lengths in (("whole", (2,)), ("parted", (1, 2))):
+        for i, epochs in enumerate(lengths):
+            program = vae("normal", torch.float32)
+            torch.manual_seed(i)
+            how: dict[str, Any] = {"epochs": epochs, "batch_size": 6, "resume": True, "progress": False}
+            fit(program, data_of(torch.float32), folder=folder / f"unseeded-{name}", **how)
+        found[name] = [each.tolist() for each in program.parameters()]
+    (folder / f"unseeded-{ranks.rank}.json").write_text(json.dumps(found))
+
+
+def job_figures(ranks: distributed.Ranks, folder: Path) -> None:
+    """The ELBO of an epoch of the same data on every rank, and that of the data once, by one rank's draws."""
+    program, once = vae("normal", torch.float32), data_of(torch.float32)
+    still = partial(torch.optim.SGD, lr=0.0)
+    history = fit(program, torch.cat([once] * ranks.size), optimizer=still, epochs=1, seed=0, progress=False)
+    alone = training_figures("train", program.model, program.guide, data.as_dataset(once), "data")
+    content = [history.epochs[0]["train_elbo"], alone["train_elbo"]]
+    (folder / f"figures-{ranks.rank}.json").write_text(json.dumps(content))
+
+
 class Noting(torch.nn.Module):
     """A program without latents of use, that notes which data it is trained on."""
 
@@ -284,6 +309,24 @@ class Known:
             pyro.sample("z", pyro.distributions.Normal(x / 2, self.scale))
 
 
+class Located(torch.nn.Module):
+    """A module that a program has methods of."""
+
+    def __init__(self, loc: float) -> None:
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.tensor(float(loc)))
+
+    def draw(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(self.loc.expand(len(x)), 1.0))
+
+
+def draw_at_param(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", pyro.distributions.Normal(loc.expand(len(x)), 1.0))
+
+
 def figures(program: VAE, x: Tensor) -> dict[str, Any]:
     """Those of a program at data, by functions that share them."""
     torch.manual_seed(5)
@@ -317,6 +360,13 @@ def job_evaluated(ranks: distributed.Ranks, folder: Path) -> None:
         found["nan"] = words_of(lambda: values(lost))
         found["others"] = words_of(lambda: values(x + ranks.rank))
         found["another"] = words_of(lambda: figures(vae("normal", torch.float32, seed=ranks.rank), rows))
+        method = Located(ranks.rank).draw
+        program_of_methods = SimpleNamespace(model=method, guide=method)
+        found["method"] = words_of(lambda: evaluation.latent_means(program_of_methods, x, batch_size=3))
+        pyro.param("loc", torch.tensor(float(ranks.rank)))
+        stored = SimpleNamespace(model=draw_at_param, guide=draw_at_param)
+        found["stored"] = words_of(lambda: evaluation.latent_means(stored, x, batch_size=3))
+        pyro.clear_param_store()
     (folder / f"evaluated-{ranks.rank}.json").write_text(json.dumps(found))
 
 
@@ -443,10 +493,12 @@ def job_sharded(ranks: distributed.Ranks, folder: Path) -> None:
             [distributed.whole(each.detach()).flatten() for each in (*seen, *program.parameters())]
         )
 
-    def spoiled() -> None:
+    def spoiled(parts: int = 1) -> None:
         svi = svi_of(sharded(), elbo.ELBO())
         svi.step(given)
-        svi.step(given * (1e200 if ranks.rank else 1.0))  # its square overflows
+        first, *others = given.tensor_split(parts)
+        lost = first * (1e200 if ranks.rank else 1.0)  # its square overflows
+        svi.advance_in_parts([(each,) for each in (lost, *others)])
 
     for name in ("ELBO", "IWELBO dreg", "VIMCO", "score running mean", "wake-sleep"):
         losses, values = train(vae("normal", torch.float64), name)
@@ -463,6 +515,7 @@ def job_sharded(ranks: distributed.Ranks, folder: Path) -> None:
         "compiled": lambda: svi_of(sharded(), elbo.ELBO(), compile=True).step(given),
         "fit": lambda: fit(held, given, epochs=1, progress=False),
         "nonfinite": spoiled,
+        "nonfinite part": lambda: spoiled(2),
         "distribution": lambda: svi_of(whole_parts, elbo.ELBO()).step(given),
         "evaluated": lambda: _evaluated(held, given),
         "saved": lambda: save(folder / f"saved-{ranks.rank}", held),

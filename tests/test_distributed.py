@@ -51,7 +51,7 @@ def read(folder: Path, name: str, ranks: int = 2) -> list[Any]:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quick")
-    jobs = "gradients,curves,nonfinite,refused,evaluated,sharded"
+    jobs = "gradients,curves,unseeded,figures,nonfinite,refused,evaluated,sharded"
     launch(jobs, folder, ESTIMATORS="IWELBO dreg,score running mean")
     return folder
 
@@ -73,6 +73,18 @@ def test_ranks_have_the_curve_of_one_process(quick: Path) -> None:
     for losses in read(quick, "curves"):
         assert losses == pytest.approx(alone, rel=1e-6)
     assert alone[-1] < alone[0]
+
+
+def test_fit_of_ranks_without_a_seed_goes_on_with_its_own_draws(quick: Path) -> None:
+    for found in read(quick, "unseeded"):
+        assert found["parted"] == found["whole"]
+
+
+def test_fit_of_ranks_draws_other_numbers_on_each_for_the_figures_of_an_epoch(quick: Path) -> None:
+    (first, alone), (last, _) = read(quick, "figures")
+    assert first == last
+    assert first != pytest.approx(alone, abs=1e-3)
+    assert first == pytest.approx(alone, abs=1.0)
 
 
 def test_over_ranks_gives_every_rank_the_figures_of_one_process(quick: Path) -> None:
@@ -99,6 +111,8 @@ def test_over_ranks_raises_on_all_what_one_raises(quick: Path) -> None:
             in (found["others"])
         )
         assert "Guide.posterior.body.layers.0.weight" in found["another"]
+        assert "got another on rank 1 than on rank 0: Located.loc." in found["method"]
+        assert "got another on rank 1 than on rank 0: param loc." in found["stored"]
 
 
 @pytest.mark.parametrize("name", ["ELBO", "IWELBO dreg", "VIMCO", "score running mean", "wake-sleep"])
@@ -117,8 +131,9 @@ def test_sharded_networks_are_refused_by_name_where_they_would_be_lost(quick: Pa
         assert "got DiagonalNormal, which returns a Independent, and whose gradients" in found["distribution"]
         for name, subject in (("fit", "fit"), ("evaluated", "elbo_terms"), ("saved", "save"), ("kept", "Checkpoint")):
             assert found[name].startswith(f"{subject}: expected parameters that are whole on every rank; got 4 that")
-    assert "on every rank at step 1" in first["nonfinite"]
-    assert "this rank's data" in last["nonfinite"]
+    for name in ("nonfinite", "nonfinite part"):
+        assert "on every rank at step 1" in first[name]
+        assert "this rank's data" in last[name]
 
 
 def test_ranks_refuse_a_step_that_is_not_finite_on_one(quick: Path) -> None:

@@ -426,9 +426,10 @@ def test_Halved_is_the_mean_of_the_pixels_that_there_are(shape: tuple[int, int])
 
 
 @pytest.mark.slow
-def test_Halved_has_the_same_gradient_compiled() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_Halved_has_the_same_gradient_compiled(layout: torch.memory_format) -> None:
     """That of ``AvgPool2d(ceil_mode=True)`` is wrong by as much as it is large."""
-    h = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    h = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
 
     def gradient(h: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():

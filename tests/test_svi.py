@@ -657,6 +657,19 @@ def test_SVI_nan_at_the_first_step_can_be_left_behind(functions: bool) -> None:
             assert not torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_SVI_nan_at_the_first_step_leaves_no_running_mean(parts: int) -> None:
+    program = normal_normal()
+    score = elbo.Score("running_mean")
+    svi = SVI(program.model, program.guide, ADAM, elbo.ELBO(2, score))
+    lost = torch.full_like(X, torch.nan)
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="at step 0"):
+        svi.advance_in_parts([(X,), (lost,)][-parts:])
+    assert [each.tolist() for each in score.buffers()] == [[0.0, 0.0, 0.0]]
+    svi.step(X)
+    assert svi.step(X) < float("inf")
+
+
 def test_SVI_step_that_is_interrupted_leaves_no_gradient() -> None:
     class Interrupted(elbo.ELBO):
         def loss_and_grads(self, *args: Any, **kwargs: Any) -> float:

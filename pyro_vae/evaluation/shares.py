@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
+import pyro
 import torch
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from pyro_vae.distributed import Ranks, check_whole, ranks
 from pyro_vae.graphs.recording import random_state
 from pyro_vae.internals import tree_map, tree_map_only
 from pyro_vae.models import Program
+from pyro_vae.traces.modules import roots_of
 
 T = TypeVar("T")
 
@@ -99,15 +101,11 @@ def by_share(
     if found is None or whole:
         return [work(*args)]
     ranks, device = found, args[0].device
-    parts = [part for part in (program, unwrap(program.model), unwrap(program.guide)) if isinstance(part, nn.Module)]
-    held = {
-        f"{type(part).__name__}.{name}": tensor
-        for part in parts
-        for name, tensor in (*part.named_parameters(), *part.named_buffers())
-    }
+    parts = _parts(program)
     for part in parts:
         check_whole(subject, part)
-    ranks.check_equal({f"argument {i}": each for i, each in enumerate(args)} | held, "program and data", subject)
+    given = {f"argument {i}": each for i, each in enumerate(args)}
+    ranks.check_equal(given | _tensors(parts), "program and data", subject)
     seed = int(torch.randint(2**62, ()))  # the same on all
 
     def own() -> T | None:
@@ -122,6 +120,26 @@ def by_share(
     finally:
         _RANKS.reset(token)
     return [tree_map_only(Tensor, lambda t: t.to(device), each) for each in every if each is not None]
+
+
+def _parts(program: Program) -> list[nn.Module]:
+    """The modules that a program consists of, the outermost ones."""
+    programs = unwrap(program.model), unwrap(program.guide)
+    named = [part for part in (program, *programs) if isinstance(part, nn.Module)]
+    return list(dict.fromkeys([*named, *roots_of(programs)]))
+
+
+def _tensors(parts: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers by name: those of modules, and those of ``pyro.param`` statements."""
+    found: dict[str, Tensor] = {}
+    for i, part in enumerate(parts):
+        # By number, since two may be of one class.
+        prefix, suffix = type(part).__name__, f" of module {i}" if i else ""
+        for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+            found[f"{prefix}.{name}{suffix}"] = tensor
+    store = pyro.get_param_store()
+    # Names of modules' parameters have $$$; those of other programs may stay there.
+    return found | {f"param {name}": value for name, value in store.items() if "$$$" not in name}
 
 
 def joined(parts: Sequence[T], dim: int = 0) -> T:

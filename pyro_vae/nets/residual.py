@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d
 
 from pyro_vae import checks
 from pyro_vae.nets.body import Body
@@ -220,12 +220,17 @@ def two_convolutions(
 class Halved(nn.Module):
     """Half the height and width, rounded up: the mean of each 2x2 pixels, or of those that there are at an odd end.
 
-    As ``nn.AvgPool2d(2, ceil_mode=True)``, whose gradient at odd sizes Inductor gets wrong (torch 2.14).
+    As ``nn.AvgPool2d(2, ceil_mode=True)``, whose gradient at odd sizes Inductor gets wrong (torch 2.14); that of
+    ``pad(mode="replicate")`` fails there where maps have their channels last in memory.
     """
 
     def forward(self, h: Tensor) -> Tensor:
         rows, columns = (size % 2 for size in h.shape[-2:])
-        return avg_pool2d(pad(h, (0, columns, 0, rows), mode="replicate") if rows or columns else h, 2)
+        if rows:
+            h = torch.cat([h, h[..., -1:, :]], -2)
+        if columns:
+            h = torch.cat([h, h[..., -1:]], -1)
+        return avg_pool2d(h, 2)
 
 
 class Doubled(nn.Module):

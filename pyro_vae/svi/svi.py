@@ -307,14 +307,16 @@ class SVI:
                 if len(calls) == 1 and self.parameters.in_store():
                     repeated = self.compiler.repeat(self._trained(), args, kwargs, None, self._move)
                 loss = float((repeated or self._run(args, kwargs, captured=False))[0])
-            if not is_sound(self.loss, loss, self.parameters.named):
-                self.refuse(loss, *args, **kwargs)
             total += loss
+            if not is_sound(self.loss, loss, self.parameters.named) and not self.parameters.are_sharded:
+                self.refuse(loss, *args, **kwargs)
             declared |= self._calls.declared_by(args, kwargs)
             for parameter in dict.fromkeys(self.parameters.named.values()):
                 if parameter.grad is not None:
                     sofar = gradients.get(parameter)
                     gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
+        if calls and not is_sound(self.loss, total, self.parameters.named):  # networks that run on all ranks or on none
+            self.refuse(total)
         pool.join()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
@@ -349,6 +351,10 @@ class SVI:
             yield
         except BaseException:
             restore(before)
+            known = {buffer for buffer, _ in before}
+            for buffer in self._averaged_buffers():
+                if buffer not in known:  # made by the step that failed, from zeros
+                    buffer.zero_()
             raise
         finally:  # also after Ctrl-C
             self._clear_gradients()

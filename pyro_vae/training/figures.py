@@ -23,7 +23,9 @@ from pyro_vae.training.history import Row
 EVALUATION_BATCH = 1_000
 
 
-def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Dataset | Stream, plate: str) -> Row:
+def figures(
+    prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Dataset | Stream, plate: str, seed: int = 0
+) -> Row:
     """ELBO, E_q[log p(x|z)] and KL in nats per datum, one draw of the latents for each.
 
     Args:
@@ -33,6 +35,7 @@ def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Datase
         dataset: its data.
         plate: name of the data plate, for the check that the figures are possible; where a site is outside of it the
             program is taken as a whole.
+        seed: of the draws.
 
     Raises:
         ValueError: an ELBO above 0 of data that have probabilities, naming the site whose density is wrong.
@@ -40,7 +43,7 @@ def figures(prefix: str, model: PyroProgram, guide: PyroProgram, dataset: Datase
     log_likelihoods, divergences = [], []
     traces: Traces | None = None
     # The same random numbers at every epoch, and none of training's: figures do not change what is learned.
-    with seeded(0, dataset.device) as generator, torch.no_grad(), pyro.validation_enabled(False):
+    with seeded(seed, dataset.device) as generator, torch.no_grad(), pyro.validation_enabled(False):
         for batch in dataset.batches(EVALUATION_BATCH, generator=generator):
             traces = _traces(model, guide, batch)
             _take_scales_off(traces)

@@ -366,7 +366,8 @@ class Run:
         own = self.ranks.share(torch.arange(len(dataset), device=dataset.device))
         found = dict.fromkeys((f"{prefix}_{term}" for term in ("elbo", "expected_log_likelihood", "kl")), 0.0)
         if len(own):
-            found = figures(prefix, self.svi.model, self.svi.guide, dataset.subset(own), self._plate)
+            # Draws of its own: the same ones for the data of all ranks would not average out.
+            found = figures(prefix, self.svi.model, self.svi.guide, dataset.subset(own), self._plate, self.ranks.rank)
         return self.ranks.mean(found, len(own))
 
     def tensors(self) -> list[Tensor]:

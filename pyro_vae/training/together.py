@@ -29,4 +29,5 @@ def begin_together(run: Run, saving: Saving | None, ranks: Ranks) -> None:
     state = ranks.from_first(first)
     if ranks.rank > 0:
         restore_run(run, state)
+    run.seed = run.generator.initial_seed()  # that which the folder's run was begun with
     run.check_ranks()
