@@ -81,42 +81,45 @@ class Ranks:
         sequence = np.random.SeedSequence([*of, *((self.size, self.size) if everywhere else (self.rank, self.size))])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
-    def sum_step(self, loss: float, parameters: Sequence[Tensor], buffers: Sequence[Tensor], share: float) -> float:
-        """Sums losses and gradients over the ranks, and averages buffers, in one go for each type of number.
+    def sum_step(
+        self, loss: float, parameters: Sequence[Tensor], buffers: Sequence[Tensor]
+    ) -> tuple[float, list[Tensor]]:
+        """Sums losses and gradients over the ranks, and collects buffers, in one go for each type of number.
 
         Args:
             loss: of this rank's data.
             parameters: the same ones in the same order on every rank; one without a gradient on all keeps none. Those
                 that are sharded have the sum already.
-            buffers: running averages, which become their mean over the data.
-            share: this rank's share of the data, which buffers are weighted by.
+            buffers: of this rank, as many of the same shapes on every rank.
 
         Returns:
-            The loss of all.
+            The loss of all, and for each buffer those of all ranks, (ranks, ...).
         """
         flags = torch.tensor([loss, float(self.asked())], dtype=torch.float64)
         dist.all_reduce(flags)
         loss, self.ending = float(flags[0]), bool(flags[1] > 0)
+        collected = [buffer.new_zeros(self.size, *buffer.shape) for buffer in buffers]
         if not math.isfinite(loss):  # which is nobody's step
-            return loss
+            return loss, collected
         # What is summed for each tensor, and whether this rank has it: the sum of no gradients is none.
         summed = [
             (p, torch.zeros_like(p) if p.grad is None else p.grad, p.grad is not None)
             for p in parameters
             if not is_sharded(p)
         ]
-        averaged = [(buffer, buffer * share, True) for buffer in buffers]
-        for alike in _alike([*summed, *averaged]):
+        for rows, buffer in zip(collected, buffers, strict=True):
+            rows[self.rank] = buffer
+        for alike in _alike([*summed, *((rows, rows, True) for rows in collected)]):
             values = [value.detach().reshape(-1) for _, value, _ in alike]
             flat = torch.cat([*values, values[0].new_tensor([float(has) for *_, has in alike])])
             dist.all_reduce(flat)
             *sums, anywhere = flat.split([len(value) for value in values] + [len(alike)])
             for (tensor, *_), total, some in zip(alike, sums, anywhere.tolist(), strict=True):
-                if any(tensor is buffer for buffer in buffers):
+                if any(tensor is rows for rows in collected):
                     tensor.copy_(total.view_as(tensor))
                 else:
                     tensor.grad = total.view_as(tensor).clone() if some else None
-        return loss
+        return loss, collected
 
     def mean(self, values: Mapping[str, float], count: int) -> dict[str, float]:
         """Means over the data of all ranks, of means over each rank's own.

@@ -147,7 +147,7 @@ def gradients(
         if ranks is not None:
             ranks.seed(step)
         with SameDraws(rows, step) if compile is None else contextlib.nullcontext():
-            svi.advance_in_parts([(x[rows],)], len(rows) / N)
+            svi.advance_in_parts([(x[rows],)])
     assert svi.compiler.num_graphs == bool(compile)
     return found
 
@@ -190,6 +190,34 @@ def trained(folder: Path | None, ranks: distributed.Ranks, **options: Any) -> tu
     given: dict[str, Any] = {"epochs": 3, "seed": 3, "folder": folder, "progress": False, **options}
     history = fit(program, train, validation, **given)
     return program, history
+
+
+def job_masked(ranks: distributed.Ranks, folder: Path) -> None:
+    """Running means of masked data, of which one rank has one and the other all: of one process, and of ranks."""
+    x, counted = torch.linspace(-1, 2, N, dtype=torch.float64)[:, None], torch.arange(N) >= N // 2 - 1
+
+    def model(x: Tensor, counted: Any) -> None:
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=counted):
+            z = pyro.sample("z", pyro.distributions.Bernoulli(logits=torch.zeros_like(x)).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor, counted: Any) -> None:
+        loc = pyro.param("odds", torch.tensor(0.3).double())
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=counted):
+            pyro.sample("z", pyro.distributions.Bernoulli(logits=loc.expand_as(x)).to_event(1))
+
+    found = []
+    for together in (None, ranks):
+        pyro.clear_param_store()
+        loss = elbo.ELBO(gradient=elbo.Score("running_mean"))
+        svi = SVI(model, guide, partial(torch.optim.SGD, lr=0.1), loss, ranks=together, compile=False)
+        own = torch.arange(N) if together is None else ranks.share(torch.arange(N))
+        for step in range(3):
+            with SameDraws(own, step):
+                svi.advance_in_parts([(x[own], counted[own])])
+        found.append([*loss.gradient.buffers()[0].tolist(), pyro.param("odds").item()])
+    pyro.clear_param_store()
+    (folder / f"masked-{ranks.rank}.json").write_text(json.dumps(found))
 
 
 def job_fit(ranks: distributed.Ranks, folder: Path) -> None:

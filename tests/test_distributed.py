@@ -51,7 +51,7 @@ def read(folder: Path, name: str, ranks: int = 2) -> list[Any]:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quick")
-    jobs = "gradients,curves,unseeded,figures,nonfinite,refused,evaluated,sharded"
+    jobs = "gradients,masked,curves,unseeded,figures,nonfinite,refused,evaluated,sharded"
     launch(jobs, folder, ESTIMATORS="IWELBO dreg,score running mean")
     return folder
 
@@ -65,6 +65,11 @@ def check_gradients(folder: Path, estimators: int) -> None:
 
 def test_ranks_sum_to_the_gradient_of_one_process(quick: Path) -> None:
     check_gradients(quick, 2)
+
+
+def test_ranks_have_the_running_mean_of_one_process_where_data_are_masked(quick: Path) -> None:
+    for alone, together in read(quick, "masked"):
+        assert together == pytest.approx(alone, rel=1e-12)
 
 
 def test_ranks_have_the_curve_of_one_process(quick: Path) -> None:

@@ -1,9 +1,9 @@
-"""Running means of a loss in a step in parts: as they would be after the whole."""
+"""Running means of a loss in a step in parts, and of ranks: as they would be after the whole."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,13 +36,25 @@ class Pool:
         for buffer, value in zip(buffers, self._before, strict=True):
             buffer.copy_(value)
 
-    def join(self) -> None:
+    def join_parts(self) -> None:
         """To be called after the last part, if there was one."""
-        if not self._after:
-            return
+        if self._after:
+            self.join(list(zip(*self._after, strict=True)))
+
+    def after(self) -> list[Tensor]:
+        """The buffers of this rank after its parts; zeros, which count nothing, where it had none."""
+        return [buffer if self._after else torch.zeros_like(buffer) for buffer in self._buffers()]
+
+    def join(self, after: Sequence[Sequence[Tensor]]) -> None:
+        """Makes each buffer what it would be after the whole.
+
+        Args:
+            after: of each buffer, what it was after each part.
+        """
         owners = [gradient for gradient in self._gradients for _ in gradient.buffers()]
-        for gradient, buffer, before, *after in zip(owners, self._buffers(), self._before, *self._after, strict=True):
-            buffer.copy_(gradient.pooled(before, after))
+        before = self._before or self._buffers()  # of a rank without data yet, which were zeros
+        for gradient, buffer, old, new in zip(owners, self._buffers(), before, after, strict=True):
+            buffer.copy_(gradient.pooled(old, new))
 
     def _buffers(self) -> list[Tensor]:
         return [buffer for gradient in self._gradients for buffer in gradient.buffers()]

@@ -254,12 +254,11 @@ class SVI:
                 return self._advance_together([(args, kwargs)])
             return self._advance(args, kwargs)
 
-    def advance_in_parts(self, parts: Sequence[tuple[Any, ...]], share: float | None = None) -> float:
+    def advance_in_parts(self, parts: Sequence[tuple[Any, ...]]) -> float:
         """Takes one step by the sum of the gradients of several calls, whose memory is that of one.
 
         Args:
             parts: positional arguments of each call: parts of a batch, where the loss is a sum over the data.
-            share: this rank's share of the data of all ranks; an equal one when left out.
 
         Returns:
             The sum of the losses.
@@ -268,24 +267,24 @@ class SVI:
             FloatingPointError: as :meth:`step`.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            return self._advance_together([(args, {}) for args in parts], share)
+            return self._advance_together([(args, {}) for args in parts])
 
-    def _advance_together(
-        self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], share: float | None = None
-    ) -> float:
+    def _advance_together(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> float:
         """A step by the gradients of several calls, and of those of other ranks where there are some."""
         failure: FloatingPointError | None = None
+        pool = Pool(self.loss)
         with self._counted():
             try:
-                total, declared = self._summed(calls)
+                total, declared = self._summed(calls, pool)
             except FloatingPointError as error:
                 if self.ranks is None:
                     raise
                 failure, total, declared = error, math.nan, set()
             parameters = list(dict.fromkeys(self.parameters.named.values()))
             if self.ranks is not None:
-                share = 1 / self.ranks.size if share is None else share
-                total = self.ranks.sum_step(total, parameters, self._averaged_buffers(), share)
+                total, buffers = self.ranks.sum_step(total, parameters, pool.after())
+                if math.isfinite(total):
+                    pool.join([rows.unbind() for rows in buffers])
             if failure is not None:
                 raise failure
             if not is_sound(self.loss, total, self.parameters.named):
@@ -297,10 +296,9 @@ class SVI:
             self._move(declared if self._update.is_as_pyro else ())
         return total
 
-    def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> tuple[float, set[str]]:
+    def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], pool: Pool) -> tuple[float, set[str]]:
         """The loss of several calls, with their gradients at the parameters, and what they have declared."""
         total, gradients, declared = 0.0, dict[Tensor, Tensor](), set[str]()
-        pool = Pool(self.loss)
         for args, kwargs in calls:
             with pool.part():
                 repeated = None
@@ -317,7 +315,7 @@ class SVI:
                     gradients[parameter] = parameter.grad if sofar is None else sofar + parameter.grad
         if calls and not is_sound(self.loss, total, self.parameters.named):  # networks that run on all ranks or on none
             self.refuse(total)
-        pool.join()
+        pool.join_parts()
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return total, declared

@@ -167,7 +167,7 @@ class Run:
         """Takes a step, or leaves it out where something in it is not finite and that is asked for; its loss."""
         taken = self.svi.num_steps
         try:
-            loss: Any = self._advance(size, *given)
+            loss: Any = self._advance(*given)
             if self.nonfinite == "skip" and isinstance(loss, Tensor) and not bool(loss.isfinite()):  # of a CUDA graph
                 raise FloatingPointError(f"fit: expected finite losses; got {float(loss)}.")
         except FloatingPointError as error:
@@ -188,13 +188,13 @@ class Run:
         so_far.seen += size
         return loss
 
-    def _advance(self, size: int, index: Tensor, *data: Tensor) -> Any:
+    def _advance(self, index: Tensor, *data: Tensor) -> Any:
         """A step of the SVI, in so many parts as memory asks for."""
         while True:
             self.svi.compiler.auto_steps = self._auto_steps * self.parts  # each part is one to the compiler
             try:
                 if self.ranks is not None:
-                    return self._advance_together(self.ranks, size, index, *data)
+                    return self._advance_together(self.ranks, index, *data)
                 if self.parts == 1:
                     return self.svi.advance(index, *data)
                 parts = index.tensor_split(min(self.parts, len(index)))
@@ -212,12 +212,12 @@ class Run:
                 )
             self.parts = min(2 * self.parts, len(index))
 
-    def _advance_together(self, ranks: Ranks, size: int, index: Tensor, *data: Tensor) -> float:
+    def _advance_together(self, ranks: Ranks, index: Tensor, *data: Tensor) -> float:
         """A step of all ranks, by this one's part of the batch, which is what a stream gives it."""
         ranks.seed(self.seed, self.svi.num_steps)
         own = index if isinstance(self.train, Stream) else ranks.share(index)
         parts = own.tensor_split(min(self.parts, len(own))) if len(own) else ()
-        loss = self.svi.advance_in_parts([(part, *data) for part in parts], len(own) / size)
+        loss = self.svi.advance_in_parts([(part, *data) for part in parts])
         if self.svi.num_steps % _STEPS_BETWEEN_CHECKS == 0:
             self.check_ranks()
         return loss
