@@ -323,11 +323,11 @@ def test_devices_one_that_is_not_there_is_told(gpu: Any) -> None:
 @pytest.mark.slow
 def test_gpu_asks_a_cpu_the_same() -> None:
     result = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--budget", "3000"],
+        [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--quick", "--only", "replay", "memory"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(BENCHMARKS.parent)},
-        timeout=3_000,
+        timeout=400,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
