@@ -20,6 +20,7 @@ from pyro_vae import checks
 from pyro_vae.evaluation.shares import by_share, is_first
 from pyro_vae.graphs.memory import peak_memory
 from pyro_vae.graphs.recording import Recorded, random_state, recorded
+from pyro_vae.internals import return_memory
 from pyro_vae.models import Program
 from pyro_vae.traces.densities import log_densities
 from pyro_vae.traces.layout import by_draw
@@ -33,6 +34,8 @@ _DEFAULT_MEMORY_OF_DEVICES = 2**30
 
 _WORTH_RECORDING = 100
 """Runs of one shape beyond which it saves time to record one and check it."""
+
+_BATCHES_BETWEEN_RETURNS = 16
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,8 @@ def _reduced(
             part.add(draw(count))
             bar.update(count * len(batch[0]))
         kept.append(part.finish())
+        if len(kept) % _BATCHES_BETWEEN_RETURNS == 0:
+            return_memory()  # which would grow by .15 to .6 MB with every datum of K = 5,000
     return kept
 
 
