@@ -64,6 +64,7 @@ def test_docs_first_page_answers_each_part_of_the_question() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("global_store")
 @pytest.mark.parametrize("page", PAGES)
 def test_docs_pages_run_and_their_claims_hold(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(DOCS)
