@@ -62,8 +62,8 @@ def show(title: str, found: lab.Comparison | lab.Race | lab.Ranking, path: Path)
     if isinstance(found, lab.Comparison):
         print("", *(f"- {line}" for line in found.telling()), sep="\n")
         path.with_suffix(".csv").write_text(found.to_csv())
-        found.snr_figure().savefig(f"{path}_snr.png", dpi=150)
-        found.cost_figure().savefig(f"{path}_cost.png", dpi=150)
+        for kind in ("snr", "cost") if path.name != "optimum" else ():  # where no gradient has a signal to draw
+            getattr(found, f"{kind}_figure")().savefig(f"{path}_{kind}.png", dpi=150)
     else:
         found.figure().savefig(path.with_suffix(".png"), dpi=150)
 

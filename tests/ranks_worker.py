@@ -469,6 +469,8 @@ def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
         "data": lambda: fit(vae("normal", torch.float32), x + ranks.rank, epochs=1, seed=0, progress=False),
         "apart": lambda: fit(program := vae("normal", torch.float32), x, epochs=2, seed=0, progress=False,
                              on_step=lambda *_: shifted(program, ranks)),
+        "weights": lambda: SVI((program := vae("normal", torch.float32, ranks.rank)).model, program.guide,
+                               partial(torch.optim.SGD, lr=1e-3), elbo.ELBO(), ranks=ranks, compile=False).step(x),
     }.items():  # fmt: skip
         words[name] = words_of(make)
     (folder / f"refused-{ranks.rank}.json").write_text(json.dumps(words))

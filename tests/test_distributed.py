@@ -154,6 +154,7 @@ def test_ranks_name_what_they_cannot_share(quick: Path) -> None:
         assert "at least the 2 ranks" in words["few"]
         assert "got another on rank 1 than on rank 0: train" in words["data"]
         assert "the same parameters and buffers on all ranks; got another on rank 1" in words["apart"]
+        assert "SVI: expected the same initial parameters on all ranks; got another on rank 1" in words["weights"]
 
 
 @pytest.mark.slow

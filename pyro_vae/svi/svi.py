@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, reduced
-from pyro_vae.distributed import Ranks
+from pyro_vae.distributed import Ranks, is_sharded
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves
 from pyro_vae.svi.accounting import account, check_shards, set_aside
@@ -125,6 +125,7 @@ class SVI:
         self.precision: Precision = checks.choice("SVI", "precision", precision, get_args(Precision))
         self.ema_decay = ema_decay
         self.num_steps = 0
+        self._is_shared = False  # whether ranks are known to have begun with equal parameters
         self.ranks = ranks
         self.parameters = Parameters(self._parts, isolated=checks.flag("SVI", "isolated", isolated))
         self.compiler = Compiler(objective, compile, prepare, precision)
@@ -282,6 +283,11 @@ class SVI:
                 failure, total, declared = error, math.nan, set()
             parameters = list(dict.fromkeys(self.parameters.named.values()))
             if self.ranks is not None:
+                if not self._is_shared:  # networks that each rank has drawn by itself would never come together
+                    # By number: the names count the programs that a process has made.
+                    whole = {f"number {i} of {(*p.shape,)}": p for i, p in enumerate(parameters) if not is_sharded(p)}
+                    self.ranks.check_equal(whole, "initial parameters", "SVI")
+                    self._is_shared = True
                 total, buffers = self.ranks.sum_step(total, parameters, pool.after())
                 if math.isfinite(total):
                     pool.join([rows.unbind() for rows in buffers])
