@@ -195,7 +195,7 @@ def _files(paths: Sequence[Path], source: Path | str) -> Source:
         return Tars(paths)
     raise ValueError(
         f"data.stream: expected .npy files or .tar archives, and not both; got {', '.join(sorted(suffixes))}. Unpack "
-        "or convert them."
+        "or convert them; of images give the folder."
     )
 
 
