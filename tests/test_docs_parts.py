@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from test_docs import extension
 
 from pyro_vae import conditionals, likelihoods, priors
 
 DOCS = Path(__file__).parents[1] / "docs"
-
-
-def extension(name: str) -> ModuleType:
-    """A module of docs/_ext, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / "_ext" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
