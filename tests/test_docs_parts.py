@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_docs import extension
