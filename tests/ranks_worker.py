@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -578,7 +579,14 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
+def note_threads(folder: Path) -> None:
+    """Writes the names of the threads that are left at exit."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{os.environ['RANK']}.json").write_text(json.dumps(names))
+
+
 if __name__ == "__main__":
+    atexit.register(note_threads, Path(sys.argv[2]))  # before the one that leaves the group, and so run after it
     present = distributed.ranks()
     assert present is not None
     for job in sys.argv[1].split(","):

@@ -195,6 +195,16 @@ def test_fit_of_ranks_ends_at_one_step_where_one_is_interrupted(trained: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are not listed in /proc")
+def test_ranks_leave_no_thread_of_gloo_behind(trained: Path) -> None:
+    """Threads that outlive the interpreter abort the process at times, which torchrun takes for a failure."""
+    for rank in range(2):
+        names = read(trained, "threads")[rank]
+        assert names
+        assert not [name for name in names if "gloo" in name]
+
+
+@pytest.mark.slow
 def test_fit_of_ranks_that_are_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     deaths = [[4, 1], [31, 0]]
