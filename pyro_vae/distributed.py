@@ -279,7 +279,7 @@ def _join() -> None:
     """
     # Its functions keep, as their default, the group that there is when it is imported: then _leave could not end the
     # group, and gloo's threads would outlive the interpreter, which at times aborts the process.
-    import torch.distributed.nn.functional  # noqa: F401
+    import torch.distributed.nn.functional
     from torch.distributed.distributed_c10d import PrefixStore  # which a torch without torch.distributed lacks
     from torch.distributed.rendezvous import rendezvous
 
