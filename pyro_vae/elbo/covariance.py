@@ -13,6 +13,23 @@ class Covariance(Gradient):
 
     :math:`\nabla E_{\pi_\beta}[f] = E_{\pi_\beta}[\nabla f] + \mathrm{Cov}_{\pi_\beta}(\nabla \log \tilde\pi_\beta, f)`
     for f = log w at fixed draws, with every expectation self-normalized: biased at finite K, as the bound is.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> from pyro_vae.elbo import ThermodynamicELBO
+        >>> logit = torch.zeros(1, requires_grad=True)  # of a guide that is as yet the prior
+        >>> def model():
+        ...     with pyro.plate("data", 1):
+        ...         bit = pyro.sample("bit", dist.Bernoulli(torch.full((1,), 0.5)))
+        ...         pyro.sample("x", dist.Bernoulli(0.3 + 0.4 * bit), obs=torch.ones(1))
+        >>> def guide():
+        ...     with pyro.plate("data", 1):
+        ...         pyro.sample("bit", dist.Bernoulli(logits=logit))
+        >>> loss = ThermodynamicELBO(10_000, gradient="covariance", partitions=1).differentiable_loss(model, guide)
+        >>> round(-torch.autograd.grad(loss, logit)[0].item(), 1)  # one partition is the ELBO: log(0.7 / 0.3) / 4
+        0.2
     """
 
     def check(self, estimator: Bound) -> None:

@@ -61,6 +61,18 @@ class ELBO(Estimator):
 
     References:
         Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the posterior, at which every draw tells log p(x)
+        ...     pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> x = torch.tensor(2.0)
+        >>> round(ELBO().loss(model, guide, x), 4), round(-dist.Normal(0.0, 2**0.5).log_prob(x).item(), 4)
+        (2.2655, 2.2655)
     """
 
     def __init__(

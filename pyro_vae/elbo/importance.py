@@ -64,6 +64,12 @@ class MIWELBO(Estimator):
     Raises:
         TypeError: M or K is no whole number.
         ValueError: M or K is below 1.
+
+    Example:
+        >>> import torch
+        >>> log_weights = torch.tensor([[1.0], [3.0], [2.0], [6.0]]).log()
+        >>> MIWELBO(2, num_bounds=2).bound(log_weights).exp()  # the geometric mean of (1 + 3) / 2 and (2 + 6) / 2
+        tensor([2.8284])
     """
 
     def __init__(
@@ -116,6 +122,12 @@ class CIWELBO(Estimator):
     Raises:
         TypeError: a ``beta`` that is no number.
         ValueError: a ``beta`` outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> log_weights = torch.tensor([[1.0], [4.0]]).log()  # of geometric mean 2 and mean 2.5
+        >>> [round(CIWELBO(2, beta=beta).bound(log_weights).exp().item(), 4) for beta in (1.0, 0.5, 0.0)]
+        [2.0, 2.2361, 2.5]
     """
 
     def __init__(
@@ -157,6 +169,24 @@ class PIWELBO(MIWELBO):
     Raises:
         TypeError: M or K is no whole number.
         ValueError: M or K is below 1; another gradient.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> theta, phi = torch.tensor([1.0], requires_grad=True), torch.tensor([0.5], requires_grad=True)
+        >>> def model():
+        ...     with pyro.plate("data", 1):
+        ...         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(theta, 1.0)), 1.0), obs=torch.ones(1))
+        >>> def guide():
+        ...     with pyro.plate("data", 1):
+        ...         pyro.sample("z", dist.Normal(phi, 1.0))
+        >>> def grads(loss):  # with the same draws
+        ...     with torch.random.fork_rng():
+        ...         return torch.cat(torch.autograd.grad(loss.differentiable_loss(model, guide), (theta, phi)))
+        >>> both = grads(PIWELBO(2, num_bounds=2))
+        >>> torch.isclose(both, grads(IWELBO(4))), torch.isclose(both, grads(MIWELBO(2, num_bounds=2)))
+        (tensor([ True, False]), tensor([False,  True]))
     """
 
     def __init__(

@@ -33,6 +33,14 @@ class RenyiELBO(Estimator):
     Raises:
         TypeError: an ``alpha`` that is no number.
         ValueError: an ``alpha`` that is 1 or not finite.
+
+    Example:
+        >>> log_weights = torch.tensor([[1.0], [3.0]]).log()
+        >>> for alpha in (-1.0, 0.0, 2.0):  # the root mean square, the mean, the harmonic mean
+        ...     print(alpha, RenyiELBO(2, alpha=alpha).bound(log_weights).exp())
+        -1.0 tensor([2.2361])
+        0.0 tensor([2.])
+        2.0 tensor([1.5000])
     """
 
     def __init__(
@@ -80,6 +88,10 @@ class VRMax(Estimator):
         plate: name of the plate over the data.
         vectorize: make the draws of a pass at once.
         chunk_size: draws of a pass at most.
+
+    Example:
+        >>> VRMax(2).bound(torch.tensor([[1.0], [3.0]]).log()).exp()  # of weights whose mean is 2
+        tensor([3.])
     """
 
     def bound(self, log_weights: Tensor) -> Tensor:

@@ -37,6 +37,16 @@ class ThermodynamicELBO(Estimator):
     Raises:
         TypeError: points, or a number of partitions, that are no numbers.
         ValueError: points out of order or outside (0, 1), no partition, another sum.
+
+    Example:
+        >>> import torch
+        >>> log_weights = torch.tensor([[1.0], [3.0]]).log()  # log 2 = 0.693 is the logarithm of their mean
+        >>> for points in ([], [0.5], [i / 100 for i in range(1, 100)]):
+        ...     sums = [ThermodynamicELBO(2, partitions=points, sum=sum) for sum in ("left", "right")]
+        ...     print(len(points) + 1, *(f"{each.bound(log_weights).item():.3f}" for each in sums))
+        1 0.549 0.824
+        2 0.623 0.760
+        100 0.692 0.695
     """
 
     thermodynamic = True

@@ -41,6 +41,22 @@ class ReweightedWakeSleep(IWELBO):
         TypeError: not a number.
         ValueError: a number out of range; with sleep, a model whose observed values are not arguments of the guide, or
             a guide that draws what the model does not, as those of ``pyro.infer.autoguide`` do.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> logit = torch.zeros(1, requires_grad=True)  # of a guide that is as yet the prior
+        >>> def model():
+        ...     with pyro.plate("data", 1):
+        ...         bit = pyro.sample("bit", dist.Bernoulli(torch.full((1,), 0.5)))
+        ...         pyro.sample("x", dist.Bernoulli(0.2 + 0.6 * bit), obs=torch.ones(1))
+        >>> def guide():
+        ...     with pyro.plate("data", 1):
+        ...         pyro.sample("bit", dist.Bernoulli(logits=logit))
+        >>> loss = ReweightedWakeSleep(10_000).differentiable_loss(model, guide)
+        >>> grad = torch.autograd.grad(-loss, logit)[0]
+        >>> round(loss.item(), 1), round(grad.item(), 1)  # -log p(x) = log 2, and posterior less guide, 0.8 - 0.5
+        (0.7, 0.3)
     """
 
     min_particles = 2
