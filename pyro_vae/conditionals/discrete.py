@@ -50,6 +50,12 @@ class Bernoulli(_Logits):
     References:
         Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014,
         https://arxiv.org/abs/1402.0030
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> q = Bernoulli(MLP(4, [8]), 2).distribution(logits=torch.tensor([0.0, 1.0986]))  # log-odds 0 and log 3
+        >>> q.mean, q.log_prob(torch.tensor([1.0, 1.0])).exp()
+        (tensor([0.5000, 0.7500]), tensor(0.3750))
     """
 
     support = constraints.boolean
@@ -78,7 +84,9 @@ class OneHotCategorical(_Logits):
 
 
 class RelaxedBernoulli(_Relaxed):
-    """Numbers in (0, 1), a reparameterized relaxation of bits.
+    """Log-odds z of numbers sigmoid(z) in (0, 1), a reparameterized relaxation of bits.
+
+    sigmoid(z) is what a likelihood is given; see :mod:`pyro_vae.distributions.log_space`.
 
     Args:
         body: network from y to features.
@@ -88,6 +96,13 @@ class RelaxedBernoulli(_Relaxed):
 
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, https://arxiv.org/abs/1611.00712
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = RelaxedBernoulli(MLP(4, [8]), 1, temperature=0.01)
+        >>> z = posterior.distribution(logits=torch.tensor([2.0])).rsample(torch.Size([10_000]))
+        >>> round(z.sigmoid().mean().item(), 1)  # cold, numbers are nearly bits, of probability sigmoid(2) = 0.88
+        0.9
     """
 
     support = log_odds
@@ -97,7 +112,9 @@ class RelaxedBernoulli(_Relaxed):
 
 
 class RelaxedOneHotCategorical(_Relaxed):
-    """Vectors on the simplex, a reparameterized relaxation of one-hot vectors: Gumbel-softmax or Concrete.
+    """Logarithms z of vectors on the simplex, a reparameterized relaxation of one-hot vectors.
+
+    Gumbel-softmax or Concrete. exp(z) is what a likelihood is given; see :mod:`pyro_vae.distributions.log_space`.
 
     Args:
         body: network from y to features.
@@ -108,6 +125,13 @@ class RelaxedOneHotCategorical(_Relaxed):
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", 2017, https://arxiv.org/abs/1611.00712
         Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017, https://arxiv.org/abs/1611.01144
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = RelaxedOneHotCategorical(MLP(4, [8]), 3, temperature=0.01)
+        >>> z = posterior.distribution(logits=torch.tensor([0.1, 0.6, 0.3]).log()).rsample(torch.Size([10_000]))
+        >>> [round(share, 1) for share in z.exp().mean(0).tolist()]  # cold, vectors are nearly one-hot
+        [0.1, 0.6, 0.3]
     """
 
     support = log_simplex

@@ -119,6 +119,13 @@ class RealNVP(FlowConditional):
 
     References:
         Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017, https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> q = RealNVP(MLP(4, [8]), 2)(torch.zeros(3, 4))
+        >>> z = q.rsample()
+        >>> bool(torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-3))  # as drawn, and through the inverse
+        True
     """
 
     def __init__(
@@ -148,6 +155,13 @@ class NeuralSpline(FlowConditional):
 
     References:
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, https://arxiv.org/abs/1906.04032
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> q = NeuralSpline(MLP(4, [8]), 2)(torch.zeros(3, 4))
+        >>> z = q.rsample()
+        >>> bool(torch.allclose(q.log_prob(z), q.log_prob(z.clone()), atol=1e-3))  # as drawn, and through the inverse
+        True
     """
 
     kind = "spline"

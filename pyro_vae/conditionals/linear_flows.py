@@ -69,6 +69,13 @@ class Householder(TransformedNormal):
     References:
         Tomczak, Welling, "Improving Variational Auto-Encoders using Householder Flow", 2016,
         https://arxiv.org/abs/1611.09630
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = Householder(MLP(4, [8]), 2, num_layers=1)
+        >>> loc, narrow, normal = torch.tensor([1.0, 2.0]), torch.full((2,), -16.0), torch.tensor([[1.0, -1.0]])
+        >>> posterior.distribution(loc=loc, log_scale=narrow, normal=normal).sample().round()  # a swap
+        tensor([2., 1.])
     """
 
     def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4) -> None:
@@ -91,6 +98,14 @@ class Planar(TransformedNormal):
 
     References:
         Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = Planar(MLP(4, [8]), 2, num_layers=1)
+        >>> zero, narrow, bias = torch.zeros(2), torch.full((2,), -16.0), torch.tensor([[100.0]])
+        >>> layer = {"bias": bias, "u": torch.tensor([[2.0, 3.0]]), "w": torch.tensor([[0.0, 100.0]])}
+        >>> posterior.distribution(loc=zero, log_scale=narrow, **layer).sample().round()  # u, where tanh is 1
+        tensor([2., 3.])
     """
 
     def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4) -> None:
@@ -118,6 +133,15 @@ class Sylvester(TransformedNormal):
     References:
         van den Berg, Hasenclever, Tomczak, Welling, "Sylvester Normalizing Flows for Variational Inference", 2018,
         https://arxiv.org/abs/1803.05649
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = Sylvester(MLP(4, [8]), 2, num_layers=1, num_reflections=1)
+        >>> layer = {"triangles": torch.tensor([[[0.0, 3.0], [0.0, 0.0]]]), "diagonals": torch.full((1, 2, 2), 100.0)}
+        >>> layer |= {"bias": torch.full((1, 2), 100.0), "reflections": torch.tensor([[[1.0, -1.0]]])}  # Q is a swap
+        >>> zero, narrow = torch.zeros(2), torch.full((2,), -16.0)
+        >>> posterior.distribution(loc=zero, log_scale=narrow, **layer).sample().round()  # Q R 1, where tanh is 1
+        tensor([1., 4.])
     """
 
     def __init__(self, body: Body, latent_dim: Shape, num_layers: int = 4, num_reflections: int = 4) -> None:

@@ -52,6 +52,14 @@ class LowRankNormal(Conditional):
     References:
         Ong, Nott, Smith, "Gaussian variational approximation with a factor covariance structure", 2018,
         https://arxiv.org/abs/1701.03208
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = LowRankNormal(MLP(4, [8]), 2, rank=1)
+        >>> zero, factor = torch.zeros(2), torch.tensor([[1.0], [2.0]])
+        >>> posterior.distribution(loc=zero, log_scale=zero, factor=factor).covariance_matrix  # 1 + F F'
+        tensor([[2., 2.],
+                [2., 5.]])
     """
 
     def __init__(self, body: Body, latent_dim: Shape, rank: int) -> None:
@@ -80,6 +88,14 @@ class FullRankNormal(Conditional):
     References:
         Kingma, Welling, "An Introduction to Variational Autoencoders", 2019, section 2.5.1,
         https://arxiv.org/abs/1906.02691
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = FullRankNormal(MLP(4, [8]), 2)
+        >>> zero = torch.zeros(2)
+        >>> posterior.distribution(loc=zero, log_scale=zero, below_diagonal=torch.tensor([3.0])).covariance_matrix
+        tensor([[ 1.,  3.],
+                [ 3., 10.]])
     """
 
     def parameter_shapes(self) -> dict[str, Size]:
@@ -110,6 +126,14 @@ class MixtureOfNormals(Conditional):
     References:
         Nalisnick, Hertel, Smyth, "Approximate Inference for Deep Latent Gaussian Mixtures", 2016,
         http://bayesiandeeplearning.org/2016/papers/BDL_20.pdf
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = MixtureOfNormals(MLP(4, [8]), 1, num_components=2)
+        >>> loc, log_scale = torch.tensor([[-1.0], [3.0]]), torch.zeros(2, 1)
+        >>> q = posterior.distribution(logits=torch.tensor([0.25, 0.75]).log(), loc=loc, log_scale=log_scale)
+        >>> round(q.mean.item(), 4), round(q.variance.item(), 4)  # 3 * 3 / 4 - 1 / 4, and 1 + 4^2 * (1 / 4) * (3 / 4)
+        (2.0, 4.0)
     """
 
     def __init__(self, body: Body, latent_dim: Shape, num_components: int) -> None:

@@ -16,9 +16,10 @@ MIN_CONCENTRATION = 1e-2
 
 
 class Dirichlet(Conditional):
-    """z|y ~ Dirichlet(concentration), concentration = 0.01 + softplus of the network's output.
+    """exp(z)|y ~ Dirichlet(concentration), concentration = 0.01 + softplus of the network's output.
 
-    Reparameterized through its distribution function.
+    Reparameterized through its distribution function. z are the logarithms of the proportions, and exp(z) is what a
+    likelihood is given; see :mod:`pyro_vae.distributions.log_space`.
 
     Args:
         body: network from y to features.
@@ -27,6 +28,14 @@ class Dirichlet(Conditional):
     References:
         Joo, Lee, Park, Moon, "Dirichlet Variational Autoencoder", 2020, https://arxiv.org/abs/1901.02739
         Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, https://arxiv.org/abs/1805.08498
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = Dirichlet(MLP(4, [8]), 2)
+        >>> q = posterior.distribution(concentration=torch.tensor([0.99, 2.99]).expm1().log())  # 1 and 3, by softplus
+        >>> q.proportions.mean, q.rsample().exp().sum().round()
+        (tensor([0.2500, 0.7500]), tensor(1.))
     """
 
     support = log_simplex
@@ -43,7 +52,10 @@ class Dirichlet(Conditional):
 
 
 class LogisticNormal(Conditional):
-    """z|y = softmax(u, 0), u ~ Normal(loc, diag(scale^2)) in one dimension less; reparameterized.
+    """exp(z)|y = softmax((u, 0)), u ~ Normal(loc, diag(scale^2)) in one dimension less; reparameterized.
+
+    z are the logarithms of the proportions, and exp(z) is what a likelihood is given; see
+    :mod:`pyro_vae.distributions.log_space`.
 
     Args:
         body: network from y to features.
@@ -52,6 +64,15 @@ class LogisticNormal(Conditional):
     References:
         Srivastava, Sutton, "Autoencoding Variational Inference For Topic Models", 2017,
         https://arxiv.org/abs/1703.01488
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = LogisticNormal(MLP(4, [8]), 2)
+        >>> z = posterior.distribution(loc=torch.zeros(1), log_scale=torch.zeros(1)).rsample(torch.Size([10_000]))
+        >>> log_odds = z[:, 0] - z[:, 1]  # u
+        >>> round(abs(log_odds.mean().item()), 1), round(log_odds.std().item(), 1)
+        (0.0, 1.0)
     """
 
     support = log_simplex

@@ -25,6 +25,15 @@ class VonMisesFisher(Conditional):
     References:
         Davidson, Falorsi, De Cao, Kipf, Tomczak, "Hyperspherical Variational Auto-Encoders", 2018,
         https://arxiv.org/abs/1804.00891
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.nets import MLP
+        >>> posterior = VonMisesFisher(MLP(4, [8]), 3)
+        >>> loc, concentration = torch.tensor([0.0, 0.0, 5.0]), torch.tensor(0.5413)  # of which softplus is 1, kappa 2
+        >>> q = posterior.distribution(loc=loc, concentration=concentration)
+        >>> q.mean, q.rsample().norm().round()  # coth(2) - 1 / 2 in the third coordinate
+        (tensor([0.0000, 0.0000, 0.5373]), tensor(1.))
     """
 
     support = constraints.sphere

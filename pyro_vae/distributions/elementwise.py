@@ -16,6 +16,14 @@ def elementwise_log_prob(distribution: TorchDistribution, value: Tensor) -> Tens
 
     Raises:
         TypeError: the density is no product over the elements, or does not say so.
+
+    Example:
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> d = dist.Bernoulli(torch.tensor([0.5, 0.25])).to_event(1)
+        >>> x = torch.ones(2)
+        >>> elementwise_log_prob(d, x).exp(), d.log_prob(x).exp()
+        (tensor([0.5000, 0.2500]), tensor(0.1250))
     """
     if isinstance(distribution, Independent) and not distribution.base_dist.event_shape:
         return distribution.base_dist.log_prob(value)

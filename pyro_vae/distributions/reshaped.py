@@ -74,5 +74,14 @@ class Shaped(TorchDistribution):
 
 
 def shaped(distribution: TorchDistribution, event_shape: Size) -> TorchDistribution:
-    """A distribution of vectors in this shape; itself where that is a vector's."""
+    """A distribution of vectors in this shape; itself where that is a vector's.
+
+    Example:
+        >>> import torch
+        >>> import pyro.distributions as dist
+        >>> vector = dist.MultivariateNormal(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.eye(4))
+        >>> shaped(vector, Size((2, 2))).mean
+        tensor([[1., 2.],
+                [3., 4.]])
+    """
     return distribution if distribution.event_shape == event_shape else Shaped(distribution, event_shape)

@@ -24,6 +24,10 @@ class HouseholderTransform(ConditionedHouseholder):
     References:
         Tomczak, Welling, "Improving Variational Auto-Encoders using Householder Flow", 2016,
         https://arxiv.org/abs/1611.09630
+
+    Example:
+        >>> HouseholderTransform(torch.tensor([[1.0, -1.0]]))(torch.tensor([1.0, 2.0]))  # at the diagonal
+        tensor([2., 1.])
     """
 
     def __init__(self, reflections: Tensor) -> None:
@@ -41,6 +45,12 @@ class PlanarTransform(ConditionedPlanar):
 
     References:
         Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015, https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> layer = PlanarTransform((torch.zeros(1), torch.tensor([2.0, 3.0]), torch.tensor([0.5, -0.5])))
+        >>> z = torch.tensor([1.0, 2.0])
+        >>> bool(torch.allclose(layer.inv(layer(z)), z, atol=1e-5))
+        True
     """
 
     def __init__(self, params: tuple[Tensor, Tensor, Tensor]) -> None:

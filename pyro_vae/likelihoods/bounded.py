@@ -42,6 +42,13 @@ class ContinuousBernoulli(Likelihood):
     References:
         Loaiza-Ganem, Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational autoencoders",
         2019, https://arxiv.org/abs/1907.06845
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = ContinuousBernoulli(MLP(2, [8]), 1)
+        >>> p = likelihood.distribution(logits=torch.tensor([1.0986]))  # log 3, of which the sigmoid is 0.75
+        >>> p.mean, p.log_prob(torch.ones(1)).exp()  # 1.5 - 1 / log 3, and C = 2 log 3 times 0.75
+        (tensor([0.5898]), tensor(1.6479))
     """
 
     support = constraints.unit_interval
@@ -89,6 +96,13 @@ class Beta(LocationScale):
         scale: s: a positive float (fixed), ``"learned"`` or ``"per_element"``; without a unit.
         min_scale: lower bound of a scale that is not fixed; see :class:`LocationScale`. At .01 the concentrations reach
             10^4, beyond which their log-gamma functions lose the digits that matter in single precision.
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = Beta(MLP(2, [8]), 1, scale=1.0)
+        >>> p = likelihood.distribution(loc=torch.zeros(1))  # Beta(3/2, 3/2), a half circle
+        >>> p.log_prob(torch.tensor([0.5])).exp(), p.log_prob(torch.tensor([0.1])).exp()  # 8 sqrt(x (1 - x)) / pi
+        (tensor(1.2732), tensor(0.7639))
     """
 
     support = _OpenUnitInterval()
@@ -114,8 +128,15 @@ class LogitNormal(LocationScale):
         min_scale: lower bound of a scale that is not fixed, in logits; see :class:`LocationScale`.
 
     References:
-        Atchison, Shen, "Logistic-normal distributions: some properties and uses", 1980,
+        Aitchison, Shen, "Logistic-normal distributions: some properties and uses", 1980,
         https://doi.org/10.1093/biomet/67.2.261
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = LogitNormal(MLP(2, [8]), 1, scale=1.0)
+        >>> p = likelihood.distribution(loc=torch.zeros(1))
+        >>> p.log_prob(torch.tensor([0.5])).exp()  # 1 / sqrt(2 pi), divided by x (1 - x)
+        tensor(1.5958)
     """
 
     support = _OpenUnitInterval()

@@ -146,6 +146,14 @@ class OneHotCategorical(Likelihood):
     Args:
         body: network from z to features.
         event_shape: shape of one datum, of which the last dim is D.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = OneHotCategorical(MLP(2, [8]), 3)
+        >>> p = likelihood.distribution(logits=torch.tensor([1.0, 2.0, 5.0]).log())
+        >>> p.mean, p.log_prob(torch.tensor([0.0, 0.0, 1.0])).exp()
+        (tensor([0.1250, 0.2500, 0.6250]), tensor(0.6250))
     """
 
     support = constraints.one_hot

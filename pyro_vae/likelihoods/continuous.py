@@ -174,6 +174,13 @@ class Laplace(LocationScale):
         scale: a positive float (fixed), ``"learned"`` or ``"per_element"``, the mean absolute deviation in the units of
             x.
         min_scale: lower bound of a scale that is not fixed, in the units of x; see :class:`LocationScale`.
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> p = Laplace(MLP(2, [8]), 3, scale=1.0)(torch.zeros(2))
+        >>> absolute_error = (p.mean - torch.ones(3)).abs().sum()
+        >>> bool(torch.isclose(-p.log_prob(torch.ones(3)), absolute_error + 2.0794415))  # 3 log 2
+        True
     """
 
     support = constraints.real
@@ -203,6 +210,13 @@ class Huber(LocationScale):
 
     References:
         Huber, "Robust Estimation of a Location Parameter", 1964, https://doi.org/10.1214/aoms/1177703732
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> p = Huber(MLP(2, [8]), 1, scale=1.0).distribution(loc=torch.zeros(1))
+        >>> top = p.log_prob(torch.zeros(1))
+        >>> [round((top - p.log_prob(torch.tensor([x]))).item(), 3) for x in (0.5, 1.0, 3.0)]  # x^2 / 2, then x - 1/2
+        [0.125, 0.5, 2.5]
     """
 
     support = constraints.real
@@ -245,6 +259,13 @@ class StudentT(LocationScale):
     References:
         Takahashi et al., "Student-t Variational Autoencoder for Robust Density Estimation", 2018,
         https://doi.org/10.24963/ijcai.2018/374
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> p = StudentT(MLP(2, [8]), 1, df=2.0, scale=1.0).distribution(loc=torch.zeros(1))
+        >>> top = p.log_prob(torch.zeros(1))
+        >>> [round((p.log_prob(torch.tensor([x])) - top).exp().item(), 3) for x in (2.0, 4.0)]  # (1 + x^2 / 2)^(-3/2)
+        [0.192, 0.037]
     """
 
     support = constraints.real

@@ -35,6 +35,13 @@ class Binomial(Likelihood):
 
     Raises:
         ValueError: ``total_count`` below 1 or ``spacing`` not above 0.
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = Binomial(MLP(2, [8]), 1, total_count=2)  # of the levels 0, 1/2 and 1
+        >>> p = likelihood.distribution(logits=torch.zeros(1))
+        >>> [round(p.log_prob(torch.tensor([x])).exp().item(), 4) for x in (0.0, 0.5, 1.0)]
+        [0.25, 0.5, 0.25]
     """
 
     def __init__(self, body: Body, event_shape: Shape, *, total_count: int = 255, spacing: float | None = None) -> None:
@@ -123,6 +130,13 @@ class Poisson(Counts):
         body: network from z to features.
         event_shape: shape of one datum.
         library_size: whether the mean is a share of a library size, the last context.
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = Poisson(MLP(2, [8]), 2, library_size=True)
+        >>> p = likelihood.distribution(logits=torch.tensor([[1.0, 3.0]]).log(), library_size=torch.tensor([8.0]))
+        >>> p.mean.round(), p.log_prob(torch.zeros(1, 2)).round()  # 8 in shares of 1 to 3; P(0, 0) = e^(-2 - 6)
+        (tensor([[2., 6.]]), tensor([-8.]))
     """
 
     def distribution(  # type: ignore[override]
@@ -145,6 +159,13 @@ class ZeroInflatedPoisson(Counts):
     References:
         Lambert, "Zero-inflated Poisson regression, with an application to defects in manufacturing", 1992,
         https://doi.org/10.2307/1269547
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = ZeroInflatedPoisson(MLP(2, [8]), 1)
+        >>> p = likelihood.distribution(logits=torch.zeros(1), gate_logits=torch.zeros(1))  # a mean of 1, and g = 1/2
+        >>> p.log_prob(torch.zeros(1)).exp(), p.log_prob(torch.ones(1)).exp()  # 1/2 + e^-1 / 2 and e^-1 / 2
+        (tensor(0.6839), tensor(0.1839))
     """
 
     def parameter_shapes(self) -> dict[str, Size]:
@@ -216,6 +237,13 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     References:
         Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018,
         https://doi.org/10.1038/s41592-018-0229-2
+
+    Example:
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = ZeroInflatedNegativeBinomial(MLP(2, [8]), 1)
+        >>> p = likelihood.distribution(logits=torch.zeros(1), gate_logits=torch.zeros(1))  # mean, theta 1 and g = 1/2
+        >>> [round(p.log_prob(torch.tensor([x])).exp().item(), 4) for x in (0.0, 1.0)]  # 1/2 + (1/2)^2 and (1/2)^3
+        [0.75, 0.125]
     """
 
     def parameter_shapes(self) -> dict[str, Size]:

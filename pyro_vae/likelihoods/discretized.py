@@ -33,6 +33,14 @@ class DiscretizedLogistic(LocationScale):
     References:
         Kingma et al., "Improving Variational Inference with Inverse Autoregressive Flow", 2016,
         https://arxiv.org/abs/1606.04934
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.nets import MLP
+        >>> likelihood = DiscretizedLogistic(MLP(2, [8]), 1, levels=3, scale=0.25)
+        >>> p = likelihood.distribution(loc=torch.tensor([0.5]))
+        >>> [round(p.log_prob(torch.tensor([x])).exp().item(), 4) for x in (0.0, 0.5, 1.0)]  # sigmoid(1) = 0.7311
+        [0.2689, 0.4621, 0.2689]
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class OneHotCategorical(_Uniform):
 
 
 class RelaxedBernoulli(_Relaxed):
-    """Numbers in (0, 1), a relaxation of bits: sigmoids of Logistic noise divided by a temperature.
+    """Log-odds z of numbers sigmoid(z) in (0, 1), a relaxation of bits: Logistic noise divided by a temperature.
 
     Args:
         latent_dim: number of elements, or their shape.
@@ -96,7 +96,7 @@ class RelaxedBernoulli(_Relaxed):
 
 
 class RelaxedOneHotCategorical(_Relaxed):
-    """Vectors on the simplex, a relaxation of one-hot vectors: the Gumbel-softmax or Concrete distribution.
+    """Logarithms z of vectors on the simplex, a relaxation of one-hot vectors: Gumbel-softmax or Concrete.
 
     Args:
         latent_dim: number of categories; or (number of vectors, number of categories), and further dims in front.

@@ -11,7 +11,7 @@ from pyro_vae.priors.base import Prior
 
 
 class Dirichlet(Prior):
-    r"""z ~ Dirichlet(:math:`\alpha, \dots, \alpha`).
+    r"""exp(z) ~ Dirichlet(:math:`\alpha, \dots, \alpha`): z are the logarithms of the proportions.
 
     Args:
         latent_dim: number of proportions, at least 2.
@@ -38,7 +38,7 @@ class Dirichlet(Prior):
 
 
 class LogisticNormal(Prior):
-    r"""z = softmax(y, 0), y ~ Normal(0, s^2 I): a density on the simplex in which components may be rare together.
+    r"""exp(z) = softmax((y, 0)), y ~ Normal(0, s^2 I): proportions of which several may be rare together.
 
     Args:
         latent_dim: number of proportions, at least 2.
