@@ -151,7 +151,8 @@ def ais(
     then held fixed, so that the transitions of the pass that counts leave their distributions as they are.
 
     Args:
-        program: a :class:`~pyro_vae.VAE`, or anything with ``model``; all of its latents are real vectors.
+        program: a :class:`~pyro_vae.VAE`, or anything with ``model`` and ``guide``; all of its latents are real
+            vectors. The guide is run only where chains start there.
         x: data (N, ...), the first argument of the model.
         context: its further arguments.
         start: where chains start, at the ``"prior"`` or at the ``"guide"``. The guide is no longer checked then: what
@@ -167,6 +168,20 @@ def ais(
     Raises:
         ValueError: a latent that is discrete or constrained; densities that are random; a number below 1; a budget for
             less than one datum.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> program, x = SimpleNamespace(model=model, guide=lambda x: None), torch.tensor([1.0])
+        >>> short = {"num_temperatures": 10, "num_leapfrog_steps": 2, "progress": False}
+        >>> result = ais(program, x, num_particles=5000, **short)
+        >>> round(result.value.item(), 1), round(dist.Normal(0.0, 2**0.5).log_prob(x).item(), 1)
+        (-1.5, -1.5)
     """
     _check_counts("ais", num_particles, num_temperatures, num_leapfrog_steps)
     checks.choice("ais", "start", start, get_args(Start))
@@ -226,6 +241,23 @@ def bdmc(
 
     Raises:
         ValueError: as :func:`ais`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae.evaluation import simulate
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> program = SimpleNamespace(model=model, guide=lambda x: None)
+        >>> simulation = simulate(program, torch.zeros(50))
+        >>> short = {"num_temperatures": 10, "num_leapfrog_steps": 2, "progress": False}
+        >>> bounds = bdmc(program, simulation, num_particles=50, **short)
+        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(simulation.x)
+        >>> [abs(bound.mean() - exact.mean()).item() < 0.1 for bound in (bounds.lower, bounds.upper)]
+        [True, True]
     """
     _check_counts("bdmc", num_particles, num_temperatures, num_leapfrog_steps)
     checks.choice("bdmc", "start", start, get_args(Start))

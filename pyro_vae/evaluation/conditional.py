@@ -86,6 +86,26 @@ def log_conditional_likelihood(
     Raises:
         ValueError: ``values`` that differ from x where it is observed; else as
             :func:`~pyro_vae.evaluation.impute`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae.distributions import MissingAtRandom
+        >>> def model(x):  # two values that share z: of variance 2 each, and covariance 1
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         normal = dist.Normal(z[..., None].expand(*z.shape, 2), 1.0).to_event(1)
+        ...         pyro.sample("x", MissingAtRandom(normal, torch.tensor(0.0)), obs=x)
+        >>> def guide(x):  # the posterior of what is observed
+        ...     with pyro.plate("data", len(x)):
+        ...         precision = 1 + (~x.isnan()).sum(-1)
+        ...         pyro.sample("z", dist.Normal(x.nansum(-1) / precision, precision**-0.5))
+        >>> program = SimpleNamespace(model=model, guide=guide)
+        >>> x, values = torch.tensor([[2.0, torch.nan]]), torch.tensor([[2.0, 4.0]])
+        >>> result = log_conditional_likelihood(program, x, values=values, num_particles=10, progress=False)
+        >>> result.value, dist.Normal(1.0, 1.5**0.5).log_prob(torch.tensor(4.0))  # p(x_2|x_1), of variance 3/2
+        (tensor([-4.1217]), tensor(-4.1217))
     """
     subject = "log_conditional_likelihood"
     if values.shape != x.shape or values.dtype != x.dtype:

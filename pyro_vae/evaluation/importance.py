@@ -185,6 +185,23 @@ def posterior_samples(
 
     Raises:
         ValueError: as :func:`log_marginal_likelihood`.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # the prior
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        >>> program = SimpleNamespace(model=model, guide=guide)
+        >>> x = torch.full((1000,), 2.0)
+        >>> samples = posterior_samples(program, x, num_samples=10, num_particles=500, progress=False)
+        >>> round(samples["z"].mean().item(), 1), round(samples["z"].var().item(), 1)  # of p(z|x), Normal(1, 1/2)
+        (1.0, 0.5)
     """
     if num_samples < 1:
         raise ValueError(

@@ -71,6 +71,28 @@ def calibration(
 
     Raises:
         ValueError: fewer than 100 data, for which the test does not hold; a budget for less than one datum.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae.evaluation import simulate
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(scale):
+        ...     def posterior(x):
+        ...         with pyro.plate("data", len(x)):
+        ...             pyro.sample("z", dist.Normal(x / 2, scale * 0.5**0.5))
+        ...
+        ...     return posterior
+        >>> for scale in (1.0, 0.41):  # the posterior, and a guide that is too narrow
+        ...     program = SimpleNamespace(model=model, guide=guide(scale))
+        ...     result = calibration(program, simulate(program, torch.zeros(5000)))
+        ...     print(round(result.coverage_50.value, 1), round(result.coverage_90.value, 1), result.p_value > 1e-6)
+        0.5 0.9 True
+        0.2 0.5 False
     """
     if len(simulation.x) < 5 * _NUM_BINS:
         raise ValueError(

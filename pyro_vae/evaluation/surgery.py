@@ -85,6 +85,22 @@ def elbo_surgery(
     Raises:
         ValueError: fewer than 2 data, a number below 1, a site outside the plate; a prior that depends on the context;
             a budget for not even one draw.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):  # which tells the data below apart
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x, 0.1))
+        >>> program = SimpleNamespace(model=model, guide=guide)
+        >>> result = elbo_surgery(program, torch.tensor([-30.0, -10.0, 10.0, 30.0]))
+        >>> round(result.mutual_information.value, 4)  # log 4
+        1.3863
     """
     if len(x) < 2 or num_particles < 1:
         raise ValueError(

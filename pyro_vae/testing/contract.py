@@ -36,6 +36,10 @@ def check_likelihood(likelihood: Likelihood, *, density: bool = True, seed: int 
 
     Raises:
         AssertionError: naming what was expected.
+
+    Example:
+        >>> from pyro_vae import likelihoods, nets
+        >>> check_likelihood(likelihoods.Bernoulli(nets.MLP(2, [4]), 2))
     """
 
     def parents(lead: Size) -> list[Tensor]:
@@ -63,6 +67,10 @@ def check_conditional(conditional: Conditional, *, density: bool = True, seed: i
 
     Raises:
         AssertionError: naming what was expected.
+
+    Example:
+        >>> from pyro_vae import conditionals, nets
+        >>> check_conditional(conditionals.DiagonalNormal(nets.MLP(2, [4]), 2))
     """
 
     def parents(lead: Size) -> list[Tensor]:
@@ -84,6 +92,10 @@ def check_prior(prior: Prior, *context: Tensor, density: bool = True, seed: int 
 
     Raises:
         AssertionError: naming what was expected.
+
+    Example:
+        >>> from pyro_vae import priors
+        >>> check_prior(priors.StandardNormal(2))
     """
     with seeded(seed):
         d = prior(*context)
@@ -98,6 +110,14 @@ def check_distribution(d: TorchDistribution, batch_shape: Size, event_shape: Siz
 
     Raises:
         AssertionError: naming what was expected.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> d = dist.Normal(torch.zeros(4, 3), 1.0)
+        >>> check_distribution(d.to_event(1), Size([4]), Size([3]))
+        >>> check_distribution(d, Size([4]), Size([3]))
+        Traceback (most recent call last):
+        AssertionError: Contract: expected batch_shape (4,); got (4, 3).
     """
     require(isinstance(d, TorchDistributionMixin), "a pyro TorchDistribution", type(d).__name__)
     require(d.batch_shape == batch_shape, f"batch_shape {tuple(batch_shape)}", tuple(d.batch_shape))

@@ -36,6 +36,16 @@ def check_density(d: TorchDistribution, *, num_samples: int = 100_000, tolerance
     Raises:
         AssertionError: naming what was expected.
         ValueError: a density too large, or a support without a rule.
+
+    Example:
+        >>> from pyro.distributions import Normal
+        >>> class Twice(Normal):
+        ...     def log_prob(self, value):
+        ...         return super().log_prob(value) + math.log(2)
+        >>> check_density(Normal(torch.zeros(()).double(), 1.0), num_samples=1000)
+        >>> check_density(Twice(torch.zeros(()).double(), 1.0), num_samples=1000)
+        Traceback (most recent call last):
+        AssertionError: Contract: expected a density of integral 1 within 0.001; got an error of 1.
     """
     with seeded(seed), torch.no_grad():
         for factor in _factors(d):
