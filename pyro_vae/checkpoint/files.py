@@ -164,6 +164,16 @@ def load(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged or no checkpoint, or its tensors are not the module's: other names, shapes or
             types.
+
+    Example:
+        >>> import tempfile
+        >>> first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/linear.safetensors", first, {"epochs": 3})
+        ...     load(f"{folder}/linear.safetensors", second)
+        {'epochs': 3}
+        >>> torch.equal(first(torch.ones(2)), second(torch.ones(2)))
+        True
     """
     checks.instance("Checkpoint", "module", module, nn.Module, "Build it as the saved one was.")
     if any(tensor.is_meta for tensor in module.state_dict().values()):

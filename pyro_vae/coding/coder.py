@@ -95,6 +95,19 @@ def decompress(program: Program, content: bytes) -> Tensor:
     Raises:
         ValueError: a damaged file, another program's, or one of a machine, or a version of torch, whose arithmetic is
             not this one's.
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> def program():
+        ...     likelihood = likelihoods.Bernoulli(nets.MLP(2, [8]), 16)
+        ...     return VAE(priors.StandardNormal(2), likelihood, conditionals.DiagonalNormal(nets.MLP(16, [8]), 2))
+        >>> vae, x = program(), torch.eye(16)
+        >>> content = compress(vae, x)
+        >>> bool(torch.equal(decompress(vae, content), x))
+        True
+        >>> decompress(program(), content)  # of other weights  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: coding.decompress: expected the VAE that the data were compressed with; got another one, ...
     """
     moves = Moves(program)
     found = Container.unpacked(content)

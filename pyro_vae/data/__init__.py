@@ -184,6 +184,10 @@ def available(name: str, root: str | Path | None = None) -> bool:
 
     Raises:
         ValueError: An unknown name.
+
+    Example:
+        >>> available("digits"), available("mnist", root="a folder that is not there")
+        (True, False)
     """
     checks.instance("data.available", "name", name, str, "Give the name of a set.")
     if name == "digits":

@@ -139,6 +139,18 @@ def race(
         ValueError: both or neither of ``steps`` and ``seconds``, or a number below 1; programs and estimators of other
             names; several seeds of a program with given weights; programs of different measures, see :func:`rank`.
         FloatingPointError: as :meth:`pyro_vae.SVI.step` does.
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, elbo, likelihoods, nets, priors
+        >>> def program():
+        ...     likelihood = likelihoods.Normal(nets.MLP(1, [8]), 2, scale=1.0)
+        ...     return VAE(priors.StandardNormal(1), likelihood, conditionals.DiagonalNormal(nets.MLP(2, [8]), 1))
+        >>> x = torch.tensor([[4.0, 4.0], [-4.0, -4.0]]).repeat(20, 1)
+        >>> losses = {"beta 1": elbo.ELBO(), "beta 100": elbo.ELBO(beta=100.0)}  # which has no use for its latent
+        >>> how = {"optimizer": partial(torch.optim.Adam, lr=0.1), "steps": 25, "num_points": 1, "num_particles": 20}
+        >>> found = race(program, x, x, losses, **how, progress=False)
+        >>> print(str(found.ranking.verdicts[0]).split(" by ")[0])
+        beta 1 is better than beta 100
     """
     if (steps is None) == (seconds is None):
         raise ValueError(f"race: expected either steps or seconds; got {steps} and {seconds}. Give one of them.")

@@ -14,6 +14,12 @@ class Head(nn.Module):
     Args:
         feature_shape: the event shape of the features.
         shapes: of the parameters, by name.
+
+    Example:
+        >>> head = LinearHead(Size([8]), {"logits": Size([2]), "log_scale": Size([1])})
+        >>> head.set_bias("logits", torch.tensor([1.0, 2.0]))
+        >>> head.bias("logits").detach()
+        tensor([1., 2.])
     """
 
     layer: nn.Linear | nn.Conv2d
@@ -84,6 +90,14 @@ class ConvHead(Head):
     Args:
         feature_shape: (C, H, W).
         shapes: of the parameters, by name, (c, H, W) each.
+
+    Example:
+        >>> head = ConvHead(Size([8, 5, 5]), {"logits": Size([3, 5, 5])})
+        >>> head.set_bias("logits", torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+        >>> head(torch.zeros(1, 8, 5, 5))["logits"].detach().mean((0, 2, 3))
+        tensor([1., 2., 3.])
+        >>> sum(parameter.numel() for parameter in head.parameters())  # 8 * 3 + 3, for 5 x 5 pixels or any others
+        27
     """
 
     def __init__(self, feature_shape: Size, shapes: Mapping[str, Size]) -> None:

@@ -25,6 +25,11 @@ class History:
             their last values.
         stopped: why it ended: ``"completed"``, ``"early stopping"`` or ``"interrupted"``.
         best_epoch: the epoch whose weights were restored, where early stopping was asked for.
+
+    Example:
+        >>> history = History(epochs=[{"epoch": 1, "train_elbo": -131.0}, {"epoch": 2, "train_elbo": -120.5}])
+        >>> len(history), history["train_elbo"]
+        (2, [-131.0, -120.5])
     """
 
     settings: dict[str, Any] = field(default_factory=dict)

@@ -133,6 +133,18 @@ def fit(
         OSError: the folder cannot be written, or another run has it. The program has the weights of its last step.
         FloatingPointError: a loss, gradient or weight became NaN or infinite; names the step, the sites, the data and
             the parameters.
+
+    Example:
+        >>> from pyro_vae import VAE, conditionals, likelihoods, nets, priors
+        >>> vae = VAE(
+        ...     priors.StandardNormal(1),
+        ...     likelihoods.Normal(nets.MLP(1, [8]), 2, scale=1.0),
+        ...     conditionals.DiagonalNormal(nets.MLP(2, [8]), 1),
+        ... )
+        >>> x = torch.full((100, 2), 3.0)
+        >>> history = fit(vae, x, epochs=30, optimizer=partial(torch.optim.Adam, lr=0.1), seed=0, progress=False)
+        >>> history.stopped, round(history["train_elbo"][-1])  # log p(x|z) is at most -log(2 pi) = -1.84
+        ('completed', -2)
     """
     check_program(program)
     train = data_for(program, "training", train)
