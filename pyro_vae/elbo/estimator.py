@@ -59,6 +59,16 @@ class Estimator(pyro.infer.ELBO):
         TypeError: a number that is no whole one, a plate that is no name.
         ValueError: a number out of range, or a gradient that this bound does not have; when run, a site whose gradient
             would be wrong.
+
+    Example:
+        >>> class Median(Estimator):
+        ...     def bound(self, log_weights):
+        ...         return log_weights.median(0).values
+        >>> Median(3).bound(torch.tensor([[1.0], [5.0], [2.0]]))
+        tensor([2.])
+        >>> Median(3, gradient="dreg")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Median: expected a bound that defines path_scale, its second derivative, for dreg; got none. Use ...
     """
 
     min_particles = 1

@@ -19,6 +19,24 @@ class Likelihood(Family):
     Args:
         body: network from z to features.
         event_shape: shape of one datum.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae.nets import MLP
+        >>> class Waiting(Likelihood):
+        ...     support, accepts, remedy = constraints.positive, "times above 0", "Drop the zeros"
+        ...
+        ...     def parameter_shapes(self):
+        ...         return {"log_rate": self.event_shape}
+        ...
+        ...     def distribution(self, *, log_rate):
+        ...         return dist.Exponential(log_rate.exp()).to_event(len(self.event_shape))
+        >>> likelihood = Waiting(MLP(2, [8]), 3)
+        >>> likelihood.distribution(log_rate=torch.zeros(3)).log_prob(torch.ones(3))  # e^-1 for each element
+        tensor(-3.)
+        >>> likelihood.check_data(torch.zeros(1, 3))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Waiting likelihood: expected times above 0; got values in [0, 0], the first wrong ...
     """
 
     support: constraints.Constraint

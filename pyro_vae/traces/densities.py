@@ -179,6 +179,20 @@ def log_weights(
     Raises:
         TypeError: a number that is no whole one, a program that cannot be called.
         ValueError: a site outside the plate, a scale that is not uniform over it, a number below 1.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0)), 1.0), obs=x)
+        >>> def guide(x):  # the posterior, at which every weight is p(x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> log_weights(model, guide, torch.tensor([0.0, 2.0]), num_particles=3)  # -log(4 pi) / 2 - x^2 / 4
+        tensor([[-1.2655, -2.2655],
+                [-1.2655, -2.2655],
+                [-1.2655, -2.2655]])
     """
     instance("log_weights", "plate", plate, str, "Give the name of the plate over the data.")
     check_programs("log_weights", model, guide)
