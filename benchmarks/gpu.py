@@ -328,7 +328,7 @@ def throughput(run: Run) -> None:
         before = time.perf_counter() - start
         taken = milliseconds(lambda svi=svi, n=count: [svi.advance(x) for _ in range(n)], run.device)  # type: ignore[misc]
         say(
-            f"{name}, {precision}, compile={compiled}: {1e3 * batch * count / taken:.0f} images/s, {before:.0f} s before"
+            f"{name}, {precision}, compile={compiled}: {1e3 * batch * count / taken:.0f} images/s, after {before:.0f} s"
         )
 
 

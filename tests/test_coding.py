@@ -495,12 +495,14 @@ def test_batches_cover_the_data_and_grow_slowly() -> None:
     assert max(r.stop - r.start for r in rows) == 128
 
 
-def test_code_length_refuses_other_data() -> None:
+def test_code_length_refuses_other_data_and_the_elbo_of_another_program() -> None:
     vae = binary()
     x = drawn(vae, 50)
     content = coding.compress(vae, x)
     with pytest.raises(ValueError, match=r"coding\.code_length: expected x the data that were compressed"):
         coding.code_length(vae, 1 - x, content)
+    with pytest.raises(ValueError, match=r"coding\.code_length: expected the VAE that the data were compressed with"):
+        coding.code_length(binary(), x, content)
     assert "file / ELBO: " in str(coding.code_length(vae, x, content))
 
 
