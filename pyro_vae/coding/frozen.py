@@ -34,7 +34,7 @@ def fingerprint(program: nn.Module) -> bytes:
     return digest.digest()
 
 
-def check_program(subject: str, program: nn.Module, digest: bytes) -> None:
+def check_program(subject: str, program: Any, digest: bytes) -> None:
     """Raises for another program than the one of a digest."""
     if fingerprint(program) != digest:
         raise ValueError(

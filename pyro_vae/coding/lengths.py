@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.coding.container import Container
@@ -110,7 +109,7 @@ def code_length(program: Program, x: Tensor, content: bytes, num_particles: int 
         (True, True)
     """
     found = Container.unpacked(content)
-    check_program("coding.code_length", cast(nn.Module, program), found.program)
+    check_program("coding.code_length", program, found.program)
     if found.data != digest_of(x.detach().cpu() + 0.0):
         raise ValueError(
             f"coding.code_length: expected x the data that were compressed; got others, {tuple(x.shape)}. Give the x "

@@ -174,7 +174,7 @@ def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
     What the model sums over is drawn too, for each draw afresh, and then forgotten. A block would hide it from the
     plate over the draws, which would all be given the same.
     """
-    forgotten = {"enumerate": None, "is_auxiliary": True, "_do_not_trace": True}
+    forgotten: Any = {"enumerate": None, "is_auxiliary": True, "_do_not_trace": True}
     drawn = poutine.infer_config(model, lambda site: forgotten if _is_summed(site) else {})
     return poutine.block(drawn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
