@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 PYRO_VAE_DATA=... python benchmarks/coding.py
     OMP_NUM_THREADS=1 PYRO_VAE_DATA=... python benchmarks/coding.py --rows mnist digits-categorical --epochs 5
+    python benchmarks/coding.py --json benchmarks/results/coding.json  # keeps the rows
 
 MNIST is binarized; its 10,000 test images are compressed, by 784-200-200-50 (50,000 training images, batch 128, Adam,
 cosine schedule) and by two layers 784-[200, 200]-100-[100, 100]-50: "bottom-up" by Bit-Swap, and "top-down". Of the
@@ -12,7 +13,7 @@ also given by themselves; nothing is subtracted but from "net". The weights are 
 
 gzip -9 and zstd -19 get all images as one stream, of binary ones eight pixels a byte, of digits a byte a pixel. PNG is
 of each image by itself, 1 bit a pixel where they are binary, and of all of them in one tall image. Speed is of
-``decompress``; ``compress`` runs the guide once more, encodes, and decodes.
+``decompress``; ``compress`` runs the guide once more, encodes, and decodes. Seconds are the processor's, of one thread.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import io
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import records
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -34,6 +37,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_vae import VAE, HierarchicalVAE, coding, conditionals, data, fit, likelihoods, nets, priors, schedules
 
+RESULTS = records.FOLDER / "coding.json"
 Program = VAE | HierarchicalVAE
 MakeLikelihood = Callable[[nets.Body], likelihoods.Likelihood]
 
@@ -138,41 +142,97 @@ def png(pixels: np.ndarray, binary: bool) -> bytes:
     return file.getvalue()
 
 
+def measure(row: str, epochs: int, particles: int, seed: int) -> dict[str, Any]:
+    """Trains, compresses and decompresses; settings and figures, of which lengths are in bits a pixel.
+
+    Raises:
+        SystemExit: what was decompressed is not what was compressed.
+    """
+    torch.manual_seed(seed)
+    start = time.process_time()
+    vae, x = ROWS[row](epochs)
+    seconds = [time.process_time() - start]
+    content = coding.compress(vae, x)
+    seconds.append(time.process_time() - start - sum(seconds))
+    again = coding.decompress(vae, content)
+    seconds.append(time.process_time() - start - sum(seconds))
+    if not (again.dtype == x.dtype and torch.equal(again, x)):
+        raise SystemExit(f"error: {row} did not come back bit for bit")
+    length = coding.code_length(vae, x, content, num_particles=particles)
+    return {
+        "epochs": epochs if row.startswith("mnist") else 20 * epochs,
+        "seed": seed,
+        "draws for -ELBO": particles,
+        "images": len(x),
+        "pixels": x[0].numel(),
+        "bytes": len(content),
+        "bytes to begin with": length.initial_bits // 8,
+        "bytes of header": length.header_bits // 8,
+        "bits/dim": length.bits_per_dim,
+        "net bits/dim": length.net_bits_per_dim,
+        "-ELBO": length.neg_elbo.value,
+        "-ELBO error": length.neg_elbo.standard_error,
+        "x given z": length.of_x_given_z.value,
+        "z": length.of_z.value,
+        "ratio": length.ratio,
+        "net ratio": length.net_ratio,
+        "round trip": "bit for bit",
+        **dict(zip(("seconds of training", "seconds to compress", "seconds to decompress"), seconds, strict=True)),
+        "others, bytes": others(x),
+    }
+
+
+def table(path: Path = RESULTS) -> str:
+    """The rows that have been run, as Markdown, and beside them the common programs."""
+    found = records.read(path)
+    lines = []
+    for row in sorted(found, key=list(ROWS).index):
+        its = found[row]
+        rates = [f"{its['images'] / its[f'seconds to {way}']:,.0f}" for way in ("compress", "decompress")]
+        lengths = [f"{its[name]:.4f}" for name in ("bits/dim", "-ELBO", "x given z", "z", "ratio", "net ratio")]
+        lengths[1] += f" ± {its['-ELBO error']:.4f}"
+        lines.append([row, str(its["epochs"]), f"{its['bytes']:,}", *lengths, *rates])
+    ours = ["program", "epochs", "bytes", "bits/dim", "-ELBO", "x given z", "z", "ratio", "net ratio"]
+    each = {row.split("-")[0]: found[row] for row in found}
+    theirs = [
+        [f"{name}, {its['images']:,} images", *(f"{8 * size / its['images'] / its['pixels']:.4f}" for size in sizes)]
+        for name, its in each.items()
+        if (sizes := its["others, bytes"].values())
+    ]
+    return (
+        records.markdown([*ours, "images/s in", "images/s out"], lines)
+        + "\n\n"
+        + records.markdown(["bits/dim of", *next(iter(each.values()))["others, bytes"]], theirs)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--epochs", type=int, default=15, help="of MNIST; digits are trained for 20 times as many")
     parser.add_argument("--particles", type=int, default=10, help="draws per image, for -ELBO")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for the rows, in which others stay")
     arguments = parser.parse_args()
-    columns = ("bits/dim", "net", "-ELBO", "+- s.e.", "x given z", "z", "ratio", "net", "images/s", "seconds")
-    print(f"{'':28}" + "".join(f"{column:>10}" for column in columns), flush=True)
-    compared: dict[str, Tensor] = {}
+    columns = ("bits/dim", "net bits/dim", "-ELBO", "-ELBO error", "x given z", "z", "ratio", "net ratio")
+    print(f"{'':28}" + "".join(f"{column:>13}" for column in (*columns, "images/s", "training, s")), flush=True)
+    compared: dict[str, dict[str, Any]] = {}
     for row in arguments.rows:
-        torch.manual_seed(arguments.seed)
-        start = time.perf_counter()
-        vae, x = ROWS[row](arguments.epochs)
-        seconds = time.perf_counter() - start
-        content = coding.compress(vae, x)
-        start = time.perf_counter()
-        again = coding.decompress(vae, content)
-        rate = len(x) / (time.perf_counter() - start)
-        assert torch.equal(again, x)
-        length = coding.code_length(vae, x, content, num_particles=arguments.particles)
-        bound = length.neg_elbo
+        found = measure(row, arguments.epochs, arguments.particles, arguments.seed)
+        records.keep(arguments.json, row, found)
         print(
-            f"{row:28}{length.bits_per_dim:10.4f}{length.net_bits_per_dim:10.4f}{bound.value:10.4f}"
-            f"{bound.standard_error:10.4f}{length.of_x_given_z.value:10.4f}{length.of_z.value:10.4f}"
-            f"{length.ratio:10.4f}{length.net_ratio:10.4f}{rate:10.0f}{seconds:10.0f}\n"
-            f"{'':28}  {len(content):,} bytes, of which to begin with {length.initial_bits // 8:,}, header "
-            f"{length.header_bits // 8:,}",
+            f"{row:28}"
+            + "".join(f"{found[column]:13.4f}" for column in columns)
+            + f"{found['images'] / found['seconds to decompress']:13.0f}"
+            f"{found['seconds of training']:13.0f}\n{'':28}  {found['bytes']:,} bytes, of which to begin with "
+            f"{found['bytes to begin with']:,}, header {found['bytes of header']:,}",
             flush=True,
         )
-        compared.setdefault(row.split("-")[0], x)
-    for name, x in compared.items():
-        print(f"\n{name}, {len(x):,} images of {x[0].numel()} pixels")
-        for other, size in others(x).items():
-            print(f"{other:12}{8 * size / x.numel():8.4f} bits/dim {size:10,} bytes")
+        compared.setdefault(row.split("-")[0], found)
+    for name, found in compared.items():
+        print(f"\n{name}, {found['images']:,} images of {found['pixels']} pixels")
+        for other, size in found["others, bytes"].items():
+            print(f"{other:12}{8 * size / found['images'] / found['pixels']:8.4f} bits/dim {size:10,} bytes")
 
 
 if __name__ == "__main__":

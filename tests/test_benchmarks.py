@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -298,7 +299,11 @@ def test_gpu_tells_what_failed_and_what_it_left_out(
         """What fails."""
         raise AssertionError(f"expected a GPU; got {run.device}")
 
-    parts = {"good": (lambda run: None, 0), "bad": (fails, 0), "long": (fails, 1e9), "last": (lambda run: None, 0)}
+    def exits(run: Any) -> None:
+        raise SystemExit("error: other computes something else")  # as step_time has it
+
+    parts = {"good": (lambda run: None, 0), "bad": (fails, 0), "other": (exits, 0), "long": (fails, 1e9)}
+    parts["last"] = (lambda run: None, 0)
     monkeypatch.setattr(gpu, "PARTS", parts)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--quick"])
     before = torch.get_float32_matmul_precision()
@@ -306,10 +311,57 @@ def test_gpu_tells_what_failed_and_what_it_left_out(
         gpu.main()
     torch.set_float32_matmul_precision(before)
     said = capsys.readouterr().out
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert "AssertionError: expected a GPU; got cpu" in said
+    assert "SystemExit: error: other computes something else" in said
     assert "long: left out, as 4" in said
-    assert said.endswith("passed, 0.0 s\n\n1 failed: bad; left out: long\n")
+    assert said.endswith("passed, 0.0 s\n\n2 failed: bad, other; left out: long\n")
+
+
+def test_gpu_stops_a_part_that_does_not_end(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGALRM), torch.get_float32_matmul_precision()
+    monkeypatch.setattr(gpu, "PARTS", {"hangs": (lambda run: time.sleep(60), 0), "next": (lambda run: None, 0)})
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--budget", "0.2"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    torch.set_float32_matmul_precision(before[1])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "TimeoutError: expected an end within 0 s" in said
+    assert "1 failed: hangs; left out: next" in said
+    assert signal.getsignal(signal.SIGALRM) == before[0]
+
+
+@pytest.mark.slow
+def test_gpu_prints_tests_as_they_end_names_what_failed_and_kills_what_does_not_end(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tests").mkdir()
+    file = tmp_path / "tests" / "test_it.py"
+    source = "import pytest, time\n"
+    for name, line in {"good": "pass", "bad": "assert 1 == 2"}.items():
+        source += f"@pytest.mark.cuda\ndef test_{name}():\n    {line}\n"
+    file.write_text(source + "@pytest.mark.cuda\ndef test_slow():\n    time.sleep(300)\n")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "test_bad FAILED" in line:
+            raise TimeoutError
+
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "say", say)
+    run, start = gpu.Run(torch.device("cpu"), True, lambda: 100.0), time.perf_counter()
+    with pytest.raises(TimeoutError):
+        gpu.tests(run)
+    assert time.perf_counter() - start < 200
+    assert any("test_good PASSED" in line for line in lines)
+    file.write_text(source)
+    monkeypatch.setattr(gpu, "say", lines.append)
+    with pytest.raises(AssertionError, match=r"pytest ended with 1: =+ 1 failed, 1 passed"):
+        gpu.tests(run)
 
 
 def test_devices_one_that_is_not_there_is_told(gpu: Any) -> None:

@@ -372,6 +372,21 @@ def test_Grid_draws_from_random_bits_as_the_posterior_does() -> None:
     assert z.std().item() == pytest.approx(math.sqrt(0.2**2 + grid.cell.item() ** 2 / 12), abs=5 * error)
 
 
+def test_Grid_draws_of_sharp_posteriors_are_near_where_others_are_wide() -> None:
+    """In the window of the widest, one of 300 draws would be anywhere in thousands of its own scales."""
+    scale = torch.ones(40_000, 1).double()
+    scale[::200] = 2000.0
+    grid = Grid.fitting(torch.zeros_like(scale), scale)
+    assert grid.window == 28_001
+    words = torch.randint(1, 2**32, (20_000,), generator=torch.Generator().manual_seed(0))
+    stack = Stack(words.numpy())
+    z = grid.pop_posterior(stack, torch.zeros_like(scale), scale)
+    assert (z.abs() <= 2 * 7 * scale).all()
+    assert (z[::200].std() / 2000).item() == pytest.approx(1, abs=5 / math.sqrt(400))
+    grid.push_posterior(stack, z, torch.zeros_like(scale), scale)
+    assert stack.words.tolist() == words.tolist()
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "another file", "longer"])
 def test_decompress_refuses_damaged_files(damage: str) -> None:
     vae = binary()
@@ -495,12 +510,14 @@ def test_batches_cover_the_data_and_grow_slowly() -> None:
     assert max(r.stop - r.start for r in rows) == 128
 
 
-def test_code_length_refuses_other_data() -> None:
+def test_code_length_refuses_other_data_and_the_elbo_of_another_program() -> None:
     vae = binary()
     x = drawn(vae, 50)
     content = coding.compress(vae, x)
     with pytest.raises(ValueError, match=r"coding\.code_length: expected x the data that were compressed"):
         coding.code_length(vae, 1 - x, content)
+    with pytest.raises(ValueError, match=r"coding\.code_length: expected the VAE that the data were compressed with"):
+        coding.code_length(binary(), x, content)
     assert "file / ELBO: " in str(coding.code_length(vae, x, content))
 
 

@@ -98,6 +98,20 @@ def test_ais_of_several_latents_and_one_that_is_summed_over() -> None:
     assert (result.standard_error < 0.1).all()
 
 
+def test_TemperedPosterior_chains_start_from_draws_of_their_own_where_the_prior_is_summed_over() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.5)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(100 * c, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    z = TemperedPosterior("test", model, (torch.zeros(5),), 40, "data").draw()
+    assert list(z) == ["z"]
+    shares = (z["z"] > 50).float().mean(0)
+    assert shares.shape == (5,)
+    assert ((shares > 0.1) & (shares < 0.9)).all()  # one datum has others once in 3e5 seeds; equal chains have 0 or 1
+
+
 def test_simulate_is_an_exact_draw_of_both() -> None:
     oracle = random_oracle(1, 4, 2)
     simulation = simulate(oracle.vae(), torch.zeros(20_000, 4, dtype=torch.float64))

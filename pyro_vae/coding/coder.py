@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae import checks
 from pyro_vae.checkpoint.programs import tensors_of
 from pyro_vae.coding.container import Container
-from pyro_vae.coding.frozen import digest_of, fingerprint, frozen, on_one_thread
+from pyro_vae.coding.frozen import check_program, digest_of, fingerprint, frozen, on_one_thread
 from pyro_vae.coding.grid import Grid, normal_of
 from pyro_vae.coding.masses import Code, code_of, largest_count
 from pyro_vae.coding.moves import Moves
@@ -111,11 +111,7 @@ def decompress(program: Program, content: bytes) -> Tensor:
     """
     moves = Moves(program)
     found = Container.unpacked(content)
-    if found.program != fingerprint(moves.program):
-        raise ValueError(
-            f"coding.decompress: expected the {type(program).__name__} that the data were compressed with; got another "
-            "one, or other weights. Load the program that was kept with the file."
-        )
+    check_program("coding.decompress", program, found.program)
     dtype = next(tensor.dtype for _, tensor in tensors_of(moves.program))
     with on_one_thread():
         code = code_of(moves.program.likelihood, found.largest, dtype)

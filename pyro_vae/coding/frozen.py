@@ -34,6 +34,15 @@ def fingerprint(program: nn.Module) -> bytes:
     return digest.digest()
 
 
+def check_program(subject: str, program: Any, digest: bytes) -> None:
+    """Raises for another program than the one of a digest."""
+    if fingerprint(program) != digest:
+        raise ValueError(
+            f"{subject}: expected the {type(program).__name__} that the data were compressed with; got another one, or "
+            "other weights. Load the program that was kept with the file."
+        )
+
+
 def digest_of(x: Tensor) -> bytes:
     """A digest of eight bytes of data on the CPU."""
     return hashlib.blake2b(bytes_of(x.contiguous()), digest_size=8).digest()

@@ -38,8 +38,9 @@ class Grid:
 
     Attributes:
         reach: of the grid, in cells.
-        window: of a posterior, in cells around its loc. Since every cell of a model has some mass, a posterior over the
-            whole grid would now and then draw a z from nowhere near.
+        window: of the widest posterior, in cells around its loc. Since every cell of a model has some mass, a posterior
+            over the whole grid would now and then draw a z from nowhere near; so would a sharp one in the window of a
+            wide one, and each has a power of 2 of its own.
         exponents: one for each dim, (latents,).
     """
 
@@ -63,13 +64,18 @@ class Grid:
 
     def pop_posterior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Draws z, (N, latents), from what the stack holds."""
-        center, model = self._window(loc, scale)
-        return (center + stack.pop_normals(*model).reshape(loc.shape)) * self.cell
+        center, models = self._windows(loc, scale)
+        cells = center.flatten()
+        for window, here, *model in models:
+            cells[here] += stack.pop_normals(window, *model)
+        return cells.reshape(loc.shape) * self.cell
 
     def push_posterior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
         """Gives back the bits of z."""
-        center, model = self._window(loc, scale)
-        stack.push_normals((z / self.cell - center).flatten(), *model)
+        center, models = self._windows(loc, scale)
+        cells = (z / self.cell - center).flatten()
+        for window, here, *model in reversed(models):
+            stack.push_normals(cells[here], window, *model)
 
     def pop_prior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Decodes z, (N, latents)."""
@@ -83,8 +89,11 @@ class Grid:
     def _in_cells(self, values: Tensor) -> Tensor:
         return (values / self.cell).flatten()
 
-    def _window(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, tuple[int, Tensor, Tensor]]:
-        """The cell in the middle, of which there are so many on either side, and the model of the distance to it."""
+    def _windows(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, list[tuple[int, Tensor, Tensor, Tensor]]]:
+        """Cells in the middle, (N, latents), and of each window its place and the models of the distances to them."""
         inner = self.reach - self.window
         center = (loc / self.cell).round().clamp(-inner, inner)
-        return center, (self.window, (loc / self.cell - center).flatten(), self._in_cells(scale))
+        shift, width = (loc / self.cell - center).flatten(), self._in_cells(scale)
+        windows = (_SCALES * width).log2().ceil().exp2().clamp(1, self.window)
+        found = [(int(window), windows == window) for window in windows.unique().tolist()]
+        return center, [(window, here, shift[here], width[here]) for window, here in found]

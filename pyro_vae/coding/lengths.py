@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae import checks
 from pyro_vae.coding.container import Container
-from pyro_vae.coding.frozen import digest_of
+from pyro_vae.coding.frozen import check_program, digest_of
 from pyro_vae.evaluation import bits_per_dim, elbo_terms
 from pyro_vae.evaluation.modes import in_evaluation_mode
 from pyro_vae.evaluation.results import Estimate, Result, plain, table
@@ -93,7 +93,7 @@ def code_length(program: Program, x: Tensor, content: bytes, num_particles: int 
         num_particles: draws of the latents per datum, for -ELBO.
 
     Raises:
-        ValueError: a file of other data than x, or a damaged one.
+        ValueError: a file of other data than x or of another program, or a damaged one.
 
     Example:
         >>> import torch
@@ -109,6 +109,7 @@ def code_length(program: Program, x: Tensor, content: bytes, num_particles: int 
         (True, True)
     """
     found = Container.unpacked(content)
+    check_program("coding.code_length", program, found.program)
     if found.data != digest_of(x.detach().cpu() + 0.0):
         raise ValueError(
             f"coding.code_length: expected x the data that were compressed; got others, {tuple(x.shape)}. Give the x "

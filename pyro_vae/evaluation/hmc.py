@@ -169,12 +169,18 @@ class TemperedPosterior:
 
 
 def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model without its data, which draws from the prior. What it sums over is left to the model itself."""
-    return poutine.block(model, hide_fn=lambda site: site["type"] == "sample" and _is_no_latent(site))
+    """The model without its data, which draws from the prior.
+
+    What the model sums over is drawn too, for each draw afresh, and then forgotten. A block would hide it from the
+    plate over the draws, which would all be given the same.
+    """
+    forgotten: Any = {"enumerate": None, "is_auxiliary": True, "_do_not_trace": True}
+    drawn = poutine.infer_config(model, lambda site: forgotten if _is_summed(site) else {})
+    return poutine.block(drawn, hide_fn=lambda site: site["type"] == "sample" and site["is_observed"])
 
 
-def _is_no_latent(site: Site) -> bool:
-    return site["is_observed"] or site["infer"].get("enumerate") == "parallel"
+def _is_summed(site: Site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
 def _close(values: list[Tensor], others: list[Tensor]) -> bool:
