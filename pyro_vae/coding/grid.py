@@ -91,7 +91,7 @@ class Grid:
 
     def _windows(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, list[tuple[int, Tensor, Tensor, Tensor]]]:
         """Cells in the middle, (N, latents), and of each window its place and the models of the distances to them."""
-        inner = self.reach - self.window
+        inner = self.reach - 2 * self.window  # blocks may lead out of a window
         center = (loc / self.cell).round().clamp(-inner, inner)
         shift, width = (loc / self.cell - center).flatten(), self._in_cells(scale)
         windows = (_SCALES * width).log2().ceil().exp2().clamp(1, self.window)
