@@ -154,7 +154,7 @@ def test_digits_as_counts_ranks_four_likelihoods_of_one_measure() -> None:
 
 @pytest.mark.slow
 def test_digits_picture_has_below_each_digit_its_reconstruction(tmp_path: Path) -> None:
-    result = run("digits_picture.py", "--epochs", "20", "--out", str(tmp_path))
+    result = run("digits_picture.py", "--epochs", "30", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     picture = matplotlib.image.imread(tmp_path / "digits.png")[..., 0]
     assert picture.shape == (240, 960)
