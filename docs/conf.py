@@ -66,6 +66,7 @@ nb_execution_timeout = 600  # seconds a cell
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # with tables, as those of scale and results
 nb_output_stderr = "remove-warn"  # a page shows no warning that it does not speak of: with -W it fails the build
 notebooks = ["reconstruction_loss", "from_pytorch"]
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 
 import pyro_vae
@@ -148,6 +150,17 @@ def test_digits_as_counts_ranks_four_likelihoods_of_one_measure() -> None:
     assert re.match(r"ZeroInflatedPoisson +1 ", table[0])
     assert sum(" seed 1: validation ELBO -1" in line for line in result.stdout.splitlines()) == 4
     assert "in nats per datum, of probabilities of whole numbers, N = 299 test data" in result.stdout
+
+
+@pytest.mark.slow
+def test_digits_picture_has_below_each_digit_its_reconstruction(tmp_path: Path) -> None:
+    result = run("digits_picture.py", "--epochs", "30", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    picture = matplotlib.image.imread(tmp_path / "digits.png")[..., 0]
+    assert picture.shape == (240, 960)
+    digits, reconstructed, drawn, _ = (row.ravel() for row in np.split(picture, 4))
+    assert np.corrcoef(digits, reconstructed)[0, 1] > 0.8
+    assert np.corrcoef(digits, drawn)[0, 1] < 0.7
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ RUNS: dict[str, tuple[list[str], str]] = {
     "choose_parts": (["--epochs", "2", "--priors", "standard", "real-nvp", "--guides", "diagonal-normal"], ""),
     "compare_elbo_estimators": (["--dataset", "digits", "--draws", "100", "--steps", "100"], "off_snr.png"),
     "digits_as_counts": (["--epochs", "10", "--seeds", "2"], ""),
+    "digits_picture": ([], "digits.png"),
     "elbo_in_bytes": ([], ""),
     "impute_wine": ([], ""),
     "mnist_svi": (["--dataset", "digits", "--epochs", "20"], "samples.png"),

@@ -34,7 +34,7 @@ def normal_of(part: nn.Module, distribution: TorchDistribution) -> tuple[Tensor,
 
 @dataclass(frozen=True)
 class Grid:
-    """Values z = k 2^exponent of the latents of one site, |k| at most ``reach``.
+    """Values z = k 2^exponent of the latents of one site, abs(k) at most ``reach``.
 
     Attributes:
         reach: of the grid, in cells.

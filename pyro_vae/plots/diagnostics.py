@@ -189,7 +189,7 @@ def calibration(found: Calibration) -> Figure:
     uniform = f"{p:.2g}" if p > 1e-16 else "below 1e-16"
     words = f"{inside:.0%} of latents in the guide's 90% intervals\np-value of uniform ranks {uniform}"
     axes.set_title(words, fontsize=SMALL + 2)
-    axes.legend(fontsize=SMALL + 1)
+    axes.legend(fontsize=SMALL + 1, loc="lower center")  # over bars, which tell by their upper ends
     return figure
 
 
