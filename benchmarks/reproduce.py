@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "reproduce"
 LATENT = 50
 STAGES = [3**i for i in range(8)]  # passes at each learning rate
 FULL = sum(STAGES)
+TEST_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ def table() -> str:
         published, nll = result["published"], result["NLL"]
         difference = "" if published is None else f"{nll - published:+.2f}"
         units = "+".join(map(str, result["active units"].values()))
+        some = "" if result["NLL images"] == TEST_IMAGES else f" of {result['NLL images']:,} images"
         theirs = (
             ""
             if published is None
@@ -229,25 +231,36 @@ def table() -> str:
         )
         lines.append(
             f"| {result['row']} | {result['passes']:,}{'' if result['as published'] else ' of 3,280'} "
-            f"| {nll:.2f} ± {result['NLL error']:.2f} | {theirs} | {difference} | {-result['-ELBO']:.2f} "
+            f"| {nll:.2f} ± {result['NLL error']:.2f}{some} | {theirs} | {difference} | {result['-ELBO']:.2f} "
             f"| {result['k-hat above .7']:.0%} | {units} | {result['hours']:.1f} |"
         )
     return "\n".join(lines)
 
 
+def row_name(name: str) -> str:
+    if name not in ROWS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(ROWS)}; got {name!r}")
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("rows", nargs="*", type=row_name, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--passes", type=int, default=FULL)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--nll-images", type=int, default=10_000, help="test images for NLL and k-hat")
+    parser.add_argument("--nll-images", type=int, default=TEST_IMAGES, help="test images for NLL and k-hat")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "reproduce")
     parser.add_argument("--table", action="store_true", help="print the table of all runs")
     arguments = parser.parse_args()
+    for option, most in (("passes", FULL), ("nll_images", TEST_IMAGES)):
+        if not 1 <= (value := getattr(arguments, option)) <= most:
+            parser.error(f"--{option.replace('_', '-')}: expected 1 to {most:,}; got {value:,}")
     for name in arguments.rows:
         result = reproduce(name, arguments.passes, arguments.seed, arguments.nll_images, arguments.runs)
         print(json.dumps(result, indent=2), flush=True)
     if arguments.table or not arguments.rows:
+        if not any(RESULTS.glob("*.json")):
+            parser.error(f"expected runs in {RESULTS}; got none. Name a row to run: {', '.join(ROWS)}")
         print(table())
 
 
