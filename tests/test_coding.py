@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import members
 import pytest
@@ -385,6 +386,14 @@ def test_Grid_draws_of_sharp_posteriors_are_near_where_others_are_wide() -> None
     assert (z[::200].std() / 2000).item() == pytest.approx(1, abs=5 / math.sqrt(400))
     grid.push_posterior(stack, z, torch.zeros_like(scale), scale)
     assert stack.words.tolist() == words.tolist()
+
+
+def test_compress_refuses_a_guide_that_has_diverged() -> None:
+    vae: Any = binary()
+    with torch.no_grad():
+        vae.posterior.head.layer.bias[0] = torch.inf
+    with pytest.raises(ValueError, match=r"coding\.compress: expected a guide with finite loc"):
+        coding.compress(vae, torch.zeros(10, *vae.likelihood.event_shape))
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "another file", "longer"])

@@ -22,10 +22,10 @@ bits to begin with are those of one layer. A top-down guide draws all layers fir
 
 **What the length differs from -ELBO by.** The grid, which adds cell^2 / 12 to the variance of z: less than .001 nats a
 dim for a guide whose scales are at their optimum; the coder's 24 bits, as every symbol has a mass of 2^-24: draws of z
-fall anywhere in a window that often, and an element costs 24 bits at most where -ELBO of an overconfident likelihood
-counts more, which makes the file *shorter*; header and bits to begin with. Bits that q draws from are "dirty" where
-they are another datum's z whose posteriors do not add up to the prior: 1.5% of a bad guide's file. So they are
-scrambled by bits that both sides know, and draws are exact.
+fall anywhere in a window that often, and an element, of x or z, costs 24 bits at most where -ELBO of an overconfident
+likelihood or inner prior counts more, which makes the file *shorter*; header and bits to begin with. Bits that q draws
+from are "dirty" where they are another datum's z whose posteriors do not add up to the prior: 1.5% of a bad guide's
+file. So they are scrambled by bits that both sides know, and draws are exact.
 
 **Exactness.** Both sides must compute the same numbers to the last bit, so a copy of the program in double precision
 runs on one thread of the CPU, in batches that both sides know, and its networks' outputs are rounded to 2^-16, so that

@@ -50,7 +50,16 @@ class Grid:
 
     @classmethod
     def fitting(cls, loc: Tensor, scale: Tensor) -> Grid:
-        """The grid for posteriors of these, (N, latents) each."""
+        """The grid for posteriors of these, (N, latents) each.
+
+        Raises:
+            ValueError: infinite ones.
+        """
+        if not (loc.isfinite().all() and scale.isfinite().all()):
+            raise ValueError(
+                "coding.compress: expected a guide with finite loc and scale; got infinite ones. Look for weights that "
+                "have diverged."
+            )
         sharpest = scale.kthvalue(1 + int(_SHARPEST * len(scale)), 0).values
         exponents = (sharpest / 2).log2().floor().clamp(-128, 127)
         cell = exponents.exp2()
