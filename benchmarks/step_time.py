@@ -2,10 +2,11 @@
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --network 784-200-200-50 --batch-size 100 --particles 50
+    python benchmarks/step_time.py --program vamp --json vamp.json            # or conv, counts: see programs.py
     python benchmarks/step_time.py --first-step --memory --profile --epoch     # these in place of the table
     python benchmarks/step_time.py --device cuda --batch-size 1024
 
-All contenders train the same networks with the same Adam, from the same weights, on one stream of indices; each gathers
+All contenders train the same program with the same Adam, from the same weights, on one stream of indices; each gathers
 and binarizes its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
 blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
 Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -29,6 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -37,7 +40,6 @@ import torch
 import torch._inductor.config
 from contenders import (
     FUSED_ADAM,
-    PIXELS,
     Block,
     Task,
     hand_written,
@@ -51,9 +53,10 @@ from contenders import (
     with_numpyro,
 )
 from devices import description, device, milliseconds
+from programs import PROGRAMS
 from torch import Tensor
 
-from pyro_vae import SVI, data, fit
+from pyro_vae import SVI, fit
 from pyro_vae.compilation.graph import Graph
 
 NETWORKS = {"784-400-20": ([400], 20), "784-200-200-50": ([200, 200], 50)}
@@ -90,15 +93,14 @@ class Setting:
     steps: int
     contenders: tuple[str, ...]
     device: torch.device
+    program: str = "mlp"
+    json: Path | None = None
 
     def task(self) -> Task:
         torch.manual_seed(0)
-        if self.mnist:
-            grays = data.load("mnist").train.images.flatten(1)
-        else:
-            grays = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
-        dataset = data.Dataset("pixels", grays.to(self.device), levels=255, binarization="dynamic")
-        return Task(*NETWORKS[self.network], self.particles, self.batch_size, dataset)
+        program = PROGRAMS[self.program]
+        dataset = program.dataset(self.mnist).to(self.device)
+        return Task(*(program.network or NETWORKS[self.network]), self.particles, self.batch_size, dataset, program)
 
 
 @dataclass
@@ -130,18 +132,33 @@ def measure(setting: Setting) -> dict[str, Times]:
     return times
 
 
+def row(ours: Times, its: Times) -> dict[str, float]:
+    """Figures of a contender over the rounds, with the standard error of the median ratio: 1.25 of a mean's."""
+    ratios = [a / b for a, b in zip(ours.elapsed, its.elapsed, strict=True)]
+    lower, median, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {
+        "milliseconds": statistics.median(its.elapsed),
+        "fewest milliseconds": min(its.elapsed),
+        "cores": sum(its.processor) / sum(its.elapsed),
+        "ratio": median,
+        "ratio error": 1.25 * (upper - lower) / 1.35 / math.sqrt(len(ratios)),
+    }
+
+
 def table(setting: Setting) -> None:
     """Times the contenders."""
     times = measure(setting)
+    rows = {name: row(times[OURS], its) for name, its in times.items()}
     print(f"\n{setting.rounds} rounds of {setting.steps} steps")
-    print(f"{'':30} ms/step [min]      cores   {OURS} / this [min]: it is x faster")
-    for name, its in times.items():
-        ratios = [a / b for a, b in zip(times[OURS].elapsed, its.elapsed, strict=True)]
-        ratio = statistics.median(ratios)
+    print(f"{'':30} ms/step [min]      cores   {OURS} / this (standard error): it is x faster")
+    for name, its in rows.items():
         print(
-            f"{name:30} {statistics.median(its.elapsed):7.2f} [{min(its.elapsed):.2f}]".ljust(49)
-            + f"{sum(its.processor) / sum(its.elapsed):6.2f} {ratio:11.3f} [{min(ratios):.3f}] {1 / ratio:17.2f}"
+            f"{name:30} {its['milliseconds']:7.2f} [{its['fewest milliseconds']:.2f}]".ljust(49)
+            + f"{its['cores']:6.2f} {its['ratio']:11.3f} ({its['ratio error']:.3f}) {1 / its['ratio']:22.2f}"
         )
+    if setting.json is not None:
+        what = {**vars(setting), "device": description(setting.device), "json": None}
+        setting.json.write_text(json.dumps({"setting": what, "rows": rows}, indent=1, default=str) + "\n")
 
 
 def check(blocks: dict[str, Block], batches: list[Tensor], batch_size: int) -> None:
@@ -304,7 +321,8 @@ MODES = {"--first-step": first_step, "--memory": memory, **ON_CPU}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="784-400-20")
+    parser.add_argument("--program", choices=PROGRAMS, default="mlp", help="what is trained, see programs.py")
+    parser.add_argument("--network", choices=NETWORKS, help="of mlp and vamp; 784-400-20 when left out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--particles", type=int, default=1, help="1 for the ELBO, K for IWELBO")
     parser.add_argument("--rounds", type=int, default=40)
@@ -312,6 +330,7 @@ def main() -> None:
     parser.add_argument("--mnist", action="store_true", help="MNIST's pixels in place of random ones")
     parser.add_argument("--bfloat16", action="store_true", help="also pyro_vae with precision='bfloat16'")
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the table's figures")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="names of contenders beside the first")
     for flag, mode in MODES.items():
         parser.add_argument(flag, dest="modes", action="append_const", const=mode, help=mode.__doc__)
@@ -319,6 +338,8 @@ def main() -> None:
     on_cuda = arguments.device.type == "cuda"
     if on_cuda and any(mode in ON_CPU.values() for mode in arguments.modes or ()):
         parser.error(f"expected {' and '.join(ON_CPU)} without --device cuda, which they cannot see into")
+    if arguments.network and PROGRAMS[arguments.program].network:
+        parser.error(f"expected no --network with --program {arguments.program}, which has its own")
     names = [OURS, *(name for name in CONTENDERS if name != OURS and any(word in name for word in arguments.only))]
     if not arguments.bfloat16:
         names = [name for name in names if "bfloat16" not in name]
@@ -327,8 +348,10 @@ def main() -> None:
     if not has_numpyro(arguments.device):
         print(f"NumPyro is left out: it cannot be imported, or computes elsewhere than on {arguments.device}")
         names = [name for name in names if not name.startswith("NumPyro")]
+    if arguments.program != "mlp":
+        names = [name for name in names if not name.startswith("NumPyro")]
     setting = Setting(
-        network=arguments.network,
+        network=arguments.network or "784-400-20",
         batch_size=arguments.batch_size,
         particles=arguments.particles,
         mnist=arguments.mnist,
@@ -336,9 +359,11 @@ def main() -> None:
         steps=arguments.steps or (10 if arguments.particles == 1 else 2),
         contenders=tuple(names),
         device=arguments.device,
+        program=arguments.program,
+        json=arguments.json,
     )
     print(
-        f"{setting.network}, batch {setting.batch_size}, {setting.particles} particles, "
+        f"{setting.program}, batch {setting.batch_size}, {setting.particles} particles, "
         f"{description(setting.device)}, Pyro {pyro.__version__}"
     )
     for mode in arguments.modes or [table]:
