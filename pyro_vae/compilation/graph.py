@@ -15,6 +15,7 @@ from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
 from pyro_vae.graphs.reading import Reading
+from pyro_vae.graphs.special import DECOMPOSITIONS
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
@@ -46,7 +47,7 @@ class Graph:
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
         with internals.one_fake_mode(), internals.without_sample_checks(), Reading():
-            graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
+            graph = step.dry_run(lambda: make_fx(recorded, DECOMPOSITIONS)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "
