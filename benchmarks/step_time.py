@@ -8,7 +8,8 @@
 
 All contenders train the same program with the same Adam, from the same weights, on one stream of indices; each gathers
 and binarizes its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
-blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
+blocks of one round, because the speed of a shared machine drifts; medians over the rounds are printed, and ratios are
+of processor time on one thread.
 Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
 of threads at work, which OMP_NUM_THREADS sets for all, the machine is busy. Pixels are random, or MNIST's with --mnist.
 On a GPU times are those between CUDA events, and a hand-written step that is captured as a CUDA graph takes part.
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -52,8 +52,9 @@ from contenders import (
     with_cuda_graph,
     with_numpyro,
 )
-from devices import description, device, milliseconds
+from devices import description, device
 from programs import PROGRAMS
+from ratios import ratio, timed, write
 from torch import Tensor
 
 from pyro_vae import SVI, fit
@@ -69,7 +70,7 @@ CONTENDERS: dict[str, Callable[[Task], Block]] = {
     "pyro_vae, eager": partial(ours, compile=False),
     "pyro_vae, Pyro's example": pyro_style_with_our_svi,
     BY_HAND: partial(hand_written, compile=True, fallback_random=True),  # eager kernels draw faster on one thread
-    "by hand, compiled as it comes": partial(hand_written, compile=True),
+    "by hand, as torch compiles it": partial(hand_written, compile=True),
     "by hand, CUDA graph": with_cuda_graph,
     "by hand, eager": partial(hand_written, compile=False),
     "Pyro, as shipped": partial(stock, fused=False, validate=True),
@@ -105,15 +106,17 @@ class Setting:
 
 @dataclass
 class Times:
-    """Milliseconds per step of the blocks of a contender."""
+    """Milliseconds per step of the blocks of a contender; ratios are of ``compared``, see ``ratios.py``."""
 
     elapsed: list[float] = field(default_factory=list)
+    compared: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
 
     def run(self, block: Block, indices: Tensor) -> None:
         processor = time.process_time()
-        elapsed = milliseconds(lambda: block(indices), indices.device)
+        elapsed, compared = timed(lambda: block(indices), indices.device)
         self.elapsed.append(elapsed / len(indices))
+        self.compared.append(compared / len(indices))
         self.processor.append((time.process_time() - processor) / len(indices) * 1e3)
 
 
@@ -132,33 +135,21 @@ def measure(setting: Setting) -> dict[str, Times]:
     return times
 
 
-def row(ours: Times, its: Times) -> dict[str, float]:
-    """Figures of a contender over the rounds, with the standard error of the median ratio: 1.25 of a mean's."""
-    ratios = [a / b for a, b in zip(ours.elapsed, its.elapsed, strict=True)]
-    lower, median, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {
-        "milliseconds": statistics.median(its.elapsed),
-        "fewest milliseconds": min(its.elapsed),
-        "cores": sum(its.processor) / sum(its.elapsed),
-        "ratio": median,
-        "ratio error": 1.25 * (upper - lower) / 1.35 / math.sqrt(len(ratios)),
-    }
-
-
 def table(setting: Setting) -> None:
     """Times the contenders."""
     times = measure(setting)
-    rows = {name: row(times[OURS], its) for name, its in times.items()}
+    rows = {name: ratio(times[OURS].compared, its.compared) for name, its in times.items()}
     print(f"\n{setting.rounds} rounds of {setting.steps} steps")
     print(f"{'':30} ms/step [min]      cores   {OURS} / this (standard error): it is x faster")
-    for name, its in rows.items():
+    for name, its in times.items():
         print(
-            f"{name:30} {its['milliseconds']:7.2f} [{its['fewest milliseconds']:.2f}]".ljust(49)
-            + f"{its['cores']:6.2f} {its['ratio']:11.3f} ({its['ratio error']:.3f}) {1 / its['ratio']:22.2f}"
+            f"{name:30} {statistics.median(its.elapsed):7.2f} [{min(its.elapsed):.2f}]".ljust(49)
+            + f"{sum(its.processor) / sum(its.elapsed):6.2f} {rows[name]['ratio']:11.3f} ({rows[name]['error']:.3f}) "
+            + f"{1 / rows[name]['ratio']:22.2f}"
         )
-    if setting.json is not None:
-        what = {**vars(setting), "device": description(setting.device), "json": None}
-        setting.json.write_text(json.dumps({"setting": what, "rows": rows}, indent=1, default=str) + "\n")
+    what = {name: value for name, value in vars(setting).items() if name not in ("device", "json", "contenders")}
+    pairs = {f"{OURS} / {name}": rows[name] for name in rows if name != OURS}
+    write(setting.json, setting.device, what, pairs)
 
 
 def check(blocks: dict[str, Block], batches: list[Tensor], batch_size: int) -> None:

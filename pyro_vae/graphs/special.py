@@ -45,7 +45,3 @@ def digamma(x: Tensor) -> Tensor:
     pole = reflected & (fraction == 0) & (exact < 0)
     result = torch.where(reflected, result - math.pi / (math.pi * fraction).tan(), result)
     return torch.where(pole, math.nan, result).to(x.dtype)
-
-
-DECOMPOSITIONS = {torch.ops.aten.digamma.default: digamma}
-"""What a graph that is to be compiled records in place of operations of PyTorch."""
