@@ -15,7 +15,7 @@ from pyro_vae.compilation.reasons import sized_by_values, unrepeatable
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
-from pyro_vae.graphs.layouts import convolution
+from pyro_vae.graphs.layouts import convolution, replication_pad2d_backward
 from pyro_vae.graphs.reading import Reading
 from pyro_vae.graphs.special import digamma
 
@@ -26,6 +26,7 @@ that is recorded as a constant passes the first."""
 _WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.convolution.default: convolution,
     torch.ops.aten.digamma.default: digamma,
+    torch.ops.aten.replication_pad2d_backward.default: replication_pad2d_backward,
 }
 """What a graph records in place of operations of PyTorch, because the compiler makes more of it."""
 
