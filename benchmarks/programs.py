@@ -68,9 +68,9 @@ class Program(nn.Module):
             posterior=conditionals.DiagonalNormal(nets.MLP(PIXELS, hidden), latent),
         )
 
-    def gather(self, index: Tensor, images: Tensor) -> tuple[Tensor, ...]:
-        """A batch: x, and what the likelihood takes beside z."""
-        gray = images[index].float() / 255
+    def gather(self, index: Tensor, *held: Tensor) -> tuple[Tensor, ...]:
+        """A batch, of all data: x, and what the likelihood takes beside z."""
+        gray = held[0][index].float() / 255
         return ((torch.rand_like(gray) < gray).float(),)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,8 @@ class Counts(Program):
 
     def __init__(self, hidden: list[int], latent: int, dataset: data.Dataset) -> None:
         super().__init__(hidden, latent, dataset)
-        self.decoder.log_dispersion = nn.Parameter(torch.zeros(GENES))
+        self.log_dispersion = nn.Parameter(torch.zeros(GENES))
+        self.decoder.register_parameter("log_dispersion", self.log_dispersion)  # what Pyro's model registers
 
     @staticmethod
     def dataset(mnist: bool) -> data.Dataset:
@@ -190,7 +191,8 @@ class Counts(Program):
             posterior=conditionals.DiagonalNormal(nets.MLP(GENES, hidden, transform="log1p"), latent),
         )
 
-    def gather(self, index: Tensor, counts: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+    def gather(self, index: Tensor, *held: Tensor) -> tuple[Tensor, ...]:
+        counts, total = held
         return counts[index], total[index]
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,16 +201,15 @@ class Counts(Program):
     def log_likelihood(self, z: Tensor, x: Tensor, total: Tensor) -> Tensor:  # type: ignore[override]
         """As scvi-tools has it, ``scvi.distributions._negative_binomial.log_nb_positive``, in single precision."""
         mu = total.unsqueeze(-1) * self.decode(z).softmax(-1)
-        theta, eps = self.decoder.log_dispersion.exp(), 1e-8
+        theta, eps = self.log_dispersion.exp(), 1e-8
         log_sum = (theta + mu + eps).log()
         terms = theta * ((theta + eps).log() - log_sum) + x * ((mu + eps).log() - log_sum)
         return (terms + (x + theta).lgamma() - theta.lgamma() - (x + 1).lgamma()).sum(-1)
 
     def likelihood(self, z: Tensor, total: Tensor) -> Any:  # type: ignore[override]
         log_mean = total.log().unsqueeze(-1) + self.decode(z).log_softmax(-1)
-        log_dispersion = self.decoder.log_dispersion
-        counts = dist.NegativeBinomial(log_dispersion.exp(), logits=log_mean - log_dispersion)
-        return counts.to_event(1)  # type: ignore[attr-defined]
+        counts = dist.NegativeBinomial(self.log_dispersion.exp(), logits=log_mean - self.log_dispersion)
+        return counts.to_event(1)
 
 
 PROGRAMS: dict[str, type[Program]] = {"mlp": Program, "vamp": Vamp, "conv": Conv, "counts": Counts}
