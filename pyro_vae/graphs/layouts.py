@@ -16,6 +16,8 @@ from torch import Tensor
 def convolution(x: Tensor, *arguments: Any) -> Any:
     """``aten.convolution`` of maps whose channels are last; left as it is where they are, or on another device.
 
+    Shapes: N data, C channels, H rows, W columns.
+
     Args:
         x: maps (N, C, H, W) in any layout.
         arguments: the others of ``aten.convolution``.
