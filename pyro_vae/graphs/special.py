@@ -1,7 +1,7 @@
 """Special functions as operations that a compiler fuses and vectorizes.
 
-Inductor calls PyTorch's digamma, the derivative of every log-gamma of a density, once for each element on a CPU: of a
-step on the counts of 2,000 genes it took a third. Written out, it takes a quarter of that time.
+Inductor calls PyTorch's digamma, the derivative of every log-gamma of a density, once for each element on a CPU: 7.7 ms
+for the counts of 2,000 genes in 128 cells, on one thread. Written out, it takes 1.7 ms.
 """
 
 from __future__ import annotations
