@@ -6,9 +6,9 @@
     python benchmarks/speed.py --table               # of what is committed
 
 Every figure is the time of ours over that of a peer, from blocks that ran side by side on one thread, with a standard
-error from the spread of the blocks. A ratio is called slower where it has grown by more than 5%, the largest
-standard error that was seen on a busy machine, and by three standard errors of the difference. Other processors have other ratios: compare on
-the one that was committed. A benchmark that fails is named, and the exit status is 1.
+error from the spread of the blocks. A ratio is called slower where it has grown by more than 5%, the largest standard
+error that was seen on a busy machine, and by three standard errors of the difference. Other processors have other
+ratios: compare on the one that was committed. A benchmark that fails is named, and the exit status is 1.
 """
 
 from __future__ import annotations
