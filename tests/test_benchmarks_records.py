@@ -42,8 +42,7 @@ def test_coding_lengths_that_were_measured_are_within_a_hundredth_of_the_elbo(re
     found = records.read(coding.RESULTS)
     assert list(coding.ROWS) == sorted(found, key=list(coding.ROWS).index)
     for row, its in found.items():
-        # The top-down program falls short, as the page of results says.
-        assert 0.99 < its["ratio"] < (1.02 if row == "mnist-top-down" else 1.01), row
+        assert 0.99 < its["ratio"] < 1.01, row
         assert its["bits/dim"] == pytest.approx(8 * its["bytes"] / its["images"] / its["pixels"])
         assert its["ratio"] == pytest.approx(its["bits/dim"] / its["-ELBO"])
         assert its["bytes"] < min(its["others, bytes"].values())
