@@ -229,7 +229,7 @@ def table() -> str:
         )
         lines.append(
             f"| {result['row']} | {result['passes']:,}{'' if result['as published'] else ' of 3,280'} "
-            f"| {nll:.2f} ± {result['NLL error']:.2f} | {theirs} | {difference} | {-result['-ELBO']:.2f} "
+            f"| {nll:.2f} ± {result['NLL error']:.2f} | {theirs} | {difference} | {result['-ELBO']:.2f} "
             f"| {result['k-hat above .7']:.0%} | {units} | {result['hours']:.1f} |"
         )
     return "\n".join(lines)
