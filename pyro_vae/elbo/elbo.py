@@ -102,7 +102,8 @@ class ELBO(Estimator):
         after = {**vars(self), name: value}
         if after.get("free_bits") and not after.get("analytic_kl"):
             raise ValueError(
-                f"{bound}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL in closed form from below: pass both, or no free_bits."
+                f"{bound}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL in closed form "
+                "from below: pass both, or no free_bits."
             )
         if after.get("analytic_kl") and not isinstance(after.get("gradient", Pathwise()), Pathwise):
             raise ValueError(
