@@ -1,15 +1,14 @@
 """What trains the same VAE in a benchmark of steps: pyro_vae, PyTorch by hand, stock Pyro and NumPyro.
 
-Bernoulli pixels, tanh networks, one layer for mean and log-scale together, Adam at 1e-3. Each contender starts from the
-same weights, is given a block of indices (steps, batch), and gathers and binarizes its batches from all images, uint8
-(N, 784), itself. Losses are read at the end of a block, except by those whose step returns a number, as Pyro's does.
+One of ``programs.py``, one layer for mean and log-scale together, Adam at 1e-3. Each contender starts from the same
+weights, is given a block of indices (steps, batch), and gathers and binarizes its batches from all data itself. Losses
+are read at the end of a block, except by those whose step returns a number, as Pyro's does.
 """
 # mypy: disable-error-code="import-not-found, import-untyped"
 
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +20,12 @@ import pyro.distributions as dist
 import pyro.infer
 import pyro.optim
 import torch
+from programs import PIXELS, Program, Vamp
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_vae import SVI, VAE, conditionals, data, elbo, likelihoods, nets, priors
+from pyro_vae import SVI, VAE, data, elbo
 from pyro_vae.compilation import Precision
 
-PIXELS = 784
 FUSED_ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 Block = Callable[[Tensor], list[float]]
@@ -48,14 +46,23 @@ class Task:
         latent: dimensions of z.
         particles: K; 1 for the ELBO, more for the importance-weighted bound.
         batch_size: data in a step.
-        dataset: gray pixels, to be binarized in every batch; its device is that of all tensors.
+        dataset: gray pixels, to be binarized in every batch, or counts; its device is that of all tensors.
+        program: which of the programs.
     """
 
-    def __init__(self, hidden: list[int], latent: int, particles: int, batch_size: int, dataset: data.Dataset) -> None:
-        self.hidden, self.latent = hidden, latent
-        self.particles, self.batch_size, self.dataset = particles, batch_size, dataset
+    def __init__(
+        self,
+        hidden: list[int],
+        latent: int,
+        particles: int,
+        batch_size: int,
+        dataset: data.Dataset,
+        program: type[Program] = Program,
+    ) -> None:
+        self.what = hidden, latent, dataset
+        self.particles, self.batch_size, self.dataset, self.program = particles, batch_size, dataset, program
         self.device = dataset.device
-        self.weights = [(layer.weight.detach(), layer.bias.detach()) for layer in linears(Networks(self))]
+        self.weights = [(layer.weight.detach(), layer.bias.detach()) for layer in layers(program(*self.what))]
 
     def blocks(self, steps: int) -> Iterator[Tensor]:
         """Indices (steps, batch), of one permutation of the data after the other."""
@@ -65,46 +72,33 @@ class Task:
                 if len(indices) == size:
                     yield indices.view(steps, self.batch_size)
 
+    def by_hand(self) -> Program:
+        """The program by hand."""
+        program = self.program(*self.what)
+        self.start(program)
+        return program
+
     def start(self, *networks: nn.Module) -> None:
         """Gives encoder and decoder the weights that every contender starts from, on the device."""
         for network in networks:
             network.to(self.device)
-        layers = [layer for network in networks for layer in linears(network)]
-        for layer, (weight, bias) in zip(layers, self.weights, strict=True):
+        every = [layer for network in networks for layer in layers(network)]
+        for layer, (weight, bias) in zip(every, self.weights, strict=True):
             layer.load_state_dict({"weight": weight, "bias": bias})
 
-    def gather(self, index: Tensor) -> Tensor:
-        """A binarized batch."""
-        return self.dataset.gather(index, self.dataset.images)[0]
+    def gather(self, index: Tensor) -> tuple[Tensor, ...]:
+        """A binarized batch, and its context."""
+        return self.dataset.gather(index, *self.dataset.held)
 
 
-def linears(network: nn.Module) -> list[nn.Linear]:
-    return [module for module in network.modules() if isinstance(module, nn.Linear)]
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with tanh between them."""
-    layers = [[nn.Tanh(), nn.Linear(fan_in, fan_out)] for fan_in, fan_out in itertools.pairwise(widths)]
-    return nn.Sequential(*itertools.chain(*layers))[1:]
-
-
-class Networks(nn.Module):
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.encoder = mlp(PIXELS, *task.hidden, 2 * task.latent)
-        self.decoder = mlp(task.latent, *task.hidden, PIXELS)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self.encoder(x).chunk(2, -1)
-        return loc, log_scale.exp()
+def layers(network: nn.Module) -> list[Any]:
+    """The linear and convolutional layers, in order."""
+    kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def our_vae(task: Task) -> VAE:
-    vae = VAE(
-        prior=priors.StandardNormal(task.latent),
-        likelihood=likelihoods.Bernoulli(nets.MLP(task.latent, task.hidden), (PIXELS,)),
-        posterior=conditionals.DiagonalNormal(nets.MLP((PIXELS,), task.hidden), task.latent),
-    )
+    vae = task.program.vae(*task.what)
     task.start(vae.guide, vae.model)
     return vae
 
@@ -114,36 +108,34 @@ def our_loss(task: Task) -> pyro.infer.ELBO:
 
 
 def ours(task: Task, *, compile: bool, precision: Precision = "float32") -> Block:
-    vae, gather, images = our_vae(task), task.dataset.gather, task.dataset.images
+    vae, gather, held = our_vae(task), task.dataset.gather, task.dataset.held
     svi = SVI(vae.model, vae.guide, FUSED_ADAM, our_loss(task), compile=compile, prepare=gather, precision=precision)
-    return lambda indices: numbers([svi.advance(index, images) for index in indices])
+    return lambda indices: numbers([svi.advance(index, *held) for index in indices])
 
 
-class HandWritten(Networks):
-    """The loop one writes without a library: cross-entropy, and the log-densities of the draws of z."""
+class HandWritten(nn.Module):
+    """The loop one writes without a library: the log-densities of a batch and of draws of z."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        task.start(self)
+        super().__init__()
+        self.program = task.by_hand()
         self.particles = task.particles
         self.optimizer = FUSED_ADAM(self.parameters())
 
-    def forward(self, index: Tensor, images: Tensor) -> Tensor:
-        gray = images[index].float() / 255
-        x = (torch.rand_like(gray) < gray).float()
-        loc, scale = self.encode(x)
+    def forward(self, index: Tensor, *held: Tensor) -> Tensor:
+        x, *context = self.program.gather(index, *held)
+        loc, scale = self.program.encode(x)
         shape = loc.shape if self.particles == 1 else (self.particles, *loc.shape)
         noise = torch.randn(shape, device=loc.device)
         z = loc + scale * noise
-        logits = self.decoder(z)
-        log_weights = (0.5 * (noise.square() - z.square()) + scale.log()).sum(-1)
-        log_weights -= binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+        log_weights = (0.5 * noise.square() + scale.log()).sum(-1) + self.program.log_prior(z)
+        log_weights += self.program.log_likelihood(z, x, *context)
         if self.particles == 1:
             return -log_weights.sum()
         return -(log_weights.logsumexp(0) - math.log(self.particles)).sum()
 
-    def step(self, index: Tensor, images: Tensor) -> Tensor:
-        loss: Tensor = self(index, images)
+    def step(self, index: Tensor, *held: Tensor) -> Tensor:
+        loss: Tensor = self(index, *held)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -155,13 +147,13 @@ def hand_written(task: Task, *, compile: bool, **options: object) -> Block:
     module = HandWritten(task)
     if compile:
         module.compile(dynamic=False, options=options)
-    images = task.dataset.images
-    return lambda indices: numbers([module.step(index, images) for index in indices])
+    held = task.dataset.held
+    return lambda indices: numbers([module.step(index, *held) for index in indices])
 
 
 def with_cuda_graph(task: Task) -> Block:
     """By hand, compiled, and captured with the optimizer as PyTorch's notes on CUDA graphs have it."""
-    module, images = HandWritten(task), task.dataset.images
+    module, held = HandWritten(task), task.dataset.held
     module.compile(dynamic=False)
     for group in module.optimizer.param_groups:
         group["capturable"] = True
@@ -171,11 +163,11 @@ def with_cuda_graph(task: Task) -> Block:
     side.wait_stream(present)
     with torch.cuda.stream(side):
         for _ in range(3):
-            module.step(place, images)
+            module.step(place, *held)
     present.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=side):
-        loss = module.step(place, images)
+        loss = module.step(place, *held)
     with torch.no_grad():  # as before the warm-up
         for tensor, value in zip(module.parameters(), before, strict=True):
             tensor.copy_(value)
@@ -190,25 +182,24 @@ def with_cuda_graph(task: Task) -> Block:
     return lambda indices: numbers([step(index) for index in indices])
 
 
-class PyroStyle(Networks):
+class PyroStyle:
     """Model and guide as in the class of Pyro's own example, examples/vae/vae.py."""
 
     def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        task.start(self)
-        self.latent = task.latent
+        self.program = task.by_hand()
 
-    def model(self, x: Tensor) -> None:
-        pyro.module("decoder", self.decoder)
+    def model(self, x: Tensor, *context: Tensor) -> None:
+        pyro.module("decoder", self.program.decoder)
+        if isinstance(self.program, Vamp):
+            pyro.param("pseudo_inputs", self.program.pseudo_inputs)
         with pyro.plate("data", x.shape[0]):
-            loc, scale = x.new_zeros(x.shape[0], self.latent), x.new_ones(x.shape[0], self.latent)
-            z = pyro.sample("latent", dist.Normal(loc, scale).to_event(1))
-            pyro.sample("obs", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+            z = pyro.sample("latent", self.program.prior(x))
+            pyro.sample("obs", self.program.likelihood(z, *context), obs=x)
 
-    def guide(self, x: Tensor) -> None:
-        pyro.module("encoder", self.encoder)
+    def guide(self, x: Tensor, *context: Tensor) -> None:
+        pyro.module("encoder", self.program.encoder)
         with pyro.plate("data", x.shape[0]):
-            loc, scale = self.encode(x)
+            loc, scale = self.program.encode(x)
             pyro.sample("latent", dist.Normal(loc, scale).to_event(1))
 
 
@@ -226,7 +217,7 @@ def stock(task: Task, *, fused: bool, validate: bool) -> Block:
 
     def block(indices: Tensor) -> list[float]:
         with pyro.validation_enabled(validate), pyro.get_param_store().scope(store):
-            return [svi.step(task.gather(index)) for index in indices]
+            return [svi.step(*task.gather(index)) for index in indices]
 
     return block
 
@@ -235,7 +226,7 @@ def pyro_style_with_our_svi(task: Task) -> Block:
     program = PyroStyle(task)
     optimizer = pyro.optim.PyroOptim(torch.optim.Adam, {"lr": 1e-3})  # what pyro.optim.Adam makes
     svi = SVI(program.model, program.guide, optimizer, loss=pyro_loss(task.particles), compile=True)
-    return lambda indices: [svi.step(task.gather(index)) for index in indices]
+    return lambda indices: [svi.step(*task.gather(index)) for index in indices]
 
 
 def with_numpyro(task: Task, *, loop: bool) -> Block:
@@ -257,13 +248,14 @@ def with_numpyro(task: Task, *, loop: bool) -> Block:
 
         return lambda key, shape: (None, start), apply
 
+    _, latent, _ = task.what
     half = len(task.weights) // 2
     encoder, decoder = network(task.weights[:half]), network(task.weights[half:])
 
     def model(x: Any) -> None:
-        decode = numpyro.module("decoder", decoder, (task.latent,))
+        decode = numpyro.module("decoder", decoder, (latent,))
         with numpyro.plate("data", len(x)):
-            prior = numpyro_dist.Normal(jnp.zeros((len(x), task.latent)), 1.0).to_event(1)
+            prior = numpyro_dist.Normal(jnp.zeros((len(x), latent)), 1.0).to_event(1)
             logits = decode(numpyro.sample("z", prior))
             numpyro.sample("x", numpyro_dist.Bernoulli(logits=logits).to_event(1), obs=x)
 

@@ -5,8 +5,8 @@
 
 A VAE of Bernoulli pixels (784-200-200-50, batch 100) is trained with fused Adam by stock ``pyro.infer.SVI``, so that
 only the estimator differs: no compilation, and Pyro's validation is off for all. Contenders of one K take turns in
-short blocks and ratios are of blocks that ran side by side, because the speed of a shared machine drifts; medians and
-minima over the blocks are printed. Each ratio is to the contender named beside it.
+short blocks and ratios are of blocks that ran side by side, because the speed of a shared machine drifts; medians over
+the blocks are printed. Each ratio is to the contender named beside it; on one thread it is of processor time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import statistics
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.infer
 import pyro.optim
 import torch
-from devices import description, device, milliseconds
+from devices import description, device
+from ratios import ratio, timed, write
 from torch import Tensor
 
 from pyro_vae import VAE, conditionals, elbo, likelihoods, nets, priors
@@ -80,9 +82,10 @@ def stepper(estimator: Estimator, x: Tensor) -> Callable[[], object]:
     return partial(pyro.infer.SVI(vae.model, vae.guide, optimizer, estimator).step, x)
 
 
-def block(step: Callable[[], object], steps: int, on: torch.device) -> float:
-    """Milliseconds per step."""
-    return milliseconds(lambda: [step() for _ in range(steps)], on) / steps
+def block(step: Callable[[], object], steps: int, on: torch.device) -> tuple[float, float]:
+    """Milliseconds per step: elapsed, and those that ratios are of."""
+    elapsed, compared = timed(lambda: [step() for _ in range(steps)], on)
+    return elapsed / steps, compared / steps
 
 
 def main() -> None:
@@ -91,6 +94,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the ratios")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[], help="contenders whose name has one of these")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -99,6 +103,7 @@ def main() -> None:
         f"784-200-200-50, batch {arguments.batch_size}, {arguments.blocks} blocks, "
         f"{description(x.device)}, Pyro {pyro.__version__}"
     )
+    rows: dict[str, dict[str, float]] = {}
     for k in arguments.particles:
         table = {
             name: entry
@@ -106,7 +111,7 @@ def main() -> None:
             if not arguments.only or any(word in name for word in arguments.only)
         }
         steps = {name: stepper(make(), x) for name, (make, _) in table.items()}
-        times: dict[str, list[float]] = {name: [] for name in steps}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
         with warnings.catch_warnings(), pyro.validation_enabled(False):
             warnings.simplefilter("ignore")  # Pyro's estimators give advice
             for step in steps.values():
@@ -114,14 +119,18 @@ def main() -> None:
             for _ in range(arguments.blocks):
                 for name, step in steps.items():
                     times[name].append(block(step, 5 if k < 50 else 1, x.device))
-        print(f"\nK = {k:<20} {'ms/step':>8} {'min':>8}   ratio to: median [min]")
+        print(f"\nK = {k:<20} {'ms/step':>8} {'min':>8}   ratio to: median (standard error)")
         for name, values in times.items():
-            line = f"{name:24} {statistics.median(values):8.2f} {min(values):8.2f}"
+            elapsed, compared = zip(*values, strict=True)
+            line = f"{name:24} {statistics.median(elapsed):8.2f} {min(elapsed):8.2f}"
             against = table[name][1]
             if against in times:
-                ratios = [a / b for a, b in zip(values, times[against], strict=True)]
-                line += f"   {against}: {statistics.median(ratios):.3f} [{min(ratios):.3f}]"
+                found = ratio(compared, [theirs for _, theirs in times[against]])
+                line += f"   {against}: {found['ratio']:.3f} ({found['error']:.3f})"
+                if not name.startswith("Pyro"):
+                    rows[f"{name} / {against}, K = {k}"] = found
             print(line)
+    write(arguments.json, x.device, {"batch_size": arguments.batch_size, "blocks": arguments.blocks}, rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python benchmarks/evaluation.py --images 1000 --device cuda --memory 1000000000 --rows 100000
 
 Both take turns on the same images, network and number of draws; ratios are of runs side by side, because the speed of
-a shared machine drifts. Images are MNIST's test images where --mnist is given, else random bits.
+a shared machine drifts, and of processor time on one thread. Images are MNIST's test images where --mnist is
+given, else random bits.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from devices import description, device, milliseconds
+from devices import description, device
+from ratios import ratio, timed, write
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -49,10 +52,10 @@ def hand_written(vae: VAE, x: Tensor, num_particles: int, rows: int) -> Tensor:
     return torch.cat(bound)
 
 
-def timed(function: Callable[[], Tensor], on: torch.device) -> tuple[float, Tensor]:
-    """Seconds that a function takes, and its result."""
+def run(function: Callable[[], Tensor], on: torch.device) -> tuple[tuple[float, float], Tensor]:
+    """Milliseconds that a function takes, elapsed and those that ratios are of, and its result."""
     values: list[Tensor] = []
-    return milliseconds(lambda: values.append(function()), on) / 1e3, values[0]
+    return timed(lambda: values.append(function()), on), values[0]
 
 
 def main() -> None:
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024, help="draws that the hand-written loop decodes at once")
     parser.add_argument("--memory", type=int, default=2**23, help="bytes that pyro_vae may take")
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the ratio")
     parser.add_argument("--mnist", action="store_true", help="MNIST's images in place of random ones")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", "log_marginal_likelihood: expected Pareto")  # nothing is trained here
@@ -79,7 +83,7 @@ def main() -> None:
     ).to(arguments.device)
     ours, theirs = [], []
     for _ in range(arguments.blocks):
-        seconds, value = timed(
+        taken, value = run(
             lambda: (
                 evaluation.log_marginal_likelihood(
                     vae, x, num_particles=arguments.particles, memory=arguments.memory, progress=False
@@ -87,16 +91,19 @@ def main() -> None:
             ),
             x.device,
         )
-        ours.append(seconds)
-        seconds, other = timed(lambda: hand_written(vae, x, arguments.particles, arguments.rows), x.device)
-        theirs.append(seconds)
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        ours.append(taken)
+        taken, other = run(lambda: hand_written(vae, x, arguments.particles, arguments.rows), x.device)
+        theirs.append(taken)
+    (elapsed, compared), (elapsed_theirs, compared_theirs) = zip(*ours, strict=True), zip(*theirs, strict=True)
+    found = ratio(compared, compared_theirs)
     print(
         f"{arguments.images} images, K = {arguments.particles}, {arguments.blocks} blocks, "
-        f"{description(x.device)}\npyro_vae {statistics.median(ours):.2f} s, hand-written "
-        f"{statistics.median(theirs):.2f} s; pyro_vae / hand-written {statistics.median(ratios):.3f} "
-        f"[{min(ratios):.3f}, {max(ratios):.3f}]; largest difference {(value - other).abs().max():.2g} nats"
+        f"{description(x.device)}\npyro_vae {statistics.median(elapsed) / 1e3:.2f} s, hand-written "
+        f"{statistics.median(elapsed_theirs) / 1e3:.2f} s; pyro_vae / hand-written {found['ratio']:.3f} "
+        f"({found['error']:.3f}); largest difference {(value - other).abs().max():.2g} nats"
     )
+    setting = {"images": arguments.images, "particles": arguments.particles, "blocks": arguments.blocks}
+    write(arguments.json, x.device, setting, {"log_marginal_likelihood / by hand": found})
     for k in (arguments.particles, 10 * arguments.particles):
         peak = peak_memory(
             lambda k=k: evaluation.log_marginal_likelihood(  # type: ignore[misc]

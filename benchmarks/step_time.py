@@ -2,12 +2,14 @@
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py --network 784-200-200-50 --batch-size 100 --particles 50
+    python benchmarks/step_time.py --program vamp --json vamp.json            # or conv, counts: see programs.py
     python benchmarks/step_time.py --first-step --memory --profile --epoch     # these in place of the table
     python benchmarks/step_time.py --device cuda --batch-size 1024
 
-All contenders train the same networks with the same Adam, from the same weights, on one stream of indices; each gathers
+All contenders train the same program with the same Adam, from the same weights, on one stream of indices; each gathers
 and binarizes its batches itself. They take turns in short blocks, in a new order every round, and the ratios are of
-blocks of one round, because the speed of a shared machine drifts; medians and minima over the rounds are printed.
+blocks of one round, because the speed of a shared machine drifts; medians over the rounds are printed, and ratios are
+of processor time on one thread.
 Before that, their losses in the first steps must agree. ``cores`` is processor time by elapsed time: below the number
 of threads at work, which OMP_NUM_THREADS sets for all, the machine is busy. Pixels are random, or MNIST's with --mnist.
 On a GPU times are those between CUDA events, and a hand-written step that is captured as a CUDA graph takes part.
@@ -29,6 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -37,7 +40,6 @@ import torch
 import torch._inductor.config
 from contenders import (
     FUSED_ADAM,
-    PIXELS,
     Block,
     Task,
     hand_written,
@@ -50,10 +52,12 @@ from contenders import (
     with_cuda_graph,
     with_numpyro,
 )
-from devices import description, device, milliseconds
+from devices import description, device
+from programs import PROGRAMS
+from ratios import ratio, timed, write
 from torch import Tensor
 
-from pyro_vae import SVI, data, fit
+from pyro_vae import SVI, fit
 from pyro_vae.compilation.graph import Graph
 
 NETWORKS = {"784-400-20": ([400], 20), "784-200-200-50": ([200, 200], 50)}
@@ -66,7 +70,7 @@ CONTENDERS: dict[str, Callable[[Task], Block]] = {
     "pyro_vae, eager": partial(ours, compile=False),
     "pyro_vae, Pyro's example": pyro_style_with_our_svi,
     BY_HAND: partial(hand_written, compile=True, fallback_random=True),  # eager kernels draw faster on one thread
-    "by hand, compiled as it comes": partial(hand_written, compile=True),
+    "by hand, as torch compiles it": partial(hand_written, compile=True),
     "by hand, CUDA graph": with_cuda_graph,
     "by hand, eager": partial(hand_written, compile=False),
     "Pyro, as shipped": partial(stock, fused=False, validate=True),
@@ -90,28 +94,29 @@ class Setting:
     steps: int
     contenders: tuple[str, ...]
     device: torch.device
+    program: str = "mlp"
+    json: Path | None = None
 
     def task(self) -> Task:
         torch.manual_seed(0)
-        if self.mnist:
-            grays = data.load("mnist").train.images.flatten(1)
-        else:
-            grays = torch.randint(256, (60_000, PIXELS), dtype=torch.uint8)
-        dataset = data.Dataset("pixels", grays.to(self.device), levels=255, binarization="dynamic")
-        return Task(*NETWORKS[self.network], self.particles, self.batch_size, dataset)
+        program = PROGRAMS[self.program]
+        dataset = program.dataset(self.mnist).to(self.device)
+        return Task(*(program.network or NETWORKS[self.network]), self.particles, self.batch_size, dataset, program)
 
 
 @dataclass
 class Times:
-    """Milliseconds per step of the blocks of a contender."""
+    """Milliseconds per step of the blocks of a contender; ratios are of ``compared``, see ``ratios.py``."""
 
     elapsed: list[float] = field(default_factory=list)
+    compared: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
 
     def run(self, block: Block, indices: Tensor) -> None:
         processor = time.process_time()
-        elapsed = milliseconds(lambda: block(indices), indices.device)
+        elapsed, compared = timed(lambda: block(indices), indices.device)
         self.elapsed.append(elapsed / len(indices))
+        self.compared.append(compared / len(indices))
         self.processor.append((time.process_time() - processor) / len(indices) * 1e3)
 
 
@@ -133,15 +138,18 @@ def measure(setting: Setting) -> dict[str, Times]:
 def table(setting: Setting) -> None:
     """Times the contenders."""
     times = measure(setting)
+    rows = {name: ratio(times[OURS].compared, its.compared) for name, its in times.items()}
     print(f"\n{setting.rounds} rounds of {setting.steps} steps")
-    print(f"{'':30} ms/step [min]      cores   {OURS} / this [min]: it is x faster")
+    print(f"{'':30} ms/step [min]      cores   {OURS} / this (standard error): it is x faster")
     for name, its in times.items():
-        ratios = [a / b for a, b in zip(times[OURS].elapsed, its.elapsed, strict=True)]
-        ratio = statistics.median(ratios)
         print(
             f"{name:30} {statistics.median(its.elapsed):7.2f} [{min(its.elapsed):.2f}]".ljust(49)
-            + f"{sum(its.processor) / sum(its.elapsed):6.2f} {ratio:11.3f} [{min(ratios):.3f}] {1 / ratio:17.2f}"
+            + f"{sum(its.processor) / sum(its.elapsed):6.2f} {rows[name]['ratio']:11.3f} ({rows[name]['error']:.3f}) "
+            + f"{1 / rows[name]['ratio']:22.2f}"
         )
+    what = {name: value for name, value in vars(setting).items() if name not in ("device", "json", "contenders")}
+    pairs = {f"{OURS} / {name}": rows[name] for name in rows if name != OURS}
+    write(setting.json, setting.device, what, pairs)
 
 
 def check(blocks: dict[str, Block], batches: list[Tensor], batch_size: int) -> None:
@@ -304,7 +312,8 @@ MODES = {"--first-step": first_step, "--memory": memory, **ON_CPU}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="784-400-20")
+    parser.add_argument("--program", choices=PROGRAMS, default="mlp", help="what is trained, see programs.py")
+    parser.add_argument("--network", choices=NETWORKS, help="of mlp and vamp; 784-400-20 when left out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--particles", type=int, default=1, help="1 for the ELBO, K for IWELBO")
     parser.add_argument("--rounds", type=int, default=40)
@@ -312,6 +321,7 @@ def main() -> None:
     parser.add_argument("--mnist", action="store_true", help="MNIST's pixels in place of random ones")
     parser.add_argument("--bfloat16", action="store_true", help="also pyro_vae with precision='bfloat16'")
     parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1, for example")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="file for the table's figures")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="names of contenders beside the first")
     for flag, mode in MODES.items():
         parser.add_argument(flag, dest="modes", action="append_const", const=mode, help=mode.__doc__)
@@ -319,6 +329,8 @@ def main() -> None:
     on_cuda = arguments.device.type == "cuda"
     if on_cuda and any(mode in ON_CPU.values() for mode in arguments.modes or ()):
         parser.error(f"expected {' and '.join(ON_CPU)} without --device cuda, which they cannot see into")
+    if arguments.network and PROGRAMS[arguments.program].network:
+        parser.error(f"expected no --network with --program {arguments.program}, which has its own")
     names = [OURS, *(name for name in CONTENDERS if name != OURS and any(word in name for word in arguments.only))]
     if not arguments.bfloat16:
         names = [name for name in names if "bfloat16" not in name]
@@ -327,8 +339,10 @@ def main() -> None:
     if not has_numpyro(arguments.device):
         print(f"NumPyro is left out: it cannot be imported, or computes elsewhere than on {arguments.device}")
         names = [name for name in names if not name.startswith("NumPyro")]
+    if arguments.program != "mlp":
+        names = [name for name in names if not name.startswith("NumPyro")]
     setting = Setting(
-        network=arguments.network,
+        network=arguments.network or "784-400-20",
         batch_size=arguments.batch_size,
         particles=arguments.particles,
         mnist=arguments.mnist,
@@ -336,9 +350,11 @@ def main() -> None:
         steps=arguments.steps or (10 if arguments.particles == 1 else 2),
         contenders=tuple(names),
         device=arguments.device,
+        program=arguments.program,
+        json=arguments.json,
     )
     print(
-        f"{setting.network}, batch {setting.batch_size}, {setting.particles} particles, "
+        f"{setting.program}, batch {setting.batch_size}, {setting.particles} particles, "
         f"{description(setting.device)}, Pyro {pyro.__version__}"
     )
     for mode in arguments.modes or [table]:

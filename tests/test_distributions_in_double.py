@@ -48,3 +48,29 @@ def test_Poisson_and_others_keep_types_and_expand() -> None:
     d = distributions.NegativeBinomial(torch.ones(3), logits=torch.zeros(3)).expand([2, 3])
     assert type(d) is distributions.NegativeBinomial
     assert d.log_prob(torch.ones(2, 3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1), (5,), (3, 5)])
+def test_NegativeBinomial_of_a_shared_dispersion_is_that_of_a_repeated_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    theta, logits = torch.rand(shape).add(0.1).requires_grad_(), torch.randn(2, 3, 5, requires_grad=True)
+    repeated = theta.detach().expand(2, 3, 5).clone().requires_grad_()
+    x = torch.poisson(torch.full((2, 3, 5), 4.0))
+    one, other = (
+        distributions.NegativeBinomial(theta, logits=logits),
+        NegativeBinomial(repeated.double(), logits=logits),
+    )
+    torch.testing.assert_close(one.log_prob(x), other.log_prob(x).float())
+    torch.testing.assert_close(one.expand([4, 2, 3, 5]).log_prob(x[0]).sum(), 4 * other.log_prob(x[0]).sum().float())
+    gradients = torch.autograd.grad(one.log_prob(x).sum(), (theta, logits))
+    expected = torch.autograd.grad(other.log_prob(x).sum(), (repeated, logits))
+    torch.testing.assert_close(gradients[0], expected[0].sum_to_size(shape))
+    torch.testing.assert_close(gradients[1], expected[1])
+
+
+def test_NegativeBinomial_without_trials_or_data_has_the_density_of_torch() -> None:
+    x = torch.tensor([0.0, 2.0])
+    zero = torch.zeros(())
+    ours = distributions.NegativeBinomial(zero, logits=zero, validate_args=False).log_prob(x)
+    assert torch.equal(ours, NegativeBinomial(zero, logits=zero, validate_args=False).log_prob(x))
+    assert distributions.NegativeBinomial(torch.ones(()), logits=torch.zeros(0, 2)).log_prob(x).shape == (0, 2)

@@ -14,6 +14,7 @@ from pyro_vae.coding.stack import Stack
 
 _SCALES = 7  # on either side of a posterior's loc; beyond are 3e-12 of its mass
 _SHARPEST = 0.01  # quantile of the scales that the cells fit
+_NARROWEST = 2**8  # window of a prior, in cells
 _WIDEST, _FARTHEST = 2**15, 2**18  # in cells: every cell takes 2^-24 of the mass
 
 
@@ -73,7 +74,7 @@ class Grid:
 
     def pop_posterior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Draws z, (N, latents), from what the stack holds."""
-        center, models = self._windows(loc, scale)
+        center, models = self._windows(loc, scale, 1, self.window)
         cells = center.flatten()
         for window, here, *model in models:
             cells[here] += stack.pop_normals(window, *model)
@@ -81,28 +82,44 @@ class Grid:
 
     def push_posterior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
         """Gives back the bits of z."""
-        center, models = self._windows(loc, scale)
+        center, models = self._windows(loc, scale, 1, self.window)
         cells = (z / self.cell - center).flatten()
         for window, here, *model in reversed(models):
             stack.push_normals(cells[here], window, *model)
 
     def pop_prior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Decodes z, (N, latents)."""
-        symbols = stack.pop_normals(self.reach, self._in_cells(loc), self._in_cells(scale))
-        return symbols.reshape(loc.shape) * self.cell
+        center, models = self._windows(loc, scale, _NARROWEST, self.reach)
+        cells = center.flatten()
+        for window, here, *model in models:
+            far = stack.pop_normals(self.reach // window + 1, *_of_far(model[0]))
+            cells[here] += stack.pop_normals(window, *model) + 2 * window * far
+        return cells.reshape(loc.shape) * self.cell
 
     def push_prior(self, stack: Stack, z: Tensor, loc: Tensor, scale: Tensor) -> None:
-        """Encodes z."""
-        stack.push_normals(self._in_cells(z), self.reach, self._in_cells(loc), self._in_cells(scale))
+        """Encodes z: in which window around the prior's loc, nearly always the middle one, and where in it.
 
-    def _in_cells(self, values: Tensor) -> Tensor:
-        return (values / self.cell).flatten()
+        In one alphabet of the whole grid a sharp p(z1|z2) would lose to the other cells' masses.
+        """
+        center, models = self._windows(loc, scale, _NARROWEST, self.reach)
+        cells = (z / self.cell - center).flatten()
+        for window, here, *model in reversed(models):
+            near = (cells[here] + window).remainder(2 * window) - window
+            stack.push_normals(near, window, *model)
+            stack.push_normals((cells[here] - near) / (2 * window), self.reach // window + 1, *_of_far(near))
 
-    def _windows(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, list[tuple[int, Tensor, Tensor, Tensor]]]:
+    def _windows(
+        self, loc: Tensor, scale: Tensor, least: int, most: int
+    ) -> tuple[Tensor, list[tuple[int, Tensor, Tensor, Tensor]]]:
         """Cells in the middle, (N, latents), and of each window its place and the models of the distances to them."""
         inner = self.reach - 2 * self.window  # blocks may lead out of a window
         center = (loc / self.cell).round().clamp(-inner, inner)
-        shift, width = (loc / self.cell - center).flatten(), self._in_cells(scale)
-        windows = (_SCALES * width).log2().ceil().exp2().clamp(1, self.window)
+        shift, width = (loc / self.cell - center).flatten(), (scale / self.cell).flatten()
+        windows = (_SCALES * width).log2().ceil().exp2().clamp(least, max(least, most))
         found = [(int(window), windows == window) for window in windows.unique().tolist()]
         return center, [(window, here, shift[here], width[here]) for window, here in found]
+
+
+def _of_far(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Loc and scale of the number of a window: the middle one, but for one in a million."""
+    return torch.zeros_like(like), torch.full_like(like, 0.1)

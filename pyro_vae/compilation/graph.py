@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,20 @@ from pyro_vae.compilation.reasons import sized_by_values, unrepeatable
 from pyro_vae.compilation.step import Precision, Result, Step, reduced
 from pyro_vae.graphs.cuda_graph import CapturedStep
 from pyro_vae.graphs.inductor import compile_graph
+from pyro_vae.graphs.layouts import convolution, replication_pad2d_backward
 from pyro_vae.graphs.reading import Reading
+from pyro_vae.graphs.special import digamma
 
 CHECKS = 2
 """Results of a graph that are compared with the eager step's: the first, and one after an update, because a parameter
 that is recorded as a constant passes the first."""
+
+_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.convolution.default: convolution,
+    torch.ops.aten.digamma.default: digamma,
+    torch.ops.aten.replication_pad2d_backward.default: replication_pad2d_backward,
+}
+"""What a graph records in place of operations of PyTorch, because the compiler makes more of it."""
 
 
 class Graph:
@@ -46,7 +56,7 @@ class Graph:
             return [loss, *(gradient for gradient in gradients if gradient is not None)]
 
         with internals.one_fake_mode(), internals.without_sample_checks(), Reading():
-            graph = step.dry_run(lambda: make_fx(recorded)(*step.inputs))
+            graph = step.dry_run(lambda: make_fx(recorded, _WRITTEN_OUT)(*step.inputs))
         if (constant := _written_constant(graph)) is not None:
             raise ValueError(
                 f"it writes into a tensor of shape {constant}, which is no parameter, buffer or argument: register it "

@@ -142,7 +142,8 @@ class Step:
             with reduced(self.precision, self.parameters[0].device):
                 loss, root = computed(self.loss, self.programs, self._prepared(), self.kwargs)
             gradients = torch.autograd.grad(root, self.parameters, allow_unused=True)
-        return loss.detach(), list(gradients)
+        pairs = zip(self.parameters, gradients, strict=True)
+        return loss.detach(), [None if gradient is None else laid_out_as(gradient, p) for p, gradient in pairs]
 
     def eager(self) -> Result:
         """What the loss itself does, in a step without a graph."""
@@ -180,6 +181,11 @@ class Step:
         return "; ".join(
             f"{name}: {before!r}, then {value!r}" for (name, value), (_, before) in pairs if value != before
         )
+
+
+def laid_out_as(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with its numbers in the order of the parameter's in memory, in which fused optimizers read both."""
+    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
 
 
 @contextlib.contextmanager

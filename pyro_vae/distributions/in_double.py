@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pyro.distributions as dist
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 class _InDouble:
@@ -64,6 +65,23 @@ class NegativeBinomial(_InDouble, dist.NegativeBinomial):  # type: ignore[misc]
     """
 
     parameters = ("total_count", "logits")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        # The dispersion of a gene is that of all cells, and so is log Gamma of it.
+        theta, logits, x = _unrepeated(self.total_count).double(), self.logits.double(), value.double()
+        ways = (theta + x).lgamma() - (1 + x).lgamma() - theta.lgamma()
+        ways = ways.masked_fill(theta + x == 0, 0.0)
+        return (ways + theta * logsigmoid(-logits) + x * logsigmoid(logits)).to(self.logits.dtype)
+
+
+def _unrepeated(tensor: Tensor) -> Tensor:
+    """A tensor before it was expanded, with dims of length 1."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 class Beta(_InDouble, dist.Beta):

@@ -48,8 +48,8 @@ class ELBO(Estimator):
             fallback: a pair of distributions without a closed form is an error, and so is a guide that draws its
             latents in another order than the model.
         free_bits: with a value lambda > 0 in nats, each site's and datum's KL counts as max(lambda, KL), in closed
-            form. The result is an objective, and no bound (Kingma et al., "Improved variational inference with inverse
-            autoregressive flow", 2016, https://arxiv.org/abs/1606.04934).
+            form: it needs ``analytic_kl=True``. The result is an objective, and no bound (Kingma et al., "Improved
+            variational inference with inverse autoregressive flow", 2016, https://arxiv.org/abs/1606.04934).
         plate: name of the data plate; needed by free bits only, used by score gradients where there is one.
         vectorize: make the draws of a pass at once.
         chunk_size: draws of a pass at most, see :class:`~pyro_vae.elbo.estimator.Estimator`.
@@ -102,7 +102,8 @@ class ELBO(Estimator):
         after = {**vars(self), name: value}
         if after.get("free_bits") and not after.get("analytic_kl"):
             raise ValueError(
-                f"{bound}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL from below."
+                f"{bound}: expected analytic_kl=True with free_bits; got False. Free bits bound a KL in closed form "
+                "from below: pass both, or no free_bits."
             )
         if after.get("analytic_kl") and not isinstance(after.get("gradient", Pathwise()), Pathwise):
             raise ValueError(
