@@ -15,7 +15,7 @@ from pyro_vae.coding.grid import Grid
 _MAGIC, _VERSION = b"pyrovae", 1
 _START = struct.Struct("<7sBI")  # magic, version, checksum of the rest
 _HEAD = struct.Struct("<IIH8s8sB")
-_GRID = struct.Struct("<IHI")
+_GRID = struct.Struct("<III")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -14,8 +15,7 @@ from pyro_vae.coding.stack import Stack
 
 _SCALES = 7  # on either side of a posterior's loc; beyond are 3e-12 of its mass
 _SHARPEST = 0.01  # quantile of the scales that the cells fit
-_NARROWEST = 2**8  # window of a prior, in cells
-_WIDEST, _FARTHEST = 2**15, 2**18  # in cells: every cell takes 2^-24 of the mass
+_WIDEST, _FARTHEST = 2**20, 2**22  # in cells
 
 
 def normal_of(part: nn.Module, distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class Grid:
 
     def pop_prior(self, stack: Stack, loc: Tensor, scale: Tensor) -> Tensor:
         """Decodes z, (N, latents)."""
-        center, models = self._windows(loc, scale, _NARROWEST, self.reach)
+        center, models = self._windows(loc, scale, self._least(), self.reach)
         cells = center.flatten()
         for window, here, *model in models:
             far = stack.pop_normals(self.reach // window + 1, *_of_far(model[0]))
@@ -101,12 +101,16 @@ class Grid:
 
         In one alphabet of the whole grid a sharp p(z1|z2) would lose to the other cells' masses.
         """
-        center, models = self._windows(loc, scale, _NARROWEST, self.reach)
+        center, models = self._windows(loc, scale, self._least(), self.reach)
         cells = (z / self.cell - center).flatten()
         for window, here, *model in reversed(models):
             near = (cells[here] + window).remainder(2 * window) - window
             stack.push_normals(near, window, *model)
             stack.push_normals((cells[here] - near) / (2 * window), self.reach // window + 1, *_of_far(near))
+
+    def _least(self) -> int:
+        """The narrowest window of a prior: as many cells as there are windows, since all take 2^-24 of the mass."""
+        return int(2 ** math.ceil(math.log2(self.reach) / 2))
 
     def _windows(
         self, loc: Tensor, scale: Tensor, least: int, most: int
