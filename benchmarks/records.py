@@ -61,5 +61,5 @@ def line(cells: list[str]) -> str:
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(line(cells) for cells in (columns, ["---"] * len(columns), *rows))
+    """A Markdown table, with errors on the lines of their figures."""
+    return "\n".join(line(cells) for cells in (columns, ["---"] * len(columns), *rows)).replace(" ± ", "\u00a0±\u00a0")
