@@ -208,8 +208,8 @@ def reproduce(name: str, passes: int, seed: int, nll_images: int, runs: Path) ->
         "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads",
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    some = "" if nll_images == TEST_IMAGES else f"-{nll_images}"
-    (RESULTS / f"{name}-{passes}-{seed}{some}.json").write_text(json.dumps(result, indent=2) + "\n")
+    images = "" if nll_images == TEST_IMAGES else f"-{nll_images}"
+    (RESULTS / f"{name}-{passes}-{seed}{images}.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
