@@ -51,6 +51,16 @@ def test_docs_gallery_has_every_example() -> None:
         assert f"{{literalinclude}} ../examples/{path.name}" in page
 
 
+@pytest.mark.parametrize("path", sorted((DOCS.parent / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_docs_gallery_shows_what_each_example_prints_now(path: Path) -> None:
+    """After a change of an example: python docs/_ext/gallery.py."""
+    gallery = extension("gallery")
+    kept, *lines = (gallery.OUTPUTS / f"{path.stem}.txt").read_text(encoding="utf-8").splitlines()
+    assert kept == gallery.digest(path)
+    assert lines
+    assert (gallery.OUTPUTS / f"{path.stem}.png").is_file() == bool(gallery.RUNS[path.stem][1])
+
+
 def test_docs_estimators_are_measured_with_date_and_version() -> None:
     about = json.loads((DOCS / "data" / "estimators.json").read_text(encoding="utf-8"))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", about["made"])
