@@ -19,21 +19,18 @@ import argparse
 import itertools
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-import pyro_vae
 from pyro_vae import VAE, HierarchicalVAE, conditionals, data, elbo, evaluation, fit, likelihoods, nets, priors
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
@@ -202,10 +199,7 @@ def reproduce(name: str, passes: int, seed: int, nll_images: int, runs: Path) ->
         "active units": {site: int(active.sum()) for site, active in units.active.items()},
         "hours": sum(epoch["seconds"] for epoch in history.epochs) / 3600,
         "evaluation hours": (time.perf_counter() - start) / 3600,
-        "date": date.today().isoformat(),
-        "version": pyro_vae.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads",
+        **records.about(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     images = "" if nll_images == TEST_IMAGES else f"-{nll_images}"
