@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import records
 import torch
+import zstandard
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -121,8 +122,6 @@ ROWS: dict[str, Callable[[int], tuple[Program, Tensor]]] = {
 
 def others(x: Tensor) -> dict[str, int]:
     """Bytes of the images as common programs write them."""
-    import zstandard
-
     levels = (x * (16 if 0 < x[x > 0].min() < 1 else 1)).round().numpy().astype(np.uint8)
     binary = levels.max() == 1
     images = levels.reshape(len(x), *((28, 28) if binary else (8, 8)))

@@ -1,9 +1,12 @@
 """Imports point one way, and importing the package changes nothing outside it."""
 
 import ast
+import configparser
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -178,6 +181,39 @@ def test_circles_sees_one() -> None:
 )
 def test_wrong_imports_sees_an_arrow_turned_round(path: str, source: str, wrong: list[str]) -> None:
     assert wrong_imports(Path(path), source) == wrong
+
+
+# What comes with a declared package, and what a contender of a benchmark needs, which is left out where it is missing.
+BROUGHT = {"PIL": "torchvision", "joblib": "scikit-learn", "xarray": "arviz"}
+CONTENDERS = {"jax", "numpyro"}
+
+
+def packages(lines: str) -> set[str]:
+    """Names of the requirements, a line each."""
+    return {re.split(r"[^\w-]", line)[0] for line in lines.split()}
+
+
+def undeclared(folder: Path, declared: set[str]) -> set[str]:
+    """Third-party modules that a folder's files import, of packages that are not ``declared``."""
+    distributions = packages_distributions()
+    known = sys.stdlib_module_names | {"pyro_vae"} | {path.stem for path in folder.rglob("*.py")}
+    names = {name for path in folder.rglob("*.py") for name in imports(path.read_text(encoding="utf-8"), path.stem)}
+    tops = {name.split(".")[0] for name in names} - known
+    return {top for top in tops if not declared & {BROUGHT.get(top), *distributions.get(top, [top])}}
+
+
+@pytest.mark.parametrize("folder", ["pyro_vae", "tests", "benchmarks", "examples"])
+def test_imports_are_of_packages_that_the_test_environment_has(folder: str) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT.parent / "setup.cfg", encoding="utf-8")
+    declared = packages(setup["options"]["install_requires"] + setup["options.extras_require"]["test"])
+    assert undeclared(ROOT.parent / folder, declared) == (CONTENDERS if folder == "benchmarks" else set())
+
+
+def test_undeclared_sees_an_import_within_a_function(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("import os, torch, two\ndef f():\n    import zstandard.backend\n", encoding="utf-8")
+    (tmp_path / "two.py").write_text("from PIL import Image\n", encoding="utf-8")
+    assert undeclared(tmp_path, {"torch", "torchvision"}) == {"zstandard"}
 
 
 GLOBAL_STATE = """
