@@ -244,7 +244,9 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", type=row_name, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--passes", type=int, default=FULL)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--nll-images", type=int, default=TEST_IMAGES, help="evenly spaced test images for NLL and k-hat")
+    parser.add_argument(
+        "--nll-images", type=int, default=TEST_IMAGES, help="evenly spaced test images for NLL and k-hat"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs") / "reproduce")
     parser.add_argument("--table", action="store_true", help="print the table of all runs")
     arguments = parser.parse_args()

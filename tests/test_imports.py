@@ -211,7 +211,9 @@ def test_imports_are_of_packages_that_the_test_environment_has(folder: str) -> N
 
 
 def test_undeclared_sees_an_import_within_a_function(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text("import os, torch, two\ndef f():\n    import zstandard.backend\n", encoding="utf-8")
+    (tmp_path / "one.py").write_text(
+        "import os, torch, two\ndef f():\n    import zstandard.backend\n", encoding="utf-8"
+    )
     (tmp_path / "two.py").write_text("from PIL import Image\n", encoding="utf-8")
     assert undeclared(tmp_path, {"torch", "torchvision"}) == {"zstandard"}
 
