@@ -26,7 +26,7 @@ from pyro_vae.traces.densities import LogDensities, log_densities
 from pyro_vae.traces.modules import modules_of
 from pyro_vae.traces.structure import Structure
 from pyro_vae.traces.terms import Terms, mean_of, terms_of
-from pyro_vae.traces.tracing import PyroProgram, Site, Traces, counted, layout, trace_programs
+from pyro_vae.traces.tracing import Hook, PyroProgram, Site, Traces, counted, layout, trace_programs
 
 Constant = Literal["model", "guide"]
 _PASSES = 4  # between two returns of memory to the system, which take a few milliseconds
@@ -86,7 +86,7 @@ class Call:
         draws = Draws(self, constant)
         subsamples, start = None, 0
         for size in self.sizes:
-            hook = partial(draws.hook, start) if scale_paths else None
+            hook = draws.path_hook(start) if scale_paths else None
             draws.runs.append(self.run(size, subsamples=subsamples, hook=hook, **options))
             subsamples, start = self.subsamples(draws.runs[0]), start + size
         return draws
@@ -145,7 +145,7 @@ class Draws:
     call: Call
     constant: Constant | None = None
     runs: list[Traces] = field(default_factory=list)
-    _path_scale: Tensor | None = None
+    _path_scale: list[Tensor] = field(default_factory=list)
 
     def densities(self) -> LogDensities:
         """Log-densities of the draws, (K, N)."""
@@ -162,22 +162,22 @@ class Draws:
 
     def scale_paths(self, scale: Tensor) -> None:
         """Scales, when gradients are taken, what reaches draw k of datum n through the densities by ``scale[k, n]``."""
-        self._path_scale = scale.detach()
+        self._path_scale[:] = [scale.detach()]
 
-    def hook(self, start: int, site: Site, particle_dim: int | None) -> Callable[[Tensor], Tensor]:
+    def path_hook(self, start: int) -> Hook:
         """Maps the gradient of a draw to what :meth:`scale_paths` has of it; of particles from ``start`` on.
 
-        It holds nothing of the site, whose tensors are those of a whole run.
+        It holds nothing of a run: autograd would hold the run by its own draw's hook, and neither would ever be freed.
         """
-        lay_out, size = layout(site, particle_dim, self.call.plate), 1
-        if particle_dim is not None:
-            size = site["fn"].batch_shape[particle_dim]
+        plate, scale = self.call.plate, self._path_scale
 
-        def scaled(gradient: Tensor) -> Tensor:
-            assert self._path_scale is not None
-            return gradient * lay_out(self._path_scale[start : start + size])
+        def hook(site: Site, particle_dim: int | None) -> Callable[[Tensor], Tensor]:
+            lay_out, size = layout(site, particle_dim, plate), 1
+            if particle_dim is not None:
+                size = site["fn"].batch_shape[particle_dim]
+            return lambda gradient: gradient * lay_out(scale[0][start : start + size])
 
-        return scaled
+        return hook
 
 
 class Chunks(Draws):
@@ -226,7 +226,7 @@ class Chunks(Draws):
         if start // size % _PASSES == 0:
             return_memory()
         subsamples = self.call.subsamples(self.runs[0]) if start else None
-        hook = partial(self.hook, start) if self._scales else None
+        hook = self.path_hook(start) if self._scales else None
         run = self.call.run(size, subsamples=subsamples, hook=hook, **self._options)
         densities = log_densities(run, self.call.plate)
         if not self.runs:

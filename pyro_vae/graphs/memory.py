@@ -26,8 +26,14 @@ class _LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._sizes: dict[int, int] = {}
+        self._watches: list[weakref.finalize[Any, Any]] = []
         self._total = 0
         self.peak = 0
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for watch in self._watches:  # parameters outlive the count, and would hold it for as long as they live
+            watch.detach()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
@@ -46,7 +52,7 @@ class _LiveBytes(TorchDispatchMode):
             self._sizes[key] = 0 if given else storage.nbytes()
             self._total += self._sizes[key]
             self.peak = max(self.peak, self._total)
-            weakref.finalize(storage, self._leave, key)
+            self._watches.append(weakref.finalize(storage, self._leave, key))
 
     def _leave(self, key: int) -> None:
         self._total -= self._sizes.pop(key)
