@@ -95,13 +95,22 @@ class Ranks:
 
         Returns:
             The loss of all, and for each buffer those of all ranks, (ranks, ...).
+
+        Raises:
+            ValueError: on all ranks, where one has other parameters.
         """
-        flags = torch.tensor([loss, float(self.asked())], dtype=torch.float64)
+        layout = (sum(p.numel() for p in parameters) + len(parameters)) % 65_521  # whose squares add up exactly
+        flags = torch.tensor([loss, float(self.asked()), layout, layout**2], dtype=torch.float64)
         dist.all_reduce(flags)
         loss, self.ending = float(flags[0]), bool(flags[1] > 0)
         collected = [buffer.new_zeros(self.size, *buffer.shape) for buffer in buffers]
         if not math.isfinite(loss):  # which is nobody's step
             return loss, collected
+        if flags[2] ** 2 != self.size * flags[3]:  # sums of other sizes would end the process
+            raise ValueError(
+                f"SVI: expected the same parameters on all ranks; got {len(parameters)} on rank {self.rank}, and other "
+                "ones on another. Declare all of them in every step, whatever the data."
+            )
         # What is summed for each tensor, and whether this rank has it: the sum of no gradients is none.
         summed = [
             (p, torch.zeros_like(p) if p.grad is None else p.grad, p.grad is not None)

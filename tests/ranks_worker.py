@@ -487,7 +487,17 @@ def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
         make = partial(torch.optim.SGD, lr=1e-3)
         SVI(program.model, program.guide, make, loss, ranks=ranks, compile=False).step(ranks.share(x))
 
+    def grown() -> None:
+        torch.manual_seed(0)
+        program = vae("normal", torch.float32)
+        svi = SVI(program.model, program.guide, partial(torch.optim.SGD, lr=1e-3), elbo.ELBO(), ranks=ranks)
+        svi.step(ranks.share(x))
+        if ranks.rank == 1:
+            program.posterior.register_parameter("more", torch.nn.Parameter(torch.zeros(3)))
+        svi.step(ranks.share(x))
+
     for name, make in {
+        "grown": grown,
         "normalization": lambda: fit(normalized, x, epochs=1, progress=False),
         "normalization by hand": lambda: by_hand(normalized, elbo.ELBO()),
         "loss by hand": lambda: by_hand(vae("normal", torch.float32), pyro.infer.RenyiELBO()),
