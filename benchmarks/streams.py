@@ -1,7 +1,7 @@
 """What it costs to read data while training on them: time waited for input, time of a step, memory of the process.
 
     python benchmarks/streams.py
-    python benchmarks/streams.py --gigabytes 20 --steps 2000 --only memory
+    python benchmarks/streams.py --gigabytes 20 --steps 2000 --only sparse
 
 Each source is trained on by ``fit`` in a process of its own: 784-400-20 with Adam, batches of 128, bits of each batch
 drawn, the compiled step; the same pixels in all but the large file, which is sparse: of zeros that take no disk, so

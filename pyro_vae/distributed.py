@@ -32,8 +32,9 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 import sys
+import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -94,13 +95,22 @@ class Ranks:
 
         Returns:
             The loss of all, and for each buffer those of all ranks, (ranks, ...).
+
+        Raises:
+            ValueError: on all ranks, where one has other parameters.
         """
-        flags = torch.tensor([loss, float(self.asked())], dtype=torch.float64)
+        layout = (sum(p.numel() for p in parameters) + len(parameters)) % 65_521  # whose squares add up exactly
+        flags = torch.tensor([loss, float(self.asked()), layout, layout**2], dtype=torch.float64)
         dist.all_reduce(flags)
         loss, self.ending = float(flags[0]), bool(flags[1] > 0)
         collected = [buffer.new_zeros(self.size, *buffer.shape) for buffer in buffers]
         if not math.isfinite(loss):  # which is nobody's step
             return loss, collected
+        if flags[2] ** 2 != self.size * flags[3]:  # sums of other sizes would end the process
+            raise ValueError(
+                f"SVI: expected the same parameters on all ranks; got {len(parameters)} on rank {self.rank}, and other "
+                "ones on another. Declare all of them in every step, whatever the data."
+            )
         # What is summed for each tensor, and whether this rank has it: the sum of no gradients is none.
         summed = [
             (p, torch.zeros_like(p) if p.grad is None else p.grad, p.grad is not None)
@@ -138,7 +148,7 @@ class Ranks:
         """What the first rank makes, on every rank.
 
         Raises:
-            RuntimeError: the first rank failed; its own error there.
+            Exception: the first rank failed; its error, of the same kind as in :meth:`from_each`.
         """
         sent: list[Any] = [None, None]
         error: Exception | None = None
@@ -146,12 +156,12 @@ class Ranks:
             try:
                 sent[0] = make()
             except Exception as failure:  # noqa: BLE001 - which the others are to hear of, and do not wait for
-                error, sent[1] = failure, f"{type(failure).__name__}: {failure}"
+                error, sent[1] = failure, _words(failure)
         dist.broadcast_object_list(sent)
         if error is not None:
             raise error
         if sent[1] is not None:
-            raise RuntimeError(f"rank 0 failed: {sent[1]}")
+            raise _again(sent[1], 0)
         return sent[0]
 
     def from_each(self, make: Callable[[], Any]) -> list[Any]:
@@ -166,15 +176,13 @@ class Ranks:
             made = make()
         except Exception as failure:  # noqa: BLE001 - which the others are to hear of, and do not wait for
             error = failure
-        words = None if error is None else (next((k.__name__ for k in _KINDS if isinstance(error, k)), ""), str(error))
         every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, (made, words))
+        dist.all_gather_object(every, (made, None if error is None else _words(error)))
         for rank, (_, failed) in enumerate(every):
             if failed is not None:
                 if error is not None and rank == self.rank:
                     raise error
-                kind = next((k for k in _KINDS if k.__name__ == failed[0]), RuntimeError)
-                raise kind(f"{failed[1]} (on rank {rank})") from error
+                raise _again(failed, rank) from error
         return [each for each, _ in every]
 
     def check_same(self, what: str, values: Mapping[str, str | int], subject: str = "fit") -> None:
@@ -284,15 +292,53 @@ def _join() -> None:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(iter(rendezvous("env://")))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    own = PrefixStore(f"pyro_vae/{attempt}", store)
+    own = PrefixStore(f"pyro_vae/{_attempt(store, rank, size)}", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+
+
+def _attempt(store: Any, rank: int, size: int) -> str:
+    """A name that the processes which join now have in common, and none that joined before them.
+
+    ``TORCHELASTIC_RESTART_COUNT`` is none: each machine counts the deaths on it alone. So the first rank answers what
+    the others ask; what the dead have asked is answered in vain.
+
+    Args:
+        store: of all of them.
+        rank: of this one.
+        size: how many there are.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"pyro_vae/asked/{rank}", own)
+        name: str = store.get(f"pyro_vae/answer/{own}").decode()
+        store.add(f"pyro_vae/{name}/heard", 1)
+        return name
+    answered: set[str] = set()
+    while store.add(f"pyro_vae/{own}/heard", 0) < size - 1:
+        for other in range(1, size):
+            asked = store.get(f"pyro_vae/asked/{other}").decode()
+            if asked not in answered:
+                store.set(f"pyro_vae/answer/{asked}", own)
+                answered.add(asked)
+        time.sleep(0.01)
+    return own
 
 
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    """The kind of an error, no name where it is none of Python's usual ones, and what it says."""
+    return next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), ""), str(error)
+
+
+def _again(words: tuple[str, str], rank: int) -> Exception:
+    """The error that a rank has raised, on another."""
+    kind = next((kind for kind in _KINDS if kind.__name__ == words[0]), RuntimeError)
+    return kind(f"{words[1]} (on rank {rank})")
 
 
 def _alike(entries: Sequence[tuple[Tensor, Tensor, bool]]) -> list[list[tuple[Tensor, Tensor, bool]]]:

@@ -18,10 +18,12 @@ from unittest import mock
 import numpy as np
 import pyro
 import pyro.distributions
+import pyro.infer
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import IterableDataset
 
 from pyro_vae import (
     SVI,
@@ -452,10 +454,22 @@ def job_nonfinite(ranks: distributed.Ranks, folder: Path) -> None:
     (folder / f"nonfinite-{ranks.rank}.json").write_text(json.dumps(words))
 
 
+class Apart(IterableDataset[Tensor]):
+    """A sequence whose end, beyond the sample, comes in another order on every rank."""
+
+    def __init__(self, rank: int) -> None:
+        self.order = [*range(5_000), *(np.random.default_rng(rank).permutation(100) + 5_000)]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch.full((D,), float(number)) for number in self.order)
+
+
 def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
     """What cannot be trained by parts, or differs between ranks, is an error that names it."""
     words = {}
     x = data_of(torch.float32)
+    (folder / "kept" / "weights.safetensors").parent.mkdir(exist_ok=True)
+    (folder / "kept" / "weights.safetensors").touch()
     normalized = VAE(
         prior=priors.StandardNormal(L),
         likelihood=likelihoods.Normal(nets.MLP(L, [8]), D),
@@ -464,8 +478,32 @@ def job_refused(ranks: distributed.Ranks, folder: Path) -> None:
             L,
         ),
     )
+    np.save(folder / f"x-{ranks.rank}.npy", x.numpy())
+    stream = data.stream(folder / f"x-{ranks.rank}.npy", rank=ranks.size - 1 - ranks.rank)  # another rank's share
+
+    apart = data.stream(Apart(ranks.rank), length=5_100)
+
+    def by_hand(program: VAE, loss: Any) -> None:
+        make = partial(torch.optim.SGD, lr=1e-3)
+        SVI(program.model, program.guide, make, loss, ranks=ranks, compile=False).step(ranks.share(x))
+
+    def grown() -> None:
+        torch.manual_seed(0)
+        program = vae("normal", torch.float32)
+        svi = SVI(program.model, program.guide, partial(torch.optim.SGD, lr=1e-3), elbo.ELBO(), ranks=ranks)
+        svi.step(ranks.share(x))
+        if ranks.rank == 1:
+            program.posterior.register_parameter("more", torch.nn.Parameter(torch.zeros(3)))
+        svi.step(ranks.share(x))
+
     for name, make in {
+        "grown": grown,
         "normalization": lambda: fit(normalized, x, epochs=1, progress=False),
+        "normalization by hand": lambda: by_hand(normalized, elbo.ELBO()),
+        "loss by hand": lambda: by_hand(vae("normal", torch.float32), pyro.infer.RenyiELBO()),
+        "folder": lambda: fit(vae("normal", torch.float32), x, epochs=1, folder=folder / "kept", progress=False),
+        "sequence": lambda: fit(Noting(), apart, epochs=1, batch_size=600, progress=False, compile=False),
+        "stream": lambda: fit(vae("normal", torch.float32), stream, epochs=1, progress=False),
         "few": lambda: fit(vae("normal", torch.float32), x, epochs=1, batch_size=1, progress=False),
         "data": lambda: fit(vae("normal", torch.float32), x + ranks.rank, epochs=1, seed=0, progress=False),
         "apart": lambda: fit(program := vae("normal", torch.float32), x, epochs=2, seed=0, progress=False,
@@ -559,6 +597,18 @@ def job_sharded(ranks: distributed.Ranks, folder: Path) -> None:
 def _evaluated(program: VAE, x: Tensor) -> None:
     with evaluation.over_ranks():
         evaluation.elbo_terms(program, x)
+
+
+def job_joined(ranks: distributed.Ranks, folder: Path) -> None:
+    """Sums over the ranks, one of which dies at its first attempt."""
+    counted = torch.ones(1)
+    dist.all_reduce(counted)
+    died = folder / "died"
+    if ranks.rank == 1 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+    (folder / f"joined-{ranks.rank}.json").write_text(json.dumps(counted.item()))
 
 
 def words_of(make: Any) -> str:

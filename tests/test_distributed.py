@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from ranks_worker import ESTIMATORS, data_of, enumerated, figures, vae
 
-from pyro_vae import fit
+from pyro_vae import distributed, fit
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 
@@ -151,10 +153,46 @@ def test_ranks_refuse_a_step_that_is_not_finite_on_one(quick: Path) -> None:
 def test_ranks_name_what_they_cannot_share(quick: Path) -> None:
     for words in read(quick, "refused"):
         assert "got batch normalization" in words["normalization"]
+        assert (
+            "SVI: expected networks that see one datum at a time for 2 ranks; got batch"
+            in words["normalization by hand"]
+        )
+        assert "SVI: expected a bound that is a sum over the data for 2 ranks; got RenyiELBO" in words["loss by hand"]
+        assert "SVI: expected the same parameters on all ranks; got " in words["grown"]
+        assert "of the 2 that train; got one of rank=" in words["stream"]
+        assert "expected the same data of an epoch on all ranks; got another on rank 1" in words["sequence"]
+        assert words["folder"].startswith("fit: expected a folder without weights")  # which the first rank alone sees
         assert "at least the 2 ranks" in words["few"]
         assert "got another on rank 1 than on rank 0: train" in words["data"]
         assert "the same parameters and buffers on all ranks; got another on rank 1" in words["apart"]
         assert "SVI: expected the same initial parameters on all ranks; got another on rank 1" in words["weights"]
+
+
+def test_ranks_of_an_attempt_agree_on_a_name_that_those_before_them_did_not_have() -> None:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    store.set("pyro_vae/asked/2", "asked by a process that has died")
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            names.append(list(pool.map(lambda rank: distributed._attempt(store, rank, 3), range(3))))
+    assert [len(set(each)) for each in names] == [1, 1]
+    assert names[0] != names[1]
+
+
+@pytest.mark.slow
+def test_ranks_of_two_machines_begin_again_together_where_one_of_them_dies(tmp_path: Path) -> None:
+    """The machines' agents count restarts each for itself; one restart is enough."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, f"--rdzv-endpoint={endpoint}"]
+    command += [str(WORKER), "joined", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
+    agents = [subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [agent.wait(timeout=600) for agent in agents] == [0, 0]
+    assert (tmp_path / "died").exists()
+    assert read(tmp_path, "joined") == [2.0, 2.0]
 
 
 @pytest.mark.slow

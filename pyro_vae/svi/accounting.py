@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import pyro.infer
 from torch import Tensor, nn
 
 from pyro_vae.distributed import is_sharded
+from pyro_vae.internals import BatchNorm
 from pyro_vae.svi.optimizers import listed
 from pyro_vae.svi.parameters import Parameters
+from pyro_vae.traces.modules import modules_of
+
+# Their weights are of all data of a batch together, and of no datum.
+_OF_THE_BATCH = (
+    pyro.infer.RenyiELBO,
+    pyro.infer.ReweightedWakeSleep,
+    pyro.infer.Trace_MMD,
+    pyro.infer.TraceTailAdaptive_ELBO,
+)
 
 Others = dict[str, tuple[nn.Parameter, Tensor | None]]
 """Parameters of modules that are not registered, by name, and the gradients that they had."""
@@ -90,3 +102,28 @@ def check_shards(parameters: Sequence[Tensor], ranks: int, compile: bool | str) 
             "SVI: expected whole parameters for compile=True; got some that fully_shard has split. Use compile=False."
         )
     return bool(meshes)
+
+
+def check_sum(subject: str, by: str, loss: Any, programs: Sequence[Any], otherwise: str) -> None:
+    """Raises for what is seen to have a gradient over a batch that is not the sum of those over its parts.
+
+    Args:
+        subject: who asks, for messages.
+        by: what makes the parts, for messages.
+        loss: of the step.
+        programs: model, guide and others with networks.
+        otherwise: the remedy of the last resort.
+
+    Raises:
+        ValueError: a loss that is no sum over the data, or batch normalization.
+    """
+    if not isinstance(loss, pyro.infer.ELBO) or isinstance(loss, _OF_THE_BATCH):
+        raise ValueError(
+            f"{subject}: expected a bound that is a sum over the data for {by}; got {type(loss).__name__}. Use a bound "
+            f"of pyro_vae.elbo. Otherwise: {otherwise}"
+        )
+    if any(isinstance(module, BatchNorm) for module in modules_of(programs)):
+        raise ValueError(
+            f"{subject}: expected networks that see one datum at a time for {by}; got batch normalization. Use "
+            f"nn.LayerNorm or nn.GroupNorm. Otherwise: {otherwise}"
+        )

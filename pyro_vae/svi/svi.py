@@ -27,7 +27,7 @@ from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, 
 from pyro_vae.distributed import Ranks, is_sharded
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves
-from pyro_vae.svi.accounting import account, check_shards, set_aside
+from pyro_vae.svi.accounting import account, check_shards, check_sum, set_aside
 from pyro_vae.svi.calls import Calls, cuda_devices, out_of_inference
 from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import as_number, is_sound, with_methods
@@ -174,6 +174,7 @@ class SVI:
     def _forget(self) -> None:
         """Forgets what was learned of former programs."""
         self._forwards, self._differentiated = None, None
+        self._is_shared = False
         self._calls = Calls()
         auto_steps = self.compiler.auto_steps
         self.compiler = Compiler(self.loss, self.compiler.mode, self.prepare, self.precision)
@@ -273,6 +274,8 @@ class SVI:
     def _advance_together(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> float:
         """A step by the gradients of several calls, and of those of other ranks where there are some."""
         failure: FloatingPointError | None = None
+        if self.ranks is not None and not self._is_shared:
+            check_sum("SVI", f"{self.ranks.size} ranks", self.loss, self._parts(), "train on one process.")
         pool = Pool(self.loss)
         with self._counted():
             try:

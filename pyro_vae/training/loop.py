@@ -171,11 +171,12 @@ def _ranks(batch_size: int, train: Dataset | Stream) -> Ranks | None:
         ValueError: more than data in a batch, or others than a stream is shared by.
     """
     found = ranks()
-    size = 1 if found is None else found.size
-    if isinstance(train, Stream) and train.world_size != size:
+    rank, size = (0, 1) if found is None else (found.rank, found.size)
+    if isinstance(train, Stream) and (train.rank, train.world_size) != (rank, size):
         raise ValueError(
-            f"fit: expected a stream of the {size} ranks that train; got one of world_size={train.world_size}, of "
-            "which the others' data would be lost. Train under torchrun, or give rank=0 and world_size=1."
+            f"fit: expected a stream for rank {rank} of the {size} that train; got one of rank={train.rank} and "
+            f"world_size={train.world_size}, with which some data would be lost. Train under torchrun and leave both "
+            "out, or give rank=0 and world_size=1 to a single process."
         )
     if found is not None and batch_size < found.size:
         raise ValueError(

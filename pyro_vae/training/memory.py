@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro.infer
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -15,18 +14,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.elbo import Estimator
-from pyro_vae.internals import BatchNorm, is_out_of_memory
+from pyro_vae.internals import is_out_of_memory
 from pyro_vae.svi import SVI
+from pyro_vae.svi.accounting import check_sum
 from pyro_vae.traces.dry_run import dry_run
-from pyro_vae.traces.modules import modules_of
-
-# Their weights are of all data of a batch together, and of no datum.
-_OF_THE_BATCH = (
-    pyro.infer.RenyiELBO,
-    pyro.infer.ReweightedWakeSleep,
-    pyro.infer.Trace_MMD,
-    pyro.infer.TraceTailAdaptive_ELBO,
-)
 
 
 def what_fits(svi: SVI, index: Tensor, data: Sequence[Tensor]) -> str:
@@ -86,17 +77,8 @@ def check_parts(
         return
     by = parted_by or f"accumulate={parts!r}"
     remedy = "Train on one process." if parted_by else "Leave accumulate out."
-    if not isinstance(svi.loss, pyro.infer.ELBO) or isinstance(svi.loss, _OF_THE_BATCH):
-        raise ValueError(
-            f"fit: expected a bound that is a sum over the data for {by}; got {type(svi.loss).__name__}. Use a bound "
-            f"of pyro_vae.elbo. Otherwise: {remedy[0].lower()}{remedy[1:]}"
-        )
     learned = svi.loss.gradient.modules() if isinstance(svi.loss, Estimator) else []
-    if any(isinstance(module, BatchNorm) for module in modules_of([svi.model, svi.guide, *learned])):
-        raise ValueError(
-            f"fit: expected networks that see one datum at a time for {by}; got batch normalization. Use nn.LayerNorm "
-            f"or nn.GroupNorm. Otherwise: {remedy[0].lower()}{remedy[1:]}"
-        )
+    check_sum("fit", by, svi.loss, (svi.model, svi.guide, *learned), f"{remedy[0].lower()}{remedy[1:]}")
     plate = getattr(svi.loss, "plate", "data")
     whole, half = (_scales(svi, index[:size], data, plate) for size in (len(index), max(1, len(index) // 2)))
     for name, scale in whole.items():

@@ -223,8 +223,10 @@ class Run:
         return loss
 
     def check_ranks(self) -> None:
-        """Raises where ranks have come apart; see :meth:`Ranks.check_equal`."""
+        """Raises where ranks have come apart, in what they learned or what they read."""
         if self.ranks is not None:
+            # A sequence that draws its order anew on every rank would leave data out.
+            self.ranks.check_same("data of an epoch", (self.so_far and self.so_far.place) or {})
             self.ranks.check_equal(names_of(self.svi, self.modules()))
 
     def _batches(self) -> tuple[EpochSoFar, Iterator[tuple[Place, tuple[Tensor, ...]]]]:
