@@ -1,10 +1,15 @@
 """Runs that are killed at random moments, and go on: each is to end as the undisturbed run did, to the last bit.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --runs 200
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --ranks 2 --runs 10   # one run of torchrun, in which 10 processes die
 
 Each run trains with a checkpoint every few steps, in a process of its own that SIGKILL ends at a moment drawn uniformly
 over the run's length, most of them while a file is written. Another process goes on from the folder, and may be killed
 too; the last one ends the run. Weights, averages and history (but for the seconds) are compared bit by bit.
+
+With ``--ranks``, processes of torchrun train together; a random one of them is killed at a random moment of its work,
+and torchrun starts all again. Steps that are taken again are counted: a checkpoint is written every `EVERY` steps, and
+the last may have been lost while it was written.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +40,7 @@ from torch import Tensor
 from pyro_vae import VAE, conditionals, elbo, fit, likelihoods, nets, priors, schedules
 
 EPOCHS, BATCH_SIZE = 4, 20
+EVERY = 2  # steps between checkpoints
 
 
 def bits() -> Tensor:
@@ -80,7 +87,7 @@ def train(name: str, folder: Path, *, compile: bool) -> None:
     torch.manual_seed(0)
     program = make()
     given: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "seed": 1, "progress": False, **arguments()}
-    fit(program, bits(), compile=compile, folder=folder, resume=True, checkpoint_every="2 steps", **given)
+    fit(program, bits(), compile=compile, folder=folder, resume=True, checkpoint_every=f"{EVERY} steps", **given)
 
 
 def in_a_process(name: str, folder: Path, *, compile: bool, seconds: float | None) -> bool:
@@ -152,12 +159,79 @@ def kill(runs: int, seed: int, *, compile: bool = False) -> Counter[str]:
     return counts
 
 
+def train_together(folder: Path) -> None:
+    """One rank: it notes which process it is, and the first one every step that it takes."""
+    rank = os.environ["RANK"]
+    (folder / f"rank-{rank}").write_text(str(os.getpid()))
+
+    def note(step: int, _: float) -> None:
+        if rank == "0":
+            with (folder / "steps.txt").open("a") as file:
+                file.write(f"{step}\n")
+        time.sleep(0.05)  # a run long enough to be killed in the middle
+
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"epochs": 5 * EPOCHS, "batch_size": BATCH_SIZE, "seed": 1, "progress": False}
+    checkpoints: dict[str, Any] = {"folder": folder / "run", "resume": True, "checkpoint_every": f"{EVERY} steps"}
+    fit(vae(), bits(), compile=False, on_step=note, **how, **checkpoints)
+
+
+def kill_ranks(kills: int, seed: int, ranks: int) -> Counter[str]:
+    """Kills random processes of one run of torchrun; how many, what steps were taken again, and how the run ended."""
+    moments = random.Random(seed)
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as root:
+        folders = {name: Path(root, name) for name in ("undisturbed", "killed")}
+        for name, folder in folders.items():
+            folder.mkdir()
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command += [f"--max-restarts={kills}", __file__, "--rank-of", str(folder)]
+            with (folder / "log.txt").open("w") as log:
+                process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT)
+                dead = {""}
+                while name == "killed" and counts["kills"] < kills and process.poll() is None:
+                    file, begun = folder / f"rank-{moments.randrange(ranks)}", _steps(folder)
+                    time.sleep(moments.uniform(0.1, 1.0))
+                    pid = file.read_text() if file.exists() else ""
+                    if pid not in dead and len(_steps(folder)) > len(begun):  # at work, and not at its end
+                        dead.add(pid)
+                        os.kill(int(pid), signal.SIGKILL)
+                        counts["kills"] += 1
+                if process.wait():
+                    raise RuntimeError((folder / "log.txt").read_text()[-2000:])
+        steps = Counter(_steps(folders["killed"]))
+        counts["steps"], counts["taken again"] = len(steps), steps.total() - len(steps)
+        counts["most in a row"] = max(_lost(_steps(folders["killed"])), default=0)
+        equal = same(*(folder / "run" for folder in folders.values()))
+        counts["bit-equal" if equal and len(steps) == len(set(_steps(folders["undisturbed"]))) else "different"] = 1
+    return counts
+
+
+def _steps(folder: Path) -> list[int]:
+    path = folder / "steps.txt"
+    return [int(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _lost(steps: list[int]) -> list[int]:
+    """Steps that were taken again, after each death."""
+    return [before + 1 - after for before, after in itertools.pairwise(steps) if after <= before]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="compile the steps")
+    parser.add_argument("--ranks", type=int, help="processes that train together; --runs is then how many are killed")
+    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.rank_of:
+        train_together(args.rank_of)
+        return
+    if args.ranks:
+        counts = kill_ranks(args.runs, args.seed, args.ranks)
+        print(", ".join(f"{count} {name}" for name, count in counts.items()))
+        sys.exit(1 if counts["different"] or counts["kills"] < args.runs or counts["most in a row"] > 2 * EVERY else 0)
     counts = kill(args.runs, args.seed, compile=args.compile)
     print(
         f"{args.runs} runs, {counts['kills']} kills: {counts['bit-equal']} bit-equal, {counts['different']} different"

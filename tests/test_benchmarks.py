@@ -49,6 +49,13 @@ def test_step_time_every_step_of_a_block_is_a_batch_of_new_data(step_time: Any) 
     assert torch.equal(seen.sort().values, torch.arange(60_000))
 
 
+def test_kill_counts_the_steps_that_are_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    lost = importlib.import_module("kill")._lost
+    assert lost([1, 2, 3, 4, 3, 4, 5, 5, 6]) == [2, 1]
+    assert lost([1, 2, 3]) == []
+
+
 TESTS_AS_PYROS = """
 import pytest, torch, pyro, pyro.distributions as dist
 from pyro.infer import SVI, Trace_ELBO
