@@ -10,6 +10,7 @@ import contextlib
 import gc
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pyro
 import pytest
@@ -88,7 +89,7 @@ def test_loss_that_is_never_differentiated_is_freed(vae: VAE, x: Tensor) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "dreg"])
-def test_compiled_step_leaves_nothing_behind(gradient: str, vae: VAE, x: Tensor) -> None:
+def test_compiled_step_leaves_nothing_behind(gradient: Any, vae: VAE, x: Tensor) -> None:
     assert growth(step(vae, x, IWELBO(4, gradient), compile=True), warmup=8) < 1
 
 
