@@ -162,6 +162,7 @@ def reproduce(name: str, passes: int, seed: int, nll_images: int, runs: Path) ->
         seed=seed,
         folder=runs / f"{name}-{passes}-{seed}",
         resume=True,
+        compile=True,  # a few passes are not long enough for "auto", but the steps of large K are slow
         checkpoint_every="5 minutes",
         progress=False,
         on_epoch=lambda epoch: print(
