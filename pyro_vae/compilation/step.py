@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.compilation.arguments import kind_of, tensors_in
 from pyro_vae.compilation.computed import computed, held_by, parts_of
 from pyro_vae.elbo import Estimator
-from pyro_vae.internals import calls_of, children_of, global_calls
+from pyro_vae.internals import buffers_of, calls_of, children_of, global_calls
 from pyro_vae.traces.modules import bindings_of, is_bound
 from pyro_vae.traces.tracing import PyroProgram
 
@@ -131,10 +131,9 @@ class Step:
         self.inputs = [*self.parameters, *self.buffers, *tensors_in((*args, *kwargs.values())), *self._beta]
 
     def _read_buffers(self) -> list[Tensor]:
-        buffers = [buffer for module in self._modules for buffer in module.buffers(recurse=False)]
         # A frozen parameter is read like a buffer: it may be thawed, trained, and frozen again.
-        frozen = [p for m in self._modules for p in m.parameters(recurse=False) if not p.requires_grad]
-        return [*(self._original.gradient.buffers() if self.is_ours else ()), *buffers, *frozen]
+        held = [buffer for module in self._modules for buffer in buffers_of(module)]
+        return [*self._original.gradient.buffers(), *held] if self.is_ours else held
 
     def __call__(self) -> Result:
         """Runs the programs: the loss and a gradient, or None, for each parameter; as tensors, to be recorded."""
