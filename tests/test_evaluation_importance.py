@@ -99,7 +99,7 @@ def test_log_marginal_likelihood_numbers_below_one_are_refused(options: dict[str
 
 def test_log_marginal_likelihood_no_data_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"expected data of shape \(N, \.\.\.\) and contexts of as many rows; got \[\(0"
+        ValueError, match=r"expected data of shape \(N, \.\.\.\), N at least 1, and contexts of as many rows; got \[\(0"
     ):
         log_marginal_likelihood(random_oracle(0).vae(), torch.zeros(0, 20, dtype=torch.float64))
 
