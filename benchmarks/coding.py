@@ -7,9 +7,10 @@
 MNIST is binarized; its 10,000 test images are compressed, by 784-200-200-50 (50,000 training images, batch 128, Adam,
 cosine schedule) and by two layers 784-[200, 200]-100-[100, 100]-50: "bottom-up" by Bit-Swap, and "top-down". Of the
 digits of scikit-learn, 8x8 of 17 levels, every second is compressed, by 64-100-8 trained on the others; two layers are
-64-[100]-12-[50]-6. "dims" are pixels. The file is whole, with its header and the random bits to begin with, which are
-also given by themselves; nothing is subtracted but from "net". The weights are not in the file. -ELBO is of
-``evaluation.elbo_terms``, with draws of its own.
+64-[100]-12-[50]-6. "dims" are pixels; -ELBO, its standard error over images, and its terms are in bits/dim too. The
+file is whole, with its header and the random bits to begin with, which are also given by themselves; nothing is
+subtracted but from "net". The weights are not in the file. -ELBO is of ``evaluation.elbo_terms``, with draws of its
+own.
 
 gzip -9 and zstd -19 get all images as one stream, of binary ones eight pixels a byte, of digits a byte a pixel. PNG is
 of each image by itself, 1 bit a pixel where they are binary, and of all of them in one tall image. Speed is of
@@ -199,7 +200,7 @@ def table(path: Path = RESULTS) -> str:
         if (sizes := its["others, bytes"].values())
     ]
     return (
-        records.markdown([*ours, "images/s in", "images/s out"], lines)
+        records.markdown([*ours, "compressed, images/s", "decompressed, images/s"], lines)
         + "\n\n"
         + records.markdown(["bits/dim of", *next(iter(each.values()))["others, bytes"]], theirs)
     )
@@ -208,8 +209,8 @@ def table(path: Path = RESULTS) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--epochs", type=int, default=15, help="of MNIST; digits are trained for 20 times as many")
-    parser.add_argument("--particles", type=int, default=10, help="draws per image, for -ELBO")
+    parser.add_argument("--epochs", type=int, default=15, help="of MNIST, 15; digits are trained for 20 times as many")
+    parser.add_argument("--particles", type=int, default=10, help="draws per image, for -ELBO; 10")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the rows, in which others stay")
     arguments = parser.parse_args()

@@ -93,7 +93,7 @@ def measure(vae: VAE, x: torch.Tensor, row: str, settings: argparse.Namespace) -
     return figures | {"seconds": time.process_time() - start}
 
 
-COLUMNS = ["proposal", "draws", "NLL", "k-hat > .7", "ESS / K", "seconds"]
+COLUMNS = ["proposal", "draws", "NLL, nats", "k-hat > .7", "ESS / K", "seconds"]
 
 
 def cells(row: str, its: dict[str, Any]) -> list[str]:
@@ -125,12 +125,12 @@ def table(path: Path = RESULTS) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*PROPOSALS, *CHAINS], default=[*PROPOSALS, *CHAINS])
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--particles", type=int, default=2000)
-    parser.add_argument("--chains", type=int, default=8)
-    parser.add_argument("--prior-temperatures", type=int, default=500)
-    parser.add_argument("--guide-temperatures", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--images", type=int, default=200, help="of the test images; 200")
+    parser.add_argument("--particles", type=int, default=2000, help="K, draws per image of a proposal; 2000")
+    parser.add_argument("--chains", type=int, default=8, help="per image, of AIS and BDMC; 8")
+    parser.add_argument("--prior-temperatures", type=int, default=500, help="T of ais-prior and bdmc-prior; 500")
+    parser.add_argument("--guide-temperatures", type=int, default=50, help="T of ais-guide and bdmc-guide; 50")
+    parser.add_argument("--epochs", type=int, default=12, help="of training; 12")
     parser.add_argument("--folder", type=Path, help="where the model is kept, and found again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file for the rows, in which others of the model and images stay")

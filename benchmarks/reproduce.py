@@ -8,9 +8,10 @@ As published: the stages of Burda et al., learning rate .001 * 10^(-i/7) for 3^i
 batch of 100 in place of 20, and beta1 .9 in place of .99. With `--passes`, which marks a row as shortened: Adam's own
 eps, and a cosine from .001 to 0 over so many passes. Otherwise one protocol for all rows: 784-200-200-50 with tanh,
 Glorot's initialization, 59,999 training images made binary afresh in each pass, and 10,000 test images made binary
-once. NLL is -log p(x) by 5,000 importance-weighted draws of the guide, in nats; active units are those with
-Var_x(E_q[z|x]) > .01 over 500 training images. Every run writes its settings and figures to
-`benchmarks/results/reproduce/ROW-PASSES-SEED.json`, with the number of images at the end where NLL is of fewer.
+once. -ELBO is in nats, as is NLL, -log p(x) by 5,000 importance-weighted draws of the guide, ± its standard error over
+test images; active units are those with Var_x(E_q[z|x]) > .01 over 500 training images, the published number in
+brackets. Every run writes its settings and figures to `benchmarks/results/reproduce/ROW-PASSES-SEED.json`, with the
+number of images at the end where NLL is of fewer.
 """
 
 from __future__ import annotations
@@ -213,7 +214,7 @@ def table() -> str:
     found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
     found.sort(key=lambda result: (list(ROWS).index(result["row"]), -result["passes"], result["seed"]))
     lines = [
-        "| row | passes | NLL, nats | published | difference | -ELBO | k-hat > .7 | active units | hours |",
+        "| row | passes | NLL, nats | published (units) | difference | -ELBO | k-hat > .7 | active units | hours |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in found:
@@ -243,12 +244,14 @@ def row_name(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", type=row_name, metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--passes", type=int, default=FULL)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--passes", type=int, default=FULL, help=f"over the training images, of {FULL:,} as published")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, bits and draws")
     parser.add_argument(
         "--nll-images", type=int, default=TEST_IMAGES, help="evenly spaced test images for NLL and k-hat"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs") / "reproduce")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs") / "reproduce", help="folder in which a killed run goes on"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of all runs")
     arguments = parser.parse_args()
     for option, most in (("passes", FULL), ("nll_images", TEST_IMAGES)):

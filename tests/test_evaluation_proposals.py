@@ -212,6 +212,15 @@ def test_Refined_data_that_the_program_cannot_have_made_are_told_before_any_step
     assert all(torch.equal(p, b) and p.grad is None for p, b in zip(vae.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_Refined_steps_that_diverge_are_told(full_rank: bool) -> None:
+    proposal = Refined(30, 5, learning_rate=1e4, full_rank=full_rank)
+    with pytest.raises(ValueError, match=r"^Refined: expected parameters that stay finite; got NaN or infinite ones"):
+        log_marginal_likelihood(
+            LINEAR.vae(diagonal=True), LINEAR.draw(3), num_particles=30, proposal=proposal, progress=False
+        )
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -23,7 +23,9 @@ bits to begin with are those of one layer. A top-down guide draws all layers fir
 **What the length differs from -ELBO by.** The grid, which adds cell^2 / 12 to the variance of z: less than .001 nats a
 dim for a guide whose scales are at their optimum; the coder's 24 bits, as every symbol has a mass of 2^-24: draws of z
 fall anywhere in a window that often, and an element, of x or z, costs 24 bits at most where -ELBO of an overconfident
-likelihood or inner prior counts more, which makes the file *shorter*; header and bits to begin with. Bits that q draws
+likelihood or inner prior counts more, which makes the file *shorter*; counts without a bound, whose masses are shared
+out among 0 to the largest count of the data, which makes it shorter by what the likelihood wastes on larger ones;
+header and bits to begin with, some 90 bytes, which are most of the file of a few data. Bits that q draws
 from are "dirty" where they are another datum's z whose posteriors do not add up to the prior: 1.5% of a bad guide's
 file. So they are scrambled by bits that both sides know, and draws are exact.
 

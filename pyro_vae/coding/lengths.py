@@ -23,15 +23,19 @@ _AT_ONCE = 1000  # data
 class CodeLength(Result):
     """The length of compressed data, and what it should be.
 
+    ``total_bits`` is ``initial_bits`` + ``header_bits`` + about ``neg_elbo.value`` times ``num_elements``. What is left
+    over :mod:`pyro_vae.coding` explains.
+
     Attributes:
         total_bits: of the file.
         initial_bits: random ones that had to be there before the first datum, in the file too. Where there is something
             else to send they carry it, and cost nothing.
         header_bits: of the file's other contents: sizes, grids, digests.
         num_elements: of all data.
-        neg_elbo: -ELBO / log 2 of the program's evaluation.
-        of_x_given_z: of which the reconstruction term, the length of x given z.
-        of_z: of which the KL, the price of z.
+        neg_elbo: -ELBO / log 2 of the program's evaluation, in bits/dim, which are bits per element of x, like its
+            two terms.
+        of_x_given_z: the reconstruction term, the length of x given z.
+        of_z: the KL, the price of z.
     """
 
     total_bits: int

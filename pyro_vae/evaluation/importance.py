@@ -41,7 +41,7 @@ class LogMarginalLikelihood(Result):
             average weight over the average weight. NaN for a single draw.
         effective_sample_size: :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, from 1 to K; 0 where all weights are 0.
         pareto_k: k-hat; above 0.7 value and standard error are not to be trusted. It is -inf for equal weights, inf
-            where a few outweigh all others, and NaN for fewer than 25 draws, which show no tail.
+            where a few outweigh all others, and NaN for fewer than 21 draws, which show no tail.
         num_particles: K.
         unit: of ``value`` and ``standard_error``.
     """
@@ -72,7 +72,7 @@ class LogMarginalLikelihood(Result):
         return {
             "log_marginal_likelihood": self.mean,
             "effective_sample_size": Estimate.of(relative, self.num_particles, "of K"),
-            # NaN, which k-hat is of fewer than 25 draws, is neither reliable nor unreliable.
+            # NaN, which k-hat is of fewer than 21 draws, is neither reliable nor unreliable.
             "unreliable": Estimate.of(
                 torch.where(self.pareto_k.isnan(), self.pareto_k, (self.pareto_k > RELIABLE).to(relative)),
                 self.num_particles,

@@ -114,7 +114,7 @@ def check_rows(name: str, program: Any, rows: tuple[Any, ...]) -> None:
             )
         if value.dim() == 0 or len(value) != len(rows[0]) or not len(value):
             raise ValueError(
-                f"{name}: expected data of shape (N, ...) and contexts of as many rows; got "
+                f"{name}: expected data of shape (N, ...), N at least 1, and contexts of as many rows; got "
                 f"{[tuple(row.shape) for row in rows]}. Give a row for each datum."
             )
     check = getattr(getattr(program, "likelihood", None), "check_shape", None)

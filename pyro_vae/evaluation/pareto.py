@@ -37,7 +37,7 @@ def pareto_k(largest: Tensor) -> float:
 
     Returns:
         -inf for a tail that is constant; inf for one in which a few weights outweigh the rest beyond the range of
-        double precision; NaN for fewer than 25 draws, which show no tail.
+        double precision; NaN for fewer than 21 draws, which show no tail.
     """
     largest = largest.double().cpu().sort().values
     if len(largest) <= _MIN_TAIL:

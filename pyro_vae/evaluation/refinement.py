@@ -100,7 +100,11 @@ class Refinement:
         return guide
 
     def fit(self, loss: Estimator, num_steps: int, learning_rate: float, bar: tqdm | None = None) -> None:
-        """Minimizes a loss by Adam, with a learning rate that falls to 0."""
+        """Minimizes a loss by Adam, with a learning rate that falls to 0.
+
+        Raises:
+            ValueError: offsets that have diverged.
+        """
         with torch.enable_grad():  # offsets are seen through views
             guide = self.moved(self.offsets)
         optimizer = torch.optim.Adam(self.offsets, lr=learning_rate)
@@ -116,6 +120,12 @@ class Refinement:
             schedule.step()
             if bar is not None:
                 bar.update(len(self._args[0]))
+        finite = torch.cat([offset.detach().unsqueeze(-1).flatten(1).isfinite() for offset in self.offsets], 1).all(1)
+        if lost := int((~finite).sum()):
+            raise ValueError(
+                f"Refined: expected parameters that stay finite; got NaN or infinite ones of {lost} of "
+                f"{len(self._args[0])} data within {num_steps} steps. Give a learning_rate below {learning_rate:g}."
+            )
 
 
 def parameters_of(site: Site) -> tuple[Any, dict[str, Tensor]]:

@@ -116,7 +116,7 @@ def weights(found: LogMarginalLikelihood) -> Figure:
         found: of :func:`~pyro_vae.evaluation.log_marginal_likelihood`.
 
     Raises:
-        ValueError: fewer than 25 draws, of which no k-hat is known.
+        ValueError: fewer than 21 draws, of which no k-hat is known.
 
     Example:
         >>> ones = torch.ones(4)
@@ -129,7 +129,7 @@ def weights(found: LogMarginalLikelihood) -> Figure:
     if bool(k_hat.isnan().all()):
         raise ValueError(
             f"plots.weights: expected a k-hat of some datum; got none, of {found.num_particles} draws each. Use "
-            "num_particles of at least 25."
+            "num_particles of at least 21."
         )
     figure, (tails, sizes) = panels(2, height=3.0)
     _k_hats(tails, k_hat)
