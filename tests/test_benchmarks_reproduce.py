@@ -42,11 +42,12 @@ def test_committed_runs_are_whole_ones_of_rows_and_settings_that_their_names_say
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in COMMITTED.glob("*.json")}
     assert found
     for name, its in found.items():
-        assert name == f"{its['row']}-{its['passes']}-{its['seed']}"
+        some = "" if its["NLL images"] == reproduce.TEST_IMAGES else f"-{its['NLL images']}"
+        assert name == f"{its['row']}-{its['passes']}-{its['seed']}{some}"
         row = reproduce.ROWS[its["row"]]
         assert (its["published"], its["published units"]) == (row.published, row.units), name
         assert its["as published"] == (its["passes"] == 3280), name
-        assert its["NLL images"] == 10_000, name
+        assert its["NLL images"] == 10_000 or its["passes"] < 100, name  # a long run is evaluated whole
         assert its["NLL"] < its["-ELBO"], name
 
 

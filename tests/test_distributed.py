@@ -158,6 +158,7 @@ def test_ranks_name_what_they_cannot_share(quick: Path) -> None:
             in words["normalization by hand"]
         )
         assert "SVI: expected a bound that is a sum over the data for 2 ranks; got RenyiELBO" in words["loss by hand"]
+        assert "every site in the plate 'data' for 2 ranks; got 'loc' outside of it" in words["outside by hand"]
         assert "SVI: expected the same parameters on all ranks; got " in words["grown"]
         assert "of the 2 that train; got one of rank=" in words["stream"]
         assert "expected the same data of an epoch on all ranks; got another on rank 1" in words["sequence"]

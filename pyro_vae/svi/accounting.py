@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro.infer
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_vae.distributed import is_sharded
 from pyro_vae.internals import BatchNorm
 from pyro_vae.svi.optimizers import listed
 from pyro_vae.svi.parameters import Parameters
+from pyro_vae.traces.dry_run import dry_run
 from pyro_vae.traces.modules import modules_of
+from pyro_vae.traces.tracing import PyroProgram
 
 # Their weights are of all data of a batch together, and of no datum.
 _OF_THE_BATCH = (
@@ -127,3 +132,34 @@ def check_sum(subject: str, by: str, loss: Any, programs: Sequence[Any], otherwi
             f"{subject}: expected networks that see one datum at a time for {by}; got batch normalization. Use "
             f"nn.LayerNorm or nn.GroupNorm. Otherwise: {otherwise}"
         )
+
+
+def site_scales(
+    model: PyroProgram, guide: PyroProgram, args: tuple[Any, ...], kwargs: dict[str, Any], plate: str
+) -> dict[str, float | None]:
+    """The scale of each site's log-density; None for a site outside of the plate."""
+    with dry_run(args):
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    return {
+        name: float(torch.as_tensor(site["scale"]).max())
+        if plate in {frame.name for frame in site["cond_indep_stack"]}
+        else None
+        for trace in (drawn, model_trace)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def check_inside(subject: str, by: str, scales: Mapping[str, float | None], plate: str, otherwise: str) -> None:
+    """Raises for a site outside of the plate over the data, with what :func:`check_sum` has.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    for name, scale in scales.items():
+        if scale is None:
+            raise ValueError(
+                f"{subject}: expected every site in the plate {plate!r} for {by}; got {name!r} outside of it, which "
+                f"would count once for every part. Otherwise: {otherwise}"
+            )

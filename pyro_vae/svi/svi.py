@@ -27,7 +27,7 @@ from pyro_vae.compilation import Compile, Compiler, Leaves, Precision, Prepare, 
 from pyro_vae.distributed import Ranks, is_sharded
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import tree_leaves
-from pyro_vae.svi.accounting import account, check_shards, check_sum, set_aside
+from pyro_vae.svi.accounting import account, check_inside, check_shards, check_sum, set_aside, site_scales
 from pyro_vae.svi.calls import Calls, cuda_devices, out_of_inference
 from pyro_vae.svi.diagnosis import check_gradients, diagnosis
 from pyro_vae.svi.losses import as_number, is_sound, with_methods
@@ -275,7 +275,7 @@ class SVI:
         """A step by the gradients of several calls, and of those of other ranks where there are some."""
         failure: FloatingPointError | None = None
         if self.ranks is not None and not self._is_shared:
-            check_sum("SVI", f"{self.ranks.size} ranks", self.loss, self._parts(), "train on one process.")
+            self._check_shared(f"{self.ranks.size} ranks", calls)
         pool = Pool(self.loss)
         with self._counted():
             try:
@@ -304,6 +304,15 @@ class SVI:
             check_gradients(self.parameters.named, self.num_steps)
             self._move(declared if self._update.is_as_pyro else ())
         return total
+
+    def _check_shared(self, by: str, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+        """Raises for what has a gradient over the batch that is not the sum of those of its shares."""
+        check_sum("SVI", by, self.loss, self._parts(), "train on one process.")
+        plate = getattr(self.loss, "plate", "data")
+        for args, kwargs in calls[:1]:
+            with self.scope():
+                scales = site_scales(self.model, self.guide, self._prepared(args), kwargs, plate)
+            check_inside("SVI", by, scales, plate, "train on one process.")
 
     def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], pool: Pool) -> tuple[float, set[str]]:
         """The loss of several calls, with their gradients at the parameters, and what they have declared."""

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.elbo import Estimator
 from pyro_vae.internals import is_out_of_memory
 from pyro_vae.svi import SVI
-from pyro_vae.svi.accounting import check_sum
+from pyro_vae.svi.accounting import check_inside, check_sum, site_scales
 from pyro_vae.traces.dry_run import dry_run
 
 
@@ -76,39 +75,26 @@ def check_parts(
     if parts == 1:
         return
     by = parted_by or f"accumulate={parts!r}"
-    remedy = "Train on one process." if parted_by else "Leave accumulate out."
+    otherwise = "train on one process." if parted_by else "leave accumulate out."
     learned = svi.loss.gradient.modules() if isinstance(svi.loss, Estimator) else []
-    check_sum("fit", by, svi.loss, (svi.model, svi.guide, *learned), f"{remedy[0].lower()}{remedy[1:]}")
+    check_sum("fit", by, svi.loss, (svi.model, svi.guide, *learned), otherwise)
     plate = getattr(svi.loss, "plate", "data")
     whole, half = (_scales(svi, index[:size], data, plate) for size in (len(index), max(1, len(index) // 2)))
+    check_inside("fit", by, whole, plate, otherwise)
     for name, scale in whole.items():
-        if scale is None:
-            raise ValueError(
-                f"fit: expected every site in the plate {plate!r} for {by}; got {name!r} outside of it, which would "
-                f"count once for every part. {remedy}"
-            )
         if scale != half.get(name):
             raise ValueError(
                 f"fit: expected a plate {plate!r} of the batch's size for {by}; got one that is subsampled: site "
-                f"{name!r} has scale {scale} in a batch and {half.get(name)} in half of it. {remedy}"
+                f"{name!r} has scale {scale} in a batch and {half.get(name)} in half of it. Otherwise: {otherwise}"
             )
 
 
 def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[str, float | None]:
-    """The scale of each site's log-density; None for a site outside of the plate."""
-    given = data if svi.prepare is None else svi.prepare(rows, *data)
-    with dry_run(tuple(given)), svi.scope():
-        guide = poutine.trace(svi.guide).get_trace(*given)
-        _check_baselines(guide)
-        model = poutine.trace(poutine.replay(svi.model, trace=guide)).get_trace(*given)
-    return {
-        name: float(torch.as_tensor(site["scale"]).max())
-        if plate in {frame.name for frame in site["cond_indep_stack"]}
-        else None
-        for trace in (guide, model)
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
-    }
+    given = tuple(data if svi.prepare is None else svi.prepare(rows, *data))
+    with svi.scope():
+        with dry_run(given):
+            _check_baselines(poutine.trace(svi.guide).get_trace(*given))
+        return site_scales(svi.model, svi.guide, given, {}, plate)
 
 
 def _check_baselines(guide: Trace) -> None:
