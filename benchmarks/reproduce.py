@@ -230,7 +230,7 @@ def table() -> str:
         lines.append(
             f"| {result['row']} | {result['passes']:,}{'' if result['as published'] else ' of 3,280'} "
             f"| {nll:.2f} ± {result['NLL error']:.2f}{some} | {theirs} | {difference} | {result['-ELBO']:.2f} "
-            f"| {result['k-hat above .7']:.0%} | {units} | {result['hours']:.1f} |"
+            f"| {result['k-hat above .7']:.0%} | {units} | {result['hours']:.2g} |"
         )
     return "\n".join(lines)
 
