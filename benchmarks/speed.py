@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ Rows = dict[str, dict[str, float]]
 
 
 def file(name: str) -> Path:
-    return RESULTS / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
+    return RESULTS / f"{re.sub('[^a-zA-Z0-9]+', '-', name).strip('-')}.json"
 
 
 def committed(name: str) -> Rows:
