@@ -309,9 +309,10 @@ class SVI:
         """Raises for what has a gradient over the batch that is not the sum of those of its shares."""
         check_sum("SVI", by, self.loss, self._parts(), "train on one process.")
         plate = getattr(self.loss, "plate", "data")
-        for args, kwargs in calls[:1]:
+        # What prepare draws here, steps would draw no more, and a run gone on with would differ; fit itself has looked.
+        for args, kwargs in calls[:1] if self.prepare is None else ():
             with self.scope():
-                scales = site_scales(self.model, self.guide, self._prepared(args), kwargs, plate)
+                scales = site_scales(self.model, self.guide, args, kwargs, plate)
             check_inside("SVI", by, scales, plate, "train on one process.")
 
     def _summed(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], pool: Pool) -> tuple[float, set[str]]:
