@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ THEIRS = "NumPyro, jitted update"
 CALLS = 10
 
 
-def products(inputs: list[Any], errors: list[Any], weights: list[Any]) -> list[Any]:
+def products(inputs: Sequence[Any], errors: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
     """Those of layers (in, out): each output, each weight's gradient, and each input's but the first's."""
     found = [x @ weight for x, weight in zip(inputs, weights, strict=True)]
     for i in reversed(range(len(weights))):
@@ -53,12 +53,8 @@ def ours(task: Task) -> dict[str, Callable[[], Any]]:
     errors = [torch.randn(size, other) for _, other in shapes]
     weights = [torch.randn(other, one) for one, other in shapes]
 
-    def of_layers(inputs: list[Tensor], errors: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        return products(inputs, errors, [weight.t() for weight in weights])
-
-    given = [*inputs, *errors, *weights]
-    n = len(weights)
-    record = make_fx(lambda *all: of_layers([*all[:n]], [*all[n : 2 * n]], [*all[2 * n :]]))(*given)
+    given, n = [*inputs, *errors, *weights], len(weights)
+    record = make_fx(lambda *all: products(all[:n], all[n : 2 * n], [weight.t() for weight in all[2 * n :]]))(*given)
     graph = compile_graph(record, given)
     parameters = [torch.nn.Parameter(part.clone()) for layer in task.weights for part in layer]
     for parameter in parameters:

@@ -90,6 +90,7 @@ def check_parts(
 
 
 def _scales(svi: SVI, rows: Tensor, data: Sequence[Tensor], plate: str) -> dict[str, float | None]:
+    """Of :func:`site_scales`, for some rows of the data."""
     given = tuple(data if svi.prepare is None else svi.prepare(rows, *data))
     with svi.scope():
         with dry_run(given):
